@@ -38,8 +38,7 @@ def main() -> None:
     network = next(each for each in read_networks(ANSWERS) if each.name == DRIFTS)
     n = len(network.scores)
     shuffled = [np.random.default_rng(seed).permutation(n) for seed in range(JOBS)]
-    known = read(ANSWERS / f"{DRIFTS}.npz").known["single"]
-    classes = np.array([answer.label for answer in known])
+    classes = read(ANSWERS / f"{DRIFTS}.npz").known["single"]["label"]
     orders = {
         "shuffled": shuffled,
         "sorted by class": [order[np.argsort(classes[order], kind="stable")] for order in shuffled],

@@ -24,12 +24,13 @@ from typing import NamedTuple
 
 import numpy as np
 from peers.page import write_into
-from savings import ANSWERS, PRECISIONS, first_answers, read, read_ratios
+from savings import ANSWERS, PRECISIONS, first_kind, read, read_ratios
 
 from collage_mpi.job.calibration import Asked, Judge, Pair, calibration_first
 from collage_mpi.kinds import SINGLE
 from collage_mpi.results.number_sets import Draw
 from collage_mpi.results.statistics import LEVEL, differing_interval, rules_out, wilson_interval
+from collage_mpi.rows import PRESENT
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.order import Order, Permutation
 from collage_mpi.training.threshold import saving_of
@@ -110,10 +111,10 @@ def read_networks(folder: Path) -> list[Network]:
     found = []
     for name, ratios in read_ratios(folder):
         known = read(folder / f"{name}.npz")
-        cells = first_answers(known)
-        scores = np.array([-1.0 if cell is None else cell.score for cell in cells])
-        pairs = zip(cells, known.known[SINGLE], strict=True)
-        differs = np.array([cell is not None and cell.label != one.label for cell, one in pairs])
+        cells = known.known[first_kind(known)]
+        present = cells["state"] == PRESENT
+        scores = np.where(present, cells["score"].astype(float), -1.0)
+        differs = present & (cells["label"] != known.known[SINGLE]["label"])
         found.append(Network(name, known.side, scores, differs, ratios))
     return found
 

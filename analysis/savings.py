@@ -24,7 +24,7 @@ import numpy as np
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.models.specs import AcceptSpec
-from collage_mpi.mpi.answers import Score
+from collage_mpi.rows import PRESENT
 from collage_mpi.simulation.replayed_answers import Answers, read_answers
 from collage_mpi.system.files import UNREADABLE_OR_GONE
 from collage_mpi.training.threshold import (
@@ -98,13 +98,20 @@ def read(path: Path) -> Answers:
     return read_answers(path, side)
 
 
-def first_answers(known: Answers) -> Sequence[Score | None]:
-    """Those of the quick network, or of the collage network."""
-    return known.known[BACKUP if BACKUP in known.known else COLLAGE]
+def first_kind(known: Answers) -> str:
+    """The kind of the network that is asked first."""
+    return BACKUP if BACKUP in known.known else COLLAGE
+
+
+def answers_of(cells: np.ndarray) -> list[tuple[int, float] | None]:
+    """Class and score of each image; None without an answer. cells: (n,) of CELL."""
+    told = zip(*(cells[name].tolist() for name in ("label", "score", "state")), strict=True)
+    return [(label, score) if state == PRESENT else None for label, score, state in told]
 
 
 def both(known: Answers, side: int) -> TwoStages:
-    return TwoStages(known.known[SINGLE], first_answers(known), np.array(known.labels), side**2)
+    both = (answers_of(known.known[kind]) for kind in (SINGLE, first_kind(known)))
+    return TwoStages(*both, np.array(known.labels), side**2)
 
 
 def threshold(known: Answers, side: int) -> AcceptSpec:

@@ -251,7 +251,7 @@ class Lease:
     Attributes:
         number: of the lease; numbers grow.
         epoch: of the team.
-        first_group: number of the first group; see `scheduler/leases`.
+        first_group: number of the first group; see `job/leases`.
         places: positions in the job's order, from `packed_ranges`.
     """
 

@@ -74,20 +74,20 @@ def record(index: int, fault: str | None = None) -> Record:
     return Record(index, fault)
 
 
-def images_of(records: list[Record], by_place: bool = False) -> Images:
-    """The images, as a reader gives them."""
+def images_of(records: list[Record], by_place: bool = False, start: int = 0) -> Images:
+    """The images, as a reader gives them; `start`: how many it gave before."""
     rows = np.array([each.row for each in records], np.int64)
-    placed = np.zeros(len(records), PLACED)
+    at, placed = np.arange(start, start + len(records)), np.zeros(len(records), PLACED)
     placed["row"] = rows
     placed["has_label"] = [each.fault is None and each.labelled for each in records]
     placed["label"] = np.where(placed["has_label"], rows % CLASSES, 0)
     faults = {place: each.fault for place, each in enumerate(records) if each.fault}
     if by_place:
-        return Images(rows, rows, placed, faults=faults)
+        return Images(at, rows, placed, faults=faults)
     pixels = np.zeros((len(records), *SHAPE), np.uint8)
     good = [each.fault is None for each in records]
     pixels[good, 0, 0, 0] = rows[good] % CLASSES
-    return Images(rows, rows, placed, pixels, faults=faults)
+    return Images(at, rows, placed, pixels, faults=faults)
 
 
 class ListReader:
@@ -126,7 +126,7 @@ class ListReader:
             raise OSError("the disk is gone")
         taken = [self._left.popleft() for _ in range(min(n, self.ready))]
         self._taken += len(taken)
-        return images_of(taken, self._by_place)
+        return images_of(taken, self._by_place, self._taken - len(taken))
 
 
 class ListWriter:

@@ -139,5 +139,5 @@ def test_a_simulation_takes_the_batch_that_its_costs_make_best(images, batch_cos
     sizes = {}
     for task in found.tasks:
         key = task["rank"], task["sent_ns"]
-        sizes[key] = sizes.get(key, 0) + 1
+        sizes[key] = sizes.get(key, 0) + task["items"]
     assert max(sizes.values()) == batch

@@ -137,10 +137,7 @@ SKETCH = f"""\
     ),
 )
 KIND = """
-SCHEME = '''
-from collage_mpi.kinds import SINGLE
-from collage_mpi.core.schemes.base import Scheme, register
-
+SCHEMES = '''
 
 @register
 class SketchScheme(Scheme):
@@ -149,11 +146,6 @@ class SketchScheme(Scheme):
     name = "sketch"
     needs = frozenset({SINGLE, "sketch"})
     takes = frozenset({"assign"})
-'''
-TWICE = '''
-from collage_mpi.core.schemes.base import register
-from collage_mpi.core.schemes.collage import CollageScheme
-from collage_mpi.core.schemes.copies import ReplicateScheme
 
 
 @register
@@ -163,8 +155,10 @@ class CollageReplicateScheme(ReplicateScheme, CollageScheme):
     name = "collage-replicate"
     needs = CollageScheme.needs
     takes = ReplicateScheme.takes | CollageScheme.takes
-'''
-OURS = ("collage_mpi", "results_harness", "rows_by_name", "scheduler_harness")
+
+
+SCHEMES = '''
+OURS = ("collage_mpi", "results_harness", "rows_by_name", "core_world", "wire_tasks")
 
 
 def _ours() -> list[str]:
@@ -173,17 +167,17 @@ def _ours() -> list[str]:
 
 @pytest.fixture
 def four_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The package as it is with one entry more in the table, and two files more in schemes/."""
+    """The package as it is with one entry more in the table of kinds, and two schemes more."""
     copy = tmp_path / "edited" / "collage_mpi"
-    for folder in ("", "scheduler", "scheduler/schemes"):
+    for folder in ("", "core"):
         (copy / folder).mkdir(parents=True)
         for path in (PACKAGE / folder).iterdir():
-            if path.name not in ("kinds.py", "scheduler", "schemes", "__pycache__"):
+            if path.name not in ("kinds.py", "core", "schemes.py", "__pycache__"):
                 (copy / folder / path.name).symlink_to(path)
     table = (PACKAGE / "kinds.py").read_text().split(")\nKIND = ")
     (copy / "kinds.py").write_text(SKETCH.join(table))
-    (copy / "scheduler" / "schemes" / "sketch.py").write_text(SCHEME)
-    (copy / "scheduler" / "schemes" / "twice.py").write_text(TWICE)
+    schemes = (PACKAGE / "core" / "schemes.py").read_text().split("\n\nSCHEMES = ")
+    (copy / "core" / "schemes.py").write_text(SCHEMES.join(schemes))
     monkeypatch.syspath_prepend(copy.parent)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     known = {name: sys.modules.pop(name) for name in _ours()}
@@ -197,12 +191,14 @@ def four_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.mark.usefixtures("four_kinds")
 def test_a_fourth_kind_travels_and_is_filed():
+    from wire_tasks import pack_wire_tasks
+
     from collage_mpi import rows
     from collage_mpi.mpi import tasks as wire
 
     task = wire.WireTask(5, "sketch", ((7, 0), (8, 1)))
     out = np.zeros(256, np.uint8)
-    length = wire.pack_tasks(out, 1, [task], [np.zeros(4, np.uint8)])
+    length = pack_wire_tasks(out, 1, [task], [np.zeros(4, np.uint8)])
     assert wire.unpack_tasks(out[:length])[0] == [task]
     assert rows.KIND_CODE["sketch"] == len(KIND_CODE)
     assert rows.SOURCE_CODE["sketch"] == len(SOURCES)
@@ -214,8 +210,7 @@ def test_a_fourth_kind_travels_and_is_filed():
 def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
     from core_world import scheme_settings
 
-    from collage_mpi.core import make_scheme
-    from collage_mpi.core.schemes import SCHEMES
+    from collage_mpi.core.schemes import SCHEMES, make_scheme
     from collage_mpi.errors import EnvironmentFault, UsageError
     from collage_mpi.settings.redundancy import RankSettings
     from collage_mpi.system.fields import setting
@@ -235,7 +230,7 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
 
 
 @pytest.mark.usefixtures("four_kinds")
-def test_a_scheme_of_known_kinds_is_one_file():
+def test_a_scheme_of_known_kinds_is_one_class():
     from collage_mpi.errors import UsageError
     from collage_mpi.settings.run_settings import RunSettings
 

@@ -122,4 +122,4 @@ def test_the_figure_is_drawn_and_what_a_run_took_is_said(
     assert png.read_bytes()[:4] == b"\x89PNG"
     none = runs["none"]
     said = ramp.said_of("none", none)
-    assert said.endswith("; 0% of the images were in collages; 159 ms of rank time an image.")
+    assert said.endswith("; 0% of the images were in collages; 157 ms of rank time an image.")

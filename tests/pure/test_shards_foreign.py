@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from test_shards_readahead import take
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
@@ -79,7 +80,7 @@ def test_one_dataset_of_images_and_one_of_labels_are_found_by_their_shape(
     with ShardSet([info]) as shards:
         pixels, labels = shards.read(order)
         with ReadAhead(shards, order) as reader:
-            records = [record for _ in order for record in reader.take(1)]
+            records = [record for _ in order for record in take(reader, 1)]
     np.testing.assert_array_equal(pixels, expected[order])
     assert all(r.fault is None and (r.pixels == expected[r.index]).all() for r in records)
     assert records[0].pixels.flags.c_contiguous
