@@ -11,6 +11,7 @@ import numpy as np
 from collage_mpi.core import events as ev
 from collage_mpi.core.events import Positions
 from collage_mpi.core.table import (
+    CELL_BYTES,
     DECIDED,
     DONE,
     DRAWN,
@@ -18,6 +19,7 @@ from collage_mpi.core.table import (
     KEPT,
     OPEN,
     SAID,
+    SAID_BYTES,
     WAITS,
     At,
     Block,
@@ -114,8 +116,9 @@ class Outcomes:
     ) -> None:
         """Write the answers of images that nothing else waits for; the caller sets their state."""
         count, totals = len(positions), self.totals
-        block.said[at] = self._said_by(task, int(positions[0]))
-        block.cell[at] = cells
+        said = self._said_by(task, int(positions[0]))
+        block.said_bytes[at] = np.frombuffer(said, SAID_BYTES)
+        block.cell_bytes[at] = cells.view(CELL_BYTES)
         self._table.resolved(block, count)
         task.resolved += count
         totals.images += count
@@ -127,13 +130,12 @@ class Outcomes:
                 trouble.pop(position, None)
         self._core.gone(positions)
 
-    def _said_by(self, task: Task, position: int) -> np.ndarray:
-        """What the task says of an image: (1,) of SAID."""
+    def _said_by(self, task: Task, position: int) -> bytes:
+        """What the task says of an image, as a SAID."""
         core, encode = self._core, task.encode_ns
         if core.scheme.grouped:
             encode = core.encode_ns.get(position // core.settings.group_size, 0)
-        said = _said.pack(SOURCE_CODE[task.source], task.rank, task.attempt, encode, *task.said)
-        return np.frombuffer(said, SAID)
+        return _said.pack(SOURCE_CODE[task.source], task.rank, task.attempt, encode, *task.said)
 
     # ---- image by image ------------------------------------------------------
 
@@ -149,7 +151,7 @@ class Outcomes:
             if state & DRAWN and block.kept[at] != task.id:
                 other = record["cell"].copy()
             self._let_go([int(block.kept[at])])
-        record["said"] = self._said_by(task, position)[0]
+        record["said"] = np.frombuffer(self._said_by(task, position), SAID)[0]
         record["cell"] = cell
         task.resolved += 1
         if other is not None:
@@ -172,8 +174,9 @@ class Outcomes:
                 continue
             places = where + at.start if isinstance(at, slice) else at[where]
             self._let_go(block.kept[places[(states[where] & KEPT) != 0]].tolist())
-            block.said[places] = self._said_by(task, int(block.positions(places)[0]))
-            block.cell[places] = cells[items][where]
+            said = self._said_by(task, int(block.positions(places[:1])[0]))
+            block.said_bytes[places] = np.frombuffer(said, SAID_BYTES)
+            block.cell_bytes[places] = cells[items][where].view(CELL_BYTES)
             block.kept[places] = task.id
             block.states[places] |= KEPT | flags
             task.kept += len(places)

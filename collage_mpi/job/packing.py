@@ -16,11 +16,12 @@ from collage_mpi.core.work import Task
 from collage_mpi.encoding.collage import Encoder, paste_group
 from collage_mpi.kinds import KIND
 from collage_mpi.mpi.tasks import ITEM, PLACE, pack_file, pack_tasks, task_message_bytes
-from collage_mpi.rows import packer
+from collage_mpi.rows import PLACED, packer
 from collage_mpi.shards.order import Range
 from collage_mpi.shards.readahead import Images
 
 _ITEM = packer(ITEM)
+assert PLACED.descr[:2] == PLACE.descr, "places are copied as bytes"
 FEW = 8  # what is held is copied when fewer than one in FEW of its images are left
 
 
@@ -182,11 +183,8 @@ class Packer:
 
     def _places(self, positions: Positions) -> bytes:
         """The places of images, as they are sent."""
-        places = np.empty(len(positions), PLACE)
-        for block, at, items in self._table.parts(positions):
-            placed = block.records["placed"][at]
-            places["shard"][items], places["row"][items] = placed["shard"], placed["row"]
-        return places.tobytes()
+        parts = self._table.parts(positions)
+        return b"".join([block.place_bytes[at].tobytes() for block, at, _ in parts])
 
     def _pasted(
         self,
