@@ -61,7 +61,7 @@ class Admission:
                 self.left[at // size] = self.left.get(at // size, 0) + stop - at
                 at = stop
         if over:
-            self._closed(over[0])
+            self._fewer(over[0], 0)
             self._make_up()
         return over + list(range(first // size, self.next // size))
 
@@ -79,11 +79,11 @@ class Admission:
             self._fewer(group, count)
 
     def _fewer(self, group: int, count: int) -> None:
-        left = self.left[group] - count
+        left = self.left.get(group, 0) - count
         if left or group == self.next // self._size:  # an open group is not over
             self.left[group] = left
         else:
-            del self.left[group]
+            self.left.pop(group, None)
             self._core.group_over(group)
 
     def close_group(self) -> int | None:
@@ -92,14 +92,8 @@ class Admission:
             return None
         group = self.next // self._size
         self.next, self._cut_short = (group + 1) * self._size, True
-        self._closed(group)
+        self._fewer(group, 0)
         return group
-
-    def _closed(self, group: int) -> None:
-        """The group gets no further image: it is over if all of its images are resolved."""
-        if self.left.get(group) == 0:
-            del self.left[group]
-            self._core.group_over(group)
 
     def pause(self) -> None:
         """As far as is known, no further image will come."""

@@ -224,13 +224,6 @@ class Core:
         numbers = {int(block.main[at]), int(block.first[at])}
         return [self.tasks[number] for number in sorted(numbers) if number in self.tasks]
 
-    def has(self, position: int, kind: str) -> bool:
-        """Whether the image needs no task of the kind: it is resolved, kept, or has one."""
-        state = self.table.state(position)
-        if not state & OPEN or state & ~(OPEN | SHARED | DRAWN):
-            return True
-        return any(task.kind == kind and task.covers for task in self.holders(position))
-
     def group(self, position: int) -> Positions:
         """The unresolved images of its group."""
         first = self._group_at(position) * self._size
@@ -344,7 +337,7 @@ class Core:
     def note_late(self, positions: Positions) -> None:
         """The first answers of these images are late."""
         for each in np.asarray(self.table.unresolved(positions)).tolist():
-            self.late.add(Work(SINGLE, SINGLE, 1, range(each, each + 1)))
+            self.late.add(Work(SINGLE, "hedge", 1, range(each, each + 1)))
 
     def uncover(self, positions: Positions) -> None:
         """A task or some work that images counted on will not come: give them what they need."""
@@ -479,13 +472,12 @@ class Core:
                     return [Work(kind, kind, 1, found[at : at + width]) for at in starts]
         return []
 
-    def take_late(self, rank: Rank, source: str) -> list[Work]:
+    def take_late(self, rank: Rank) -> list[Work]:
         """An image whose first answer is late, for an idle rank that does not have it."""
         if rank.messages or rank.bound.works or SINGLE not in rank.kinds:
             return []
         works = self._taken(self.late, 1, lambda work: self._may_late(rank, int(work.positions[0])))
         for work in works:
-            work.source = source
             self.expect(work)
         return works
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.core.events import Positions
-from collage_mpi.core.table import WAITS
+from collage_mpi.core.table import KEPT, WAITS
 from collage_mpi.core.work import Task, Work
 from collage_mpi.kinds import KIND, SINGLE
 
@@ -195,7 +195,12 @@ class Retries:
         core = self._core
         if task.attempt >= self._settings.max_attempts or core.stopping is not None:
             return
-        free = [p for p in positions if not core.has(p, task.kind)]
+        free = [
+            position
+            for position in positions
+            if not core.table.state(position) & (KEPT | WAITS)
+            and not any(each.kind == task.kind and each.covers for each in core.holders(position))
+        ]
         if free:
             held = {t.rank for p in free for t in core.holders(p)}
             if next(core.ranks.others(task.kind, held), None) is not None:

@@ -86,6 +86,7 @@ class Scheme:
         only: setting of a run -> its allowed values, for settings with restrictions.
         placement, credit: defaults of the settings that say which ranks hold a second network, and
             how many messages a rank may have at a time.
+        label: as shown in tables and legends.
         grouped: groups are units of its work.
         redundant: an image may have several tasks though nothing went wrong.
         fastest_of: kind -> how many of the fastest ranks its tasks are for; other kinds are for
@@ -113,12 +114,9 @@ class Scheme:
     def __init__(self, settings: SchemeSettings) -> None:
         self.pulls = settings.assign == "pull" and "pull" in self.assigns
         self.policy = settings.policy
+        copies = f" {self.replicas}" if self.replicas > 1 else ""
+        self.label = self.name + copies + (", pulled" if self.pulls else "")
         self.serves = tuple(sorted(self.needs))
-
-    @property
-    def label(self) -> str:
-        """As shown in tables and legends."""
-        return self.name + (", pulled" if self.pulls else "")
 
     def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
         """Images have arrived that can be read, at neighbouring positions of any groups."""
@@ -159,6 +157,7 @@ class Scheme:
         return (
             core.take_again(rank, SINGLE)
             or core.take_fresh(rank, SINGLE, *fresh)
+            or core.take_late(rank)
             or core.take_copy(rank)
         )
 
@@ -220,11 +219,6 @@ class ReplicateScheme(Scheme):
     replicas = 2
     redundant = True
 
-    @property
-    def label(self) -> str:
-        """As shown in tables and legends."""
-        return f"{self.name} {self.replicas}" + (", pulled" if self.pulls else "")
-
     def left(self, core: Core, tasks: Sequence[Task]) -> None:
         """The first copy has left: another rank may take the second."""
         for task in tasks:
@@ -251,26 +245,13 @@ class HedgeScheme(Scheme):
         if settings.hedge_ns is None:
             raise UsageError(f"scheme {self.name} needs a time: --hedge-ms 150")
         self._after_ns = settings.hedge_ns
-
-    @property
-    def label(self) -> str:
-        """As shown in tables and legends."""
-        return f"{super().label} after {self._after_ns / 1e6:g} ms"
+        self.label += f" after {self._after_ns / 1e6:g} ms"
 
     def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
         """Make the first task, and set the time of the second."""
         super().arrived(core, positions, drawn=drawn)
         for t0_ns, own in core.by_t0(positions):
             core.later(t0_ns + self._after_ns, core.note_late, own)
-
-    def next(self, core: Core, rank: Rank) -> list[Work]:
-        """As without redundancy; an idle rank takes late images before copies."""
-        return (
-            core.take_again(rank, SINGLE)
-            or core.take_fresh(rank, SINGLE, core.fresh)
-            or core.take_late(rank, "hedge")
-            or core.take_copy(rank)
-        )
 
 
 @register
@@ -292,14 +273,10 @@ class CollageScheme(Scheme):
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
         self.copies = settings.collage_copies
-        self.fastest = settings.placement == "fastest"
-        if self.fastest and SINGLE in self.needs:
-            self.fastest_of = {COLLAGE: self.copies}
-
-    @property
-    def label(self) -> str:
-        """As shown in tables and legends."""
-        return super().label + (", fastest" if self.fastest else "")
+        if settings.placement == "fastest":
+            self.label += ", fastest"
+            if SINGLE in self.needs:
+                self.fastest_of = {COLLAGE: self.copies}
 
     def group_full(self, core: Core, positions: Positions) -> None:
         """Let the unresolved images wait as collages: for the best ranks, or the first with
@@ -365,16 +342,11 @@ class CascadeScheme(Scheme):
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
         self.pulls = True
+        self.label = self.name + (", ranks apart" if settings.placement == "fixed" else "")
         self.calibrating = settings.calibrate
         if self.calibrating:
             self.policy = Confident(inf, None)  # until a threshold is chosen
-        self.fixed = settings.placement == "fixed"
         self.ended = False  # the first stage gets no further image
-
-    @property
-    def label(self) -> str:
-        """As shown in tables and legends."""
-        return self.name + (", ranks apart" if self.fixed else "")
 
     def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
         """While a threshold is chosen both stages classify drawn images, and the exact network
