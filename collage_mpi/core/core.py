@@ -161,7 +161,7 @@ class Core:
         start = first
         for fault in sorted(event.faults):
             self._enter(range(start, first + fault), first, event)
-            self.scheme.faulty(self)
+            self.ranks.skip_turn(SINGLE)
             self.outcomes.error(first + fault, event.faults[fault])
             start = first + fault + 1
         self._enter(range(start, first + images), first, event)
@@ -363,7 +363,8 @@ class Core:
 
     def gathers(self) -> bool:
         """Whether work waits until all images that could leave with it are there."""
-        return self.settings.together and self.scheme.gathers(self) and self.admission.gathering
+        many = self.scheme.gathers or self.settings.batch > 1
+        return self.settings.together and many and self.admission.gathering
 
     def _anything(self, kind: str) -> bool:
         """Whether work waits that a rank of this kind could take."""

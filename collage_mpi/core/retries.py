@@ -108,21 +108,17 @@ class Retries:
 
     # ---- the next step -------------------------------------------------------
 
-    def all(self, positions: Sequence[int] | np.ndarray) -> None:
+    def all(self, positions: np.ndarray) -> None:
         """Take the next step for these images; those without trouble go on as one piece of work."""
         core = self._core
         main = core.scheme.main
-        if (
-            self.trouble
-            or core.stopping is not None
-            or not core.ranks.ready[main]
-            or main != SINGLE
-        ):
-            for position in np.asarray(positions).tolist():
+        plain = not self.trouble and core.stopping is None and main == SINGLE
+        if not (plain and core.ranks.ready[main]):
+            for position in positions.tolist():
                 self.one(position)
             return
-        for block, at, items in core.table.parts(np.asarray(positions)):
-            found, made = np.asarray(positions)[items], block.sends[at].copy()
+        for block, at, items in core.table.parts(positions):
+            found, made = positions[items], block.sends[at].copy()
             for sends in np.unique(made).tolist():
                 these = found[made == sends]
                 core.place(Work(SINGLE, "retry" if sends else SINGLE, sends + 1, these))

@@ -79,7 +79,7 @@ class Scheme:
         name: as in settings and messages.
         needs: kinds of network that it uses; ranks that hold none of them stay idle.
         takes: names of the settings that it uses.
-        assigns: values of `assign` that it supports; any other value is taken as `turn`.
+        assigns: values of `assign` that it supports; another value is taken as the other one.
         main: kind of the tasks that retries use, and whose failures count.
         first: kind of its other tasks.
         replicas: number of single ranks that each image is sent to at once.
@@ -89,6 +89,8 @@ class Scheme:
         label: as shown in tables and legends.
         grouped: groups are units of its work.
         redundant: an image may have several tasks though nothing went wrong.
+        gathers: images that come in together leave only when all are there, also if each message
+            has one input.
         fastest_of: kind -> how many of the fastest ranks its tasks are for; other kinds are for
         all.
         covers, first_sends: tasks that an image can count on when it arrives, and how many of them
@@ -107,12 +109,14 @@ class Scheme:
     credit: ClassVar[int] = 2
     grouped: ClassVar[bool] = False
     redundant: ClassVar[bool] = False
+    gathers: ClassVar[bool] = False
     fastest_of: Mapping[str, int] = {}
     covers = 1
     first_sends = 1
 
     def __init__(self, settings: SchemeSettings) -> None:
-        self.pulls = settings.assign == "pull" and "pull" in self.assigns
+        turns = settings.assign == "turn" and "turn" in self.assigns
+        self.pulls = "pull" in self.assigns and not turns
         self.policy = settings.policy
         copies = f" {self.replicas}" if self.replicas > 1 else ""
         self.label = self.name + copies + (", pulled" if self.pulls else "")
@@ -144,10 +148,6 @@ class Scheme:
             work = Work(SINGLE, "replica" if row else SINGLE, 1, np.array(own, np.int64))
             core.bind(core.ranks.known[rank_id], work)
 
-    def faulty(self, core: Core) -> None:
-        """An image cannot be read: the rank whose turn it is gets none for it."""
-        core.ranks.skip_turn(SINGLE)
-
     def group_full(self, core: Core, positions: Positions) -> None:
         """A group gets no further image; its unresolved ones are at these positions."""
 
@@ -164,10 +164,6 @@ class Scheme:
     def waiting(self, core: Core) -> int:
         """Single tasks that the images that were never sent will be."""
         return core.fresh.count * self.replicas
-
-    def gathers(self, core: Core) -> bool:
-        """Whether images leave only when all that come in together are there."""
-        return core.settings.batch > 1
 
     def accepts_all(self, task: Task) -> bool:
         """Whether each answer of the task counts at once."""
@@ -337,11 +333,11 @@ class CascadeScheme(Scheme):
     assigns = ("pull",)
     only: ClassVar[Mapping[str, tuple[str, ...]]] = {"assign": ("pull",)}
     placement = "fastest"
+    gathers = True  # they can leave in one collage
     credit = 1  # images in a rank's second message would wait, and no collage could take them
 
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
-        self.pulls = True
         self.label = self.name + (", ranks apart" if settings.placement == "fixed" else "")
         self.calibrating = settings.calibrate
         if self.calibrating:
@@ -371,10 +367,6 @@ class CascadeScheme(Scheme):
     def waiting(self, core: Core) -> int:
         """Of the first stage, counted as tasks of it, and of the exact network alone."""
         return core.fresh.count // core.settings.group_size + core.alone.count
-
-    def gathers(self, core: Core) -> bool:
-        """Images that come in together can leave in one collage."""
-        return True
 
     def next(self, core: Core, rank: Rank) -> list[Work]:
         """Unsure images, then a collage of those that wait, then images alone."""
