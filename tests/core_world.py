@@ -217,12 +217,14 @@ class World:
         drawn: Iterable[int] | None = None,
         faults: dict[int, str] | None = None,
         skip: int = 0,
+        gap: int = 0,
         t0_ns: int | np.ndarray | None = None,
         labels: bool = True,
         others: Sequence[ev.Event] = (),
     ) -> None:
-        """`count` images come; `drawn`, `faults`: by their place among them."""
-        first = self.core.next
+        """`count` images come; `drawn`, `faults`: by their place among them. `skip`: so many groups
+        are left behind; `gap`: so many images are left out."""
+        first = self.core.next + gap
         if skip:
             self.left_behind += 1
             first = (first // self.size + skip) * self.size

@@ -62,6 +62,7 @@ class Admission:
                 at = stop
         if over:
             self._fewer(over[0], 0)
+        if first > before:  # images were left out
             self._make_up()
         return over + list(range(first // size, self.next // size))
 

@@ -135,6 +135,15 @@ def test_after_a_pause_images_come_in_groups_again():
     world.run_out()
 
 
+def test_images_that_are_left_out_do_not_shift_the_groups_that_follow():
+    world = World(depth=2).start()
+    world.arrive(1)
+    world.arrive(2, gap=1)
+    assert (world.core.next, world.admitted) == (4, 8)
+    world.arrive(8)
+    world.run_out()
+
+
 def test_a_row_that_cannot_be_read_keeps_its_place_and_its_turn():
     world = World().start()
     world.arrive(4, faults={1: "row 1 is damaged"})
