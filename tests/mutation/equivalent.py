@@ -7,28 +7,12 @@ SAME: dict[tuple[str, str], str] = {
     ): "a ns sooner",
     (
         "collage_mpi/job/coordinator.py",
-        "if (len(dropped) >= DROPPED_TIMERS) and 2 * len(dropped) > len(self._timers):",
-    ): "the heap is cleared one cancelled timer sooner",
-    (
-        "collage_mpi/job/coordinator.py",
-        "self._report_at_ns = (-1)",
-    ): "no clock is below 0",
-    (
-        "collage_mpi/job/coordinator.py",
         "return None if next_ns is None else max((-1), next_ns - now_ns)",
     ): "neither is a time to sleep",
     (
         "collage_mpi/job/handshake.py",
         "times = [((other.cpu_ns), single.cpu_ns or 0) for other, single in rounds]",
     ): "here all have it, which only its type does not know",
-    (
-        "collage_mpi/job/coordinator.py",
-        "drawn = (draw.share >= 0) and draw.one(record.shard, record.row)",
-    ): "of a share of 0 none is drawn",
-    (
-        "collage_mpi/job/coordinator.py",
-        "if (self.feed.exhausted):",
-    ): "that no image comes may be told again, and changes nothing then",
     (
         "collage_mpi/shards/reader.py",
         "self.decoders = min(MOST_DECODERS, threads_per_rank(local_size() or (0)))",
@@ -37,10 +21,6 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/job/worker.py",
         "encoder = self.networks.encoder if KIND[batch.tasks[(-1)].kind].encoded else None",
     ): "the tasks of a message are of one kind",
-    (
-        "collage_mpi/mpi/protocol.py",
-        "for name in (layout.names)",
-    ): "the names of a record are never none, which only its type allows",
     (
         "collage_mpi/mpi/answers.py",
         "found = [((-1), 0.0, ABSENT) "
@@ -87,10 +67,6 @@ SAME: dict[tuple[str, str], str] = {
         "collage_mpi/simulation/simulator.py",
         "self._stamp_ns = (-1)",
     ): "set by the first event, before it is read",
-    (
-        "collage_mpi/simulation/simulator.py",
-        "self._timeouts.sent(sends[(-1)].rank, self._free_ns, len(sends))",
-    ): "the tasks of a message go to one rank",
     (
         "collage_mpi/simulation/simulator.py",
         "self._sequence += (2)",

@@ -175,8 +175,8 @@ DEFECTS = (
         (
             (
                 "core/core.py",
-                "                self._redo(task)\n                self.write_task(task)\n",
-                "                self.write_task(task)\n",
+                "                self._redo(task)\n            self.retries.ranks_changed()\n",
+                "                pass\n            self.retries.ranks_changed()\n",
             ),
         ),
     ),

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from tests.simulation import laws, standins, witness, world
@@ -215,7 +216,8 @@ class Play:
             {fault.kind for fault in session.faults},
             "--reply-timeout-s" in self.case.pace,
         )
-        silent = kinds <= {*SEEN, *SILENT} and short
+        lost = session.tolerant or ("--endgame", "off") not in pairwise(self.case.work)
+        silent = kinds <= {*SEEN, *SILENT} and short and lost  # else the end waits for it
         limit_s = IDLE_S if kinds <= {*SEEN} else SILENT_S if silent else 0
         limit_s = limit_s if kinds else CALM_S
         if "--straggler" in self.case.pace:  # a call ends before its network has waited
@@ -342,7 +344,8 @@ class Play:
                 yield from witness.again(run, done, job.calls)
                 if not {row.tobytes() for row in answered} <= {row.tobytes() for row in run.images}:
                     yield "a row that was there is gone, or another one"
-        if not session.faults and not self.bad and job.code == 0 and len(run.images):
+        calm = not session.faults and not self.bad and job.code == 0 and len(run.images)
+        if calm and "--slow-ranks" not in self.case.pace:  # a slow rank may count as silent
             yield from witness.unlike_tasks(run, job.calls)
             yield from witness.troubled(run)
             yield from overdue(run)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.simulation.laws import Run
 
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
-ERROR, KEPT, ANSWERED, FAILED = 6, 10, 0, 2  # sources, outcomes
+COLLAGE, ERROR, KEPT, ANSWERED, FAILED = 1, 6, 10, 0, 2  # sources, outcomes
 AUDITED = 1  # by both networks
 SINGLE, BATCHES = 0, (0, 3)  # kinds; those whose tasks may be batches of images
 SLACK_NS = 1_000_000  # clocks of hosts run at other rates
@@ -282,7 +282,7 @@ def wrong_files(out: Path, run: Run, undisturbed: bool) -> list[str]:
     mine = run.images[(run.images["session"] >= first) & (run.images["session"] < first + teams)]
     both = mine[mine["audited"] == AUDITED]
     counts = {"done": len(mine), "audited": len(both)}
-    counts["by_collage"] = int(np.isin(mine["source"], (1, 8)).sum())
+    counts["by_collage"] = int((mine["source"] == COLLAGE).sum())
     counts["differing"] = int((both["predicted"] != both["other"]).sum())
     ended = run.tables["tasks"][run.tables["tasks"]["session"] == first]
     for member in status["ranks"] if teams == 1 else ():

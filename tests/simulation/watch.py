@@ -162,7 +162,7 @@ class Laws:
             if not images or images & self.resolved or images - self.arrived:
                 self.broken("an image is sent that is resolved or unknown (2)", images)
             tries = [(image, task.kind) for image in images if not task.spare]
-            if any(task.attempt <= self.tries.get(each, 0) for each in tries):
+            if any(1 < task.attempt <= self.tries.get(each, 0) for each in tries):
                 self.broken("a try of the number of one that failed", tries)
             if any(self.failures[each] >= self.most.max_attempts for each in tries):
                 self.broken("a try after all that there are have failed", tries)
