@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.core import Core, Table, make_scheme, scheme_class
 from collage_mpi.core import events as ev
+from collage_mpi.core.core import Core
 from collage_mpi.core.policies import AcceptPolicy, Confident, First
-from collage_mpi.core.schemes import SchemeSettings
+from collage_mpi.core.schemes import SchemeSettings, make_scheme, scheme_class
 from collage_mpi.core.settings import CoreSettings
-from collage_mpi.core.table import DECIDED, DONE, DRAWN, KEPT, OPEN, SHARED
+from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, OPEN, SHARED
+from collage_mpi.core.table import Table
 from collage_mpi.core.work import Work
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.rows import (

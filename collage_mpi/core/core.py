@@ -23,8 +23,8 @@ from collage_mpi.core.ranks import Rank, Ranks
 from collage_mpi.core.retries import NOBODY, Retries
 from collage_mpi.core.schemes import Scheme
 from collage_mpi.core.settings import CoreSettings
-from collage_mpi.core.states import LOST, READY, RETIRED, SILENT
-from collage_mpi.core.table import DONE, DRAWN, OPEN, SHARED, Table, picked
+from collage_mpi.core.states import DONE, DRAWN, LOST, OPEN, READY, RETIRED, SHARED, SILENT
+from collage_mpi.core.table import Table, picked
 from collage_mpi.core.work import MOST_ATTEMPTS, Fresh, Message, Queue, Task, Work, overlap
 from collage_mpi.kinds import KIND, SINGLE
 from collage_mpi.rows import BAD_ROW, KIND_CODE, OUTCOME_CODE, TASKS, UNREAD, reason_bytes

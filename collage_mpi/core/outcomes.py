@@ -10,21 +10,8 @@ import numpy as np
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.events import Positions
-from collage_mpi.core.table import (
-    CELL_BYTES,
-    DECIDED,
-    DONE,
-    DRAWN,
-    HARD,
-    KEPT,
-    OPEN,
-    SAID,
-    SAID_BYTES,
-    WAITS,
-    At,
-    Block,
-    Part,
-)
+from collage_mpi.core.states import DECIDED, DONE, DRAWN, HARD, KEPT, OPEN, WAITS
+from collage_mpi.core.table import CELL_BYTES, SAID, SAID_BYTES, At, Block, Part
 from collage_mpi.core.work import Task
 from collage_mpi.kinds import COLLAGE, KIND
 from collage_mpi.rows import AUDIT_CODE, PRESENT, SOURCE_CODE, packer

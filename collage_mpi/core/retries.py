@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.core.events import Positions
-from collage_mpi.core.table import KEPT, WAITS
+from collage_mpi.core.states import KEPT, WAITS
 from collage_mpi.core.work import Task, Work
 from collage_mpi.kinds import KIND, SINGLE
 

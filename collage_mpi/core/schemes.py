@@ -10,18 +10,20 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import numpy as np
-
-from collage_mpi.core.events import Positions
 from collage_mpi.core.policies import AcceptPolicy, Confident, First
-from collage_mpi.core.ranks import Rank
-from collage_mpi.core.table import DECIDED, DRAWN
-from collage_mpi.core.work import Task, Work
+from collage_mpi.core.states import DECIDED, DRAWN
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
 from collage_mpi.plugins import Names
+
+if TYPE_CHECKING:  # settings import this module, and `--help` must not wait for numpy
+    import numpy as np
+
+    from collage_mpi.core.events import Positions
+    from collage_mpi.core.ranks import Rank
+    from collage_mpi.core.work import Task, Work
 
 Core = Any  # `core.core.Core`, which imports this module
 
@@ -145,7 +147,7 @@ class Scheme:
         if given < 0:
             core.uncover(positions)
         for (rank_id, row), own in of_rank.items():
-            work = Work(SINGLE, "replica" if row else SINGLE, 1, np.array(own, np.int64))
+            work = _work(SINGLE, "replica" if row else SINGLE, 1, _positions(own))
             core.bind(core.ranks.known[rank_id], work)
 
     def group_full(self, core: Core, positions: Positions) -> None:
@@ -221,7 +223,7 @@ class ReplicateScheme(Scheme):
             others = core.ranks.others(SINGLE, (task.rank,))
             if self.pulls and task.source == SINGLE and next(others, None) is not None:
                 held = (task.rank,)
-                core.place(Work(SINGLE, "replica", 1, task.positions, held, held))
+                core.place(_work(SINGLE, "replica", 1, task.positions, held, held))
 
 
 @register
@@ -280,7 +282,7 @@ class CollageScheme(Scheme):
         core.cover(positions, -1)  # what the images could count on so far
         ready = len(core.ranks.ready[COLLAGE])
         for _ in range(min(self.copies, ready) if len(positions) else 0):
-            core.place(Work(COLLAGE, COLLAGE, 1, positions))
+            core.place(_work(COLLAGE, COLLAGE, 1, positions))
         if not ready and len(positions):
             core.cover(positions, 1)
             core.uncover(positions)
@@ -381,7 +383,7 @@ class CascadeScheme(Scheme):
 
     def cells(self, core: Core, work: Work) -> np.ndarray | None:
         """A collage holds images of any groups, in its first cells."""
-        return np.arange(len(work.positions)) if work.kind == self.first else None
+        return _positions(range(len(work.positions))) if work.kind == self.first else None
 
     def nobody(self, core: Core, kind: str) -> None:
         """Without one of the stages the other one gets its images."""
@@ -415,6 +417,18 @@ class CascadeBatchScheme(CascadeScheme):
     name = "cascade-batch"
     first = BACKUP
     needs = frozenset({SINGLE, BACKUP})
+
+
+def _work(*fields: Any) -> Work:
+    from collage_mpi.core.work import Work
+
+    return Work(*fields)
+
+
+def _positions(values: Sequence[int]) -> np.ndarray:
+    import numpy as np
+
+    return np.array(values, np.int64)
 
 
 SCHEMES = tuple(REGISTERED)

@@ -1,4 +1,4 @@
-"""The states of a task and of a rank, as tables: state -> event -> next state.
+"""The states of images as bits, of tasks and ranks as tables: state -> event -> next state.
 
 A status changes only by a look-up here, so a transition that is not in the table raises
 IllegalMove. docs/architecture.md draws the tables.
@@ -29,6 +29,10 @@ def table(moves: Mapping[str, Mapping[str, str]]) -> dict[str, Moves]:
     """The moves of each state."""
     return {state: Moves(state, after) for state, after in moves.items()}
 
+
+# Bits of an image's state. Unresolved images are OPEN.
+OPEN, DONE, DRAWN, SHARED, KEPT, DECIDED, WAITS = (1 << bit for bit in range(7))
+HARD = DRAWN | SHARED | DECIDED | WAITS  # what is handled image by image
 
 READY, SUSPECTED, RETIRED, LOST = "ready", "suspected", "retired", "lost"
 SUSPECTED_RETIRED = "suspected_retired"

@@ -13,15 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from collage_mpi.core.events import Positions
+from collage_mpi.core.states import DONE, OPEN
 from collage_mpi.rows import CELL, IMAGE_ROW, PLACED, SOURCE_CODE, reason_bytes
 
 BLOCK = 4096
 SPARSE = 16  # a block is shrunk when fewer than one in SPARSE of its images are left
 
-# Bits of an image's state. Unresolved images are OPEN; those without another bit are PLAIN.
-OPEN, DONE, DRAWN, SHARED, KEPT, DECIDED, WAITS = (1 << bit for bit in range(7))
-HARD = DRAWN | SHARED | DECIDED | WAITS  # what is handled image by image
-PLAIN = bytes([OPEN]) * BLOCK
+PLAIN = bytes([OPEN]) * BLOCK  # of states
 
 # What is said of an image by the task whose answer counts or is kept, and by rank 0.
 SAID = np.dtype(

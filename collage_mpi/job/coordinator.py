@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.core import Core
 from collage_mpi.core import events as ev
+from collage_mpi.core.core import Core
 from collage_mpi.job.messages import Changed, unpack
 from collage_mpi.job.packing import Packer
 from collage_mpi.job.team import Supply

@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from collage_mpi.core import make_scheme
+from collage_mpi.core.schemes import make_scheme
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.vectors import KeptColumn, shown
 from collage_mpi.errors import DataFault, RankGone, UsageError

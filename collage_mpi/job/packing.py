@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.core import Table
 from collage_mpi.core.events import Positions, Resolved
+from collage_mpi.core.table import Table
 from collage_mpi.core.work import Task
 from collage_mpi.encoding.collage import Encoder, paste_group
 from collage_mpi.kinds import KIND

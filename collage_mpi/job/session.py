@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.core import Core, Table, make_scheme
 from collage_mpi.core import events as ev
+from collage_mpi.core.core import Core
 from collage_mpi.core.outcomes import Totals
+from collage_mpi.core.schemes import make_scheme
+from collage_mpi.core.table import Table
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.vectors import layout_of
 from collage_mpi.faults.failure_detector import FailureDetector

@@ -26,9 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.core import Core, Table, make_scheme
 from collage_mpi.core import events as ev
+from collage_mpi.core.core import Core
+from collage_mpi.core.schemes import make_scheme
 from collage_mpi.core.settings import batch_factor
+from collage_mpi.core.table import Table
 from collage_mpi.core.work import Task
 from collage_mpi.errors import UsageError
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts

@@ -29,8 +29,10 @@ from fakes import (
     truthful,
 )
 
-from collage_mpi.core import Core, ProtocolViolation, Table, make_scheme
 from collage_mpi.core import events as ev
+from collage_mpi.core.core import Core, ProtocolViolation
+from collage_mpi.core.schemes import make_scheme
+from collage_mpi.core.table import Table
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.faults.failure_detector import FailureDetector

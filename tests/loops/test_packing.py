@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from fakes import Clock
 
-from collage_mpi.core import Table
 from collage_mpi.core.events import Resolved
+from collage_mpi.core.table import Table
 from collage_mpi.core.work import Task, Work
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid

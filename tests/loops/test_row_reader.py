@@ -19,7 +19,7 @@ from fakes import MS, SHAPE
 from PIL import Image
 from test_worker import Bench
 
-from collage_mpi.core import Table
+from collage_mpi.core.table import Table
 from collage_mpi.core.work import Task, Work
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid

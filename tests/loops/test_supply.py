@@ -13,9 +13,11 @@ from core_world import core_settings
 from fakes import Clock, images_of, record
 from results_harness import manifest
 
-from collage_mpi.core import Core, Table, make_scheme
 from collage_mpi.core import events as ev
+from collage_mpi.core.core import Core
 from collage_mpi.core.outcomes import Totals
+from collage_mpi.core.schemes import make_scheme
+from collage_mpi.core.table import Table
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.job import messages
 from collage_mpi.job.calibration import Pair, PairBook

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from core_world import ABSENT, BAD_ROW, COLLAGE, MS, SECOND_NS, SINGLE, UNREAD, World
 
-from collage_mpi.core import ProtocolViolation
 from collage_mpi.core import events as ev
+from collage_mpi.core.core import ProtocolViolation
 from collage_mpi.core.policies import Confident
 from collage_mpi.core.schemes import SCHEMES
 from collage_mpi.core.settings import CoreSettings

@@ -13,11 +13,12 @@ import pytest
 from core_world import ABSENT, BACKUP, COLLAGE, MS, SINGLE, World, scheme_settings
 
 from collage_mpi.core import events as ev
-from collage_mpi.core import make_scheme, scheme_class, schemes, states, table
+from collage_mpi.core import schemes, states, table
 from collage_mpi.core.policies import Confident
 from collage_mpi.core.ranks import WINDOW, Rank, Ranks
-from collage_mpi.core.schemes import SCHEMES, Scheme, SchemeSettings
-from collage_mpi.core.table import DONE, OPEN, Table
+from collage_mpi.core.schemes import SCHEMES, Scheme, SchemeSettings, make_scheme, scheme_class
+from collage_mpi.core.states import DONE, OPEN
+from collage_mpi.core.table import Table
 from collage_mpi.core.work import Fresh, joined, overlap
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import KINDS

@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from collage_mpi import cli, results
-from collage_mpi.core import Core
+from collage_mpi.core.core import Core
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job import coordinator, main, networks, run, worker, worker_group
 from collage_mpi.models.null import NullPredictor
