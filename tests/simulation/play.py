@@ -175,6 +175,7 @@ class Play:
         before = self._names() if session.dry else set()
         job = self._launch(session)
         self.statuses.calm = not session.faults
+        self.statuses.falls = self.case.teams > 1 and not self.statuses.calm
         start_ns = self.kernel.now_ns
         last_ns = start_ns
         jobs = self.jobs = [job]
@@ -339,7 +340,7 @@ class Play:
             return
         if before is not None and before.manifest["run_id"] == run.manifest["run_id"]:
             answered = before.images[before.images["answered"]] if len(before.images) else []
-            if len(answered):
+            if len(answered) and not self.unseen:  # parts may have been seen too late
                 done = witness.images_of(before, answered)
                 yield from witness.again(run, done, job.calls)
                 if not {row.tobytes() for row in answered} <= {row.tobytes() for row in run.images}:
