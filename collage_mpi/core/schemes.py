@@ -94,7 +94,7 @@ class Scheme:
         gathers: images that come in together leave only when all are there, also if each message
             has one input.
         fastest_of: kind -> how many of the fastest ranks its tasks are for; other kinds are for
-        all.
+            all.
         covers, first_sends: tasks that an image can count on when it arrives, and how many of them
             are of the main kind.
     """
