@@ -23,6 +23,7 @@ from round_settings import WORLDS, BenchSettings
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.launchers import MPIS
+from collage_mpi.system.tell import report as tell_launch
 from collage_mpi.system.tell import tell, told_on_stderr
 
 
@@ -151,7 +152,7 @@ def _as_ranks(args: argparse.Namespace, settings: BenchSettings) -> int:
         elif report is not None:
             _tell(args, full_report(settings, [report]))
         if report is not None:
-            report(exit=0)
+            tell_launch(exit=0)
         return int(ExitCode.COMPLETE)
 
     return guarded(comm, work)

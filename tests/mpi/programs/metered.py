@@ -26,7 +26,7 @@ def metered(self, *args, **options):
     finish = plain(self, *args, **options)
     took = [after - then for after, then in zip(clocks(), before, strict=True)]
     found = dict(zip(("wall_ns", "process_ns", "thread_ns"), took, strict=True))
-    FILE.write_text(json.dumps({**found, "images": self.recorder.totals.images}))
+    FILE.write_text(json.dumps({**found, "images": self.core.outcomes.totals.images}))
     return finish
 
 

@@ -226,7 +226,7 @@ def images(act, count):
         "turn",
         act,
         1,
-        lambda self: self.recorder.totals.images >= count,
+        lambda self: self.core.outcomes.totals.images >= count,
     )
 
 
@@ -284,7 +284,7 @@ def note_losses():
     def looking(self, now_ns):
         signs = look(self, now_ns)
         for sign in signs:
-            if isinstance(sign, failure_detector.RankSuspected):
+            if isinstance(sign, failure_detector.RankSilent):
                 note("silences", sign.rank, failure_detector.TIMEOUT)
         return signs
 
