@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chunked import write_chunked
+from test_shards_readahead import take
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, ShardFault
 from collage_mpi.job.run import input_faults
@@ -124,7 +125,7 @@ def take_all(shards: ShardSet, order: np.ndarray | None = None) -> list:
     records = []
     wanted = np.arange(len(shards)) if order is None else order
     with ReadAhead(shards, wanted, batch=4, ahead=1) as reader:
-        while found := reader.take(4):
+        while found := take(reader, 4):
             records += found
         assert reader.remaining == 0
     return records

@@ -77,7 +77,7 @@ LIBRARY = "in a process apart, whose death is told: tests/loops/test_libraries"
 NOT_TRIED = {
     ("encoding/vectors", "pack"): "a user's texts as bytes, which they are in this process",
     ("core/core", "take_tasks"): OWN,
-    **{("core/outcomes", name): OWN for name in ("_said_by", "present")},
+    **{("core/outcomes", name): OWN for name in ("_said_by", "keep", "present")},
     ("core/table", "_hold"): OWN,
     ("shards/order", "__init__"): "its seed's digest",
     ("doctor/examine", "probe"): CHILD,

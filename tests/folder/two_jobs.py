@@ -132,7 +132,8 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
 
-    def image_rows(self, rows: np.ndarray) -> None:
+    def image_rows(self, rows: np.ndarray, vectors: np.ndarray | None = None) -> None:
+        assert vectors is None  # its network keeps none
         for row in rows.reshape(-1, 1):
             if self._count % CELLS == 0:
                 time.sleep(GROUP_S / self._pace)
