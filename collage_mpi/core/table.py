@@ -290,4 +290,10 @@ class Table:
             return None
         vectors, self.vectors = self.vectors, []
         order = np.argsort(np.concatenate([np.asarray(where) for where, _ in vectors]))
-        return np.concatenate([each for _, each in vectors])[order]
+        # Vectors with arrays of any length are as long as the longest of their answer.
+        widest, rows = max(each.shape[1] for _, each in vectors), 0
+        found = np.zeros((len(order), widest), vectors[0][1].dtype)
+        for _, each in vectors:
+            found[rows : rows + len(each), : each.shape[1]] = each
+            rows += len(each)
+        return found[order]
