@@ -382,7 +382,15 @@ class Networks:
         if all(result.status == FAILED for result in found):
             return failed(task, found[0].reason)
         cells = tuple(result.cells[0] if result.cells else None for result in found)
-        return WireResult(task.task, ANSWERED, runtime=found[0].runtime, cells=cells)
+        answer = WireResult(task.task, ANSWERED, runtime=found[0].runtime, cells=cells)
+        kept = [result.vectors for result in found]
+        if any(each is not None for each in kept):
+            widest = max(each.size for each in kept if each is not None)
+            answer.vectors = np.zeros((len(found), widest), np.float32)  # 0 where one has failed
+            for row, each in zip(answer.vectors, kept, strict=True):
+                if each is not None:
+                    row[: each.size] = each[0]
+        return answer
 
     def _result(
         self, task: WireTask, scores: np.ndarray, given: Mapping[str, np.ndarray]
