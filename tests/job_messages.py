@@ -6,7 +6,6 @@ from collage_mpi.encoding.vectors import Extras
 from collage_mpi.job.messages import Hello, Welcome
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.models.tuning import PLAIN
-from collage_mpi.mpi.protocol import UP_BYTES
 
 WELCOME = Welcome(
     networks={},
@@ -14,7 +13,6 @@ WELCOME = Welcome(
     geometry=Geometry((4, 4, 1), side=2, cell_px=4, classes=10),
     credit=2,
     batch=1,
-    answer_vectors=1,
     extras=Extras(top_k=None, save="none"),
     fit=None,
     must_read=True,
@@ -31,6 +29,5 @@ HELLO = Hello(
     longest_ns=1_000_000,
     classes={"single": 10},
     columns=(),
-    answer_bytes=UP_BYTES,
     cannot_read="",
 )

@@ -13,7 +13,7 @@ import numpy as np
 
 from collage_mpi.core.schemes import make_scheme
 from collage_mpi.encoding.collage import Encoder
-from collage_mpi.encoding.vectors import KeptColumn, shown
+from collage_mpi.encoding.vectors import KeptColumn, most_floats, shown
 from collage_mpi.errors import DataFault, RankGone, UsageError
 from collage_mpi.job.coordinator import ReadyRank
 from collage_mpi.job.messages import Hello, Measured, Start, Welcome, shards_in_messages
@@ -24,6 +24,8 @@ from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models.info import Loading
 from collage_mpi.models.named import is_foreign, is_function
 from collage_mpi.models.tuning import tunings_text
+from collage_mpi.mpi.answers import answer_message_bytes
+from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes
 from collage_mpi.settings.batches import (
     ChosenBatch,
@@ -38,6 +40,8 @@ from collage_mpi.system.printable import numbered
 from collage_mpi.system.progress import NoLines, WaitReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import StragglerSettings
+
+LARGEST_ANSWER_BYTES = 1 << 30  # MPI counts bytes in 31 bits
 
 MEASURABLE_NS = 50_000  # only null networks are faster; they have no costs worth measuring
 
@@ -76,8 +80,6 @@ def handshake(
         hellos = worker_group.welcome(told, limit_s, interrupted, reporter.update, shards)
     _check_hellos(plan, hellos)
     _require_quorum(plan, worker_group)
-    # No rank sends a message between its hello and rank 0's next question.
-    worker_group.transport.expect(max(hello.answer_bytes for hello in hellos.values()))
     return hellos
 
 
@@ -268,8 +270,6 @@ def welcomes(plan: Plan, encoder: Encoder) -> dict[int, Welcome]:
 def _welcome(plan: Plan, encoder: Encoder) -> Welcome:
     """The welcome without what differs between ranks."""
     settings = plan.settings
-    # An answer to a group has a vector for each image; any other answer has one vector.
-    by_group = settings.uses(COLLAGE) or settings.uses(BACKUP)
     return Welcome(
         networks={},
         how=Loading(
@@ -282,7 +282,6 @@ def _welcome(plan: Plan, encoder: Encoder) -> Welcome:
         geometry=plan.geometry,
         credit=settings.messages,
         batch=settings.batch_size,
-        answer_vectors=encoder.places if by_group else 1,
         extras=settings.extras,
         fit=plan.shards.fit,
         must_read=settings.pixels == "workers",
@@ -291,15 +290,45 @@ def _welcome(plan: Plan, encoder: Encoder) -> Welcome:
 
 
 def start_of(
-    plan: Plan, encoder: Encoder, costs: ServiceCosts, runtimes: Mapping[str, str]
+    plan: Plan,
+    encoder: Encoder,
+    costs: ServiceCosts,
+    columns: Sequence[KeptColumn],
+    runtimes: Mapping[str, str],
 ) -> Start:
     """The message that lets tasks come, for ranks and other teams. The plan has its batch.
 
     Args:
+        columns: what is kept of each image.
         runtimes: see `Start`.
+
+    Raises:
+        UsageError: see `answer_bytes`.
     """
-    size, room = plan.settings.batch_size, task_bytes(plan, encoder)
-    return Start(costs.ratio, costs.batch_costs, size, room, dict(runtimes))
+    room = task_bytes(plan, encoder), answer_bytes(plan, encoder, columns)
+    size = plan.settings.batch_size
+    return Start(costs.ratio, costs.batch_costs, size, *room, dict(runtimes))
+
+
+def answer_bytes(plan: Plan, encoder: Encoder, columns: Sequence[KeptColumn]) -> int:
+    """Bytes of the longest message of answers, which has room for at least one task.
+
+    Raises:
+        UsageError: MPI cannot send a message of this length.
+    """
+    settings = plan.settings
+    images = max(settings.most_inputs(kind) for kind in plan.networks)
+    if settings.uses(COLLAGE) or settings.uses(BACKUP):
+        images = max(images, encoder.places)
+    floats = most_floats(columns) if columns else 0
+    nbytes = answer_message_bytes(images, images if floats else 0, floats)
+    if nbytes > LARGEST_ANSWER_BYTES:
+        raise UsageError(
+            f"an answer for {images} images takes {nbytes:,} bytes; at most "
+            f"{LARGEST_ANSWER_BYTES:,} can be sent: choose a smaller --batch, or scheme none, "
+            "replicate or hedge"
+        )
+    return max(UP_BYTES, nbytes)
 
 
 def _input_bytes(plan: Plan, encoder: Encoder) -> tuple[int, int]:

@@ -65,7 +65,6 @@ class Welcome:
         geometry: shapes of the items and the collage.
         credit: most messages of tasks that may be under way to the rank.
         batch: most inputs of one message, as far as is known.
-        answer_vectors: most kept vectors of one answer.
         extras: what an answer carries of each image beyond its class.
         fit: how files become images (`pictures.PictureFit`); None if tasks carry no files.
         must_read: whether the rank fails if its host does not have the shards. Otherwise Hello
@@ -79,7 +78,6 @@ class Welcome:
     geometry: Geometry
     credit: int
     batch: int
-    answer_vectors: int
     extras: Extras
     fit: str | None
     must_read: bool
@@ -105,7 +103,7 @@ class Start:
         cost_ratio: service time of a collage divided by that of a single image.
         batch_costs: kind -> time of each further input of a batch divided by that of the first.
         batch: groups that are sent together.
-        task_bytes: length of the longest message of tasks.
+        task_bytes, answer_bytes: length of the longest message of tasks, and of answers.
         runtimes: kind -> the folder in which its network, made for another runtime, is or will be.
     """
 
@@ -113,6 +111,7 @@ class Start:
     batch_costs: dict[str, float]
     batch: int
     task_bytes: int
+    answer_bytes: int
     runtimes: dict[str, str] = field(default_factory=dict)
 
 
@@ -165,7 +164,6 @@ class Hello:
         longest_ns: the longest time of any batch that was tried.
         classes: kind -> number of classes of its network.
         columns: what its answers carry of each image beyond the class.
-        answer_bytes: length of the longest message of answers.
         cannot_read: why the rank must be sent pixels although it was sent the shards, or "".
     """
 
@@ -179,7 +177,6 @@ class Hello:
     longest_ns: int
     classes: dict[str, int]
     columns: tuple[KeptColumn, ...]
-    answer_bytes: int
     cannot_read: str
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from collage_mpi.encoding.collage import decode
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.encoding.vectors import KeptColumn, layout_of, most_floats
-from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.encoding.vectors import KeptColumn, layout_of
+from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Changed, Hello, Measured, Welcome
 from collage_mpi.kinds import KIND, SINGLE, TABLE
@@ -30,8 +30,7 @@ from collage_mpi.models.null import NullPredictor
 from collage_mpi.models.own import RAISED, raised_at_first
 from collage_mpi.models.runtimes import Changeable, Trial, change_over, read_record
 from collage_mpi.models.waiting import WaitingNetwork
-from collage_mpi.mpi.answers import ANSWERED, FAILED, Score, WireResult, answer_message_bytes
-from collage_mpi.mpi.protocol import UP_BYTES
+from collage_mpi.mpi.answers import ANSWERED, FAILED, Score, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.rows import ANSWERERS
 from collage_mpi.system.environment import (
@@ -42,7 +41,6 @@ from collage_mpi.system.environment import (
     visible_devices,
 )
 
-LARGEST_ANSWER_BYTES = 1 << 30  # MPI counts bytes in 31 bits
 LOOK_EVERY_NS = 200_000_000  # for a network in another runtime
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Torch's errors (out of memory; a failed GPU, since torch 2.8), and Python's own.
@@ -160,25 +158,6 @@ class Networks:
             return ()
         return self._welcome.extras.columns(held[0].classes, held[0].columns)
 
-    @property
-    def answer_bytes(self) -> int:
-        """Length of the longest message of answers, which has room for at least one task.
-
-        Raises:
-            UsageError: MPI cannot send a message of this length.
-        """
-        welcome, floats = self._welcome, 0
-        if self.columns:
-            floats = most_floats(self.columns)
-        vectors = welcome.answer_vectors if floats else 0
-        nbytes = answer_message_bytes(self.encoder.places, vectors, floats)
-        if nbytes > LARGEST_ANSWER_BYTES:
-            raise UsageError(
-                f"an answer for {vectors} images of a group takes {nbytes:,} bytes; at most "
-                f"{LARGEST_ANSWER_BYTES:,} can be sent: choose scheme none, replicate or hedge"
-            )
-        return max(UP_BYTES, nbytes)
-
     def hello(self, cannot_read: str = "") -> Hello:
         """Warm the networks up, and say what this rank holds. Raises as `warm_up`.
 
@@ -198,7 +177,6 @@ class Networks:
             longest_ns=longest_ns,
             classes={kind: each.classes for kind, each in held.items()},
             columns=self.columns,
-            answer_bytes=self.answer_bytes,
             cannot_read=cannot_read,
         )
 

@@ -25,6 +25,7 @@ from collage_mpi.job.calibration import Asked, Judge, Pair, pairs_of
 from collage_mpi.job.changeover import Changeover, least_batch
 from collage_mpi.job.handshake import (
     ServiceCosts,
+    kept_columns,
     most_together,
     refuse_other_networks,
     service_costs,
@@ -214,7 +215,9 @@ class LeadRun:
             work = plan.order.part(self.lacking)
             change = Changeover(plan, session.hellos, session.encoder, costs, work)
             tell_tunings(session.hellos, change.told)
-            start = start_of(plan, session.encoder, costs, change.folders)
+            start = start_of(
+                plan, session.encoder, costs, kept_columns(session.hellos), change.folders
+            )
             lead.start(start, networks)
             self._begin_to_judge(session, costs)
             files.include(partial(ranks_of_others, self.out, lead, self._world_of))

@@ -169,6 +169,8 @@ class TeamSession(ExitStack):
             CollageError: rows could not be written, or the job must not go on.
         """
         self.start, self.plan = start, self.plan.at_batch(start.batch)
+        # No rank sends a message between its last answer to a question and the start.
+        self.worker_group.transport.expect(start.answer_bytes)
         self.worker_group.start(start)
         self.coordinator = self.build_coordinator()
         self._link.follow(lambda: self.supply.progress)

@@ -120,6 +120,7 @@ class Session:
         self.welcome, self._clock = welcome, clock
         self.rows: RowReader | None = None  # for tasks by place
         self.cannot_read = ""  # why this host cannot open the shards
+        self.answer_bytes = 0  # told at the start
         self._start_ns = self._ended_ns = 0  # of the work; of the last batch
         self._starved_ns = self._computing_ns = 0  # see `bottleneck.Use`
         self._files = ReadMeter()  # of pictures that came as files
@@ -144,9 +145,9 @@ class Session:
                 ) from fault
             self.cannot_read = str(fault)[:1000]
 
-    def start(self) -> None:
-        """Tasks may come: time counts from now."""
-        self._start_ns = self._clock()
+    def start(self, answer_bytes: int) -> None:
+        """Tasks may come: time counts from now. `answer_bytes`: see `Start`."""
+        self.answer_bytes, self._start_ns = answer_bytes, self._clock()
 
     def end(self) -> None:
         """Close the files."""
@@ -398,7 +399,7 @@ class Worker:
         assert self.session is not None
         remove_shared_memory()  # by now all ranks of this host have mapped it
         self.endpoint.open_tasks(told.task_bytes, self.session.welcome.credit + RING_SPARE)
-        self.session.start()
+        self.session.start(told.answer_bytes)
         self.session.networks.await_runtimes(told.runtimes)
 
     def _end(self, told: messages.End) -> None:
@@ -424,7 +425,7 @@ class Worker:
 
     def _answer(self, action: steps.Answer) -> None:
         assert self.session is not None
-        results, room = self.session.results(*action), self.session.networks.answer_bytes
+        results, room = self.session.results(*action), self.session.answer_bytes
         for part in in_messages(results, room):
             buffer = self.endpoint.buffer(room)
             use = self.session.use()

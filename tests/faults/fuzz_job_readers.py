@@ -79,7 +79,7 @@ CONTROL: tuple[said.Message, ...] = (
     *(said.Rank0("h", PROCESS, OFFER), said.Rank0("h", None, None), said.Shards(("{}", "{}"))),
     *(
         said.Measure("single", 2),
-        said.Start(1.5, {"single": 0.5}, 1, 4096),
+        said.Start(1.5, {"single": 0.5}, 1, 4096, 16384),
         said.End(),
         said.Stop(0),
         said.Leave(),
@@ -187,7 +187,7 @@ def _teams() -> list[Reader]:
     def to_lead(raw: bytes) -> None:
         play = Play()
         play.lead.begin("run", "digest")
-        play.lead.start(said.Start(1.5, {}, 1, 4096), {"single": "aa"})
+        play.lead.start(said.Start(1.5, {}, 1, 4096, 16384), {"single": "aa"})
         play.says(4, said.Ready({"single": "aa"}))
         play.others.arrivals.append(Received(4, _message(raw), play.clock.now_ns))
         play.look()

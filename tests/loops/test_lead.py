@@ -45,7 +45,7 @@ from collage_mpi.rows import TASK_ROW
 from collage_mpi.shards.order import Order, Permutation, ranges_of
 
 MS = 1_000_000
-START, READY = Start(1.5, {}, 1, 4096), Ready({"single": "aa"})
+START, READY = Start(1.5, {}, 1, 4096, 16384), Ready({"single": "aa"})
 
 
 class Others:

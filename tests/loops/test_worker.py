@@ -119,7 +119,7 @@ class Bench:
     def start(self) -> None:
         self.get_ready()
         if self.worker.steps.state == READY:
-            self.endpoint.tell(Start(1.0, {}, 1, TASK_BYTES))
+            self.endpoint.tell(Start(1.0, {}, 1, TASK_BYTES, wire.UP_BYTES))
             self.run()
             self.network.calls = 0
 
@@ -268,7 +268,7 @@ def test_tasks_wait_for_the_start():
     bench.single(0, 4)
     bench.run()
     assert bench.results == []
-    bench.endpoint.tell(Start(2.0, {}, 1, TASK_BYTES))
+    bench.endpoint.tell(Start(2.0, {}, 1, TASK_BYTES, wire.UP_BYTES))
     bench.run()
     assert bench.results[0].cells[0].label == 4
 

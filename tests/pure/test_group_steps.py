@@ -46,7 +46,7 @@ from collage_mpi.job.messages import (
 
 LIMIT_S = 5.0
 LATE_NS = 5_000_000_001
-SHARDS, START, MEASURE = Shards(("a",)), Start(1.0, {}, 1, 1), Measure("single", 1)
+SHARDS, START, MEASURE = Shards(("a",)), Start(1.0, {}, 1, 1, 1), Measure("single", 1)
 RANKS = (1, 2, 3)
 
 

@@ -66,7 +66,7 @@ EXAMPLES = [
     ),
     messages.Shards(("{}", "[1]")),
     messages.Measure("single", 4),
-    Start(1.5, {"collage": 0.5}, 8, 4096, {"single": "cache/x"}),
+    Start(1.5, {"collage": 0.5}, 8, 4096, 16384, {"single": "cache/x"}),
     messages.Changed("single", "openvino float32", ""),
     Stop(6),
     Leave(),
@@ -175,10 +175,11 @@ def test_a_process_that_cannot_be_is_refused():
 
 
 def test_a_whole_number_is_a_float_too():
-    found = changed(Start(1.5, {}, 1, 4096), lambda content: content.update(cost_ratio=2))
+    found = changed(Start(1.5, {}, 1, 4096, 16384), lambda content: content.update(cost_ratio=2))
     assert (
         repr(found)
-        == "Start(cost_ratio=2.0, batch_costs={}, batch=1, task_bytes=4096, runtimes={})"
+        == "Start(cost_ratio=2.0, batch_costs={}, batch=1, task_bytes=4096, answer_bytes=16384, "
+        "runtimes={})"
     )
 
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from job_messages import HELLO, WELCOME
+from job_messages import HELLO
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 from wire_tasks import unpack_results
 
@@ -27,21 +26,16 @@ from collage_mpi.encoding.vectors import (
     Extras,
     KeptColumn,
     layout_of,
-    most_floats,
     unpack,
 )
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.job.handshake import kept_columns, welcomes
-from collage_mpi.job.networks import Networks
+from collage_mpi.job.handshake import answer_bytes, kept_columns
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import build_encoder
-from collage_mpi.models.info import Geometry
-from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi.answers import (
     ANSWERED,
     WireResult,
-    answer_message_bytes,
     in_messages,
     pack_results,
 )
@@ -129,21 +123,19 @@ def settings(tmp_path: Path) -> Any:
         ("collage", 6, {"top_k": 3, "save": "scores"}),
         ("cascade-batch", 6, {"save": "scores"}),
         ("none", 5, {"save": "embeddings"}),
+        ("none", 5, {"save": "embeddings", "batch": 8}),
     ],
 )
 def test_the_largest_answer_fits_its_message(settings, scheme, world, extras):
     plan = make_plan(settings(scheme=scheme, **extras), world)
     plan.shards.close()
-    assert make_manifest(plan)["extras"] == {"top_k": None, "save": "none", **extras}
+    kept = {name: value for name, value in extras.items() if name != "batch"}
+    assert make_manifest(plan)["extras"] == {"top_k": None, "save": "none", **kept}
     length = [KeptColumn("embedding", "<f4", (9000,))]
     kept = layout_of(plan.settings.extras.columns(plan.classes, length)).itemsize // 4
-    network = NullPredictor("single", Geometry((6, 6, 1), 2, 6, plan.classes))
-    network.columns = tuple(length) if extras["save"] == "embeddings" else ()
-    room = max(
-        Networks(told, lambda *_: network, time.time_ns, time.time_ns).answer_bytes
-        for told in welcomes(plan, build_encoder(plan)).values()
-    )
-    items = 4 if scheme in ("collage", "cascade-batch") else 1
+    columns = plan.settings.extras.columns(plan.classes, length)
+    room = answer_bytes(plan, build_encoder(plan), columns)
+    items = 4 if scheme in ("collage", "cascade-batch") else extras.get("batch", 1)
     result = WireResult(1, ANSWERED, cells=((1, 0.5),) * items, reason="x" * 480)
     result.vectors = np.zeros((items, kept), np.float32)
     assert room < max(UP_BYTES, 2 * items * 4 * kept) + 4096  # and is not many times too large
@@ -178,25 +170,12 @@ def test_ranks_must_give_embeddings_of_one_length():
         kept_columns({**same, 3: replace(HELLO, columns=five)})
 
 
-def test_an_answer_has_room_for_what_is_kept_of_each_image_of_a_group():
-    network = NullPredictor("single", Geometry((6, 6, 1), 2, 6, 1))
-    told = replace(
-        WELCOME,
-        geometry=Geometry((6, 6, 1), 2, 6, 1),
-        networks={"backup": "own.py:Each"},
-        extras=Extras(top_k=None, save="outputs"),
-    )
-
-    def room(vectors: int, nbytes: int) -> int:
-        network.columns = (KeptColumn("mask", "|u1", (nbytes,)),)
-        asked = replace(told, answer_vectors=vectors)
-        return Networks(asked, lambda *_: network, time.time_ns, time.time_ns).answer_bytes
-
-    assert 4 * 40_000 < room(4, 40_000) < 5 * 40_000
-    four = answer_message_bytes(4, 4, most_floats(network.columns))
-    assert room(4, 40_000) == four  # items of a group of 2 x 2
-    with pytest.raises(UsageError, match="an answer for 17 images of a group takes"):
-        room(17, MOST_BYTES)
+def test_an_answer_that_mpi_cannot_send_is_refused(settings):
+    plan = make_plan(settings(scheme="none", save="embeddings", batch=64), 5)
+    plan.shards.close()
+    columns = [KeptColumn("embedding", "<f4", (MOST_BYTES // 4,))]
+    with pytest.raises(UsageError, match=r"an answer for 64 images takes .* a smaller --batch"):
+        answer_bytes(plan, build_encoder(plan), columns)
 
 
 # ---- the files ------------------------------------------------------------------

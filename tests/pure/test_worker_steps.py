@@ -49,7 +49,7 @@ from collage_mpi.job.worker_steps import (
 )
 from collage_mpi.models.info import MOST_BEGUN
 
-RANK_0, SHARDS, START = Rank0("host", None, None), Shards(("a",)), Start(1.0, {}, 1, 1)
+RANK_0, SHARDS, START = Rank0("host", None, None), Shards(("a",)), Start(1.0, {}, 1, 1, 1)
 MEASURE, MEASURED, CHANGED = Measure("single", 1), Measured(1, None), Changed("single", "torch", "")
 # The events that lead to a state.
 UNTIL: dict[str, list[Event]] = {NEW: [RANK_0, SHARDS], LOADING: [RANK_0, SHARDS, WELCOME]}
