@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from job_messages import HELLO, WELCOME
+from transitions import note_transitions
 
-from collage_mpi.core.states import IllegalMove, Moves
+from collage_mpi.core.states import IllegalMove
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.job.group_steps import (
     DONE,
@@ -197,13 +198,7 @@ def test_every_wait_ends_and_no_lost_rank_is_heard_of_again(data, keep_going: bo
 
 
 def test_every_transition_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = set()
-
-    def look_up(moves: Moves, event: str) -> str:
-        taken.add((moves.state, event))
-        return moves.get(event) or moves.__missing__(event)
-
-    monkeypatch.setattr(Moves, "__getitem__", look_up, raising=False)
+    taken = note_transitions(monkeypatch)
     for state in (GREETED, HERE, WELCOMED, READY, WORKING, DONE, STOPPED):
         Play().to(state).step(*map(Gone, RANKS))
         if state != STOPPED:

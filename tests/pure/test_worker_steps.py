@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from job_messages import HELLO, WELCOME
+from transitions import note_transitions
 
-from collage_mpi.core.states import IllegalMove, Moves
+from collage_mpi.core.states import IllegalMove
 from collage_mpi.job import messages
 from collage_mpi.job.messages import (
     LEAVE_WAIT_S,
@@ -185,13 +186,7 @@ def test_what_cannot_come_in_a_state_raises() -> None:
 
 
 def test_every_transition_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = set()
-
-    def look_up(moves: Moves, event: str) -> str:
-        taken.add((moves.state, event))
-        return moves.get(event) or moves.__missing__(event)
-
-    monkeypatch.setattr(Moves, "__getitem__", look_up, raising=False)
+    taken = note_transitions(monkeypatch)
     for state in (NEW, READY, WORKING):
         Play(state, tolerant=True).step(Stop(0))
     Play(READY).step(End())
