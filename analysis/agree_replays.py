@@ -4,7 +4,7 @@
 
 A replay is a job of all images in a file of `evaluate --save-answers`. By its own seed it draws the
 images that choose the threshold, and those that are audited. The package's own parts decide
-(`job.calibration`, `results.agreement`). No network is called. The exit code is 1 if a share is
+(`job.calibration`, `results.statistics`). No network is called. The exit code is 1 if a share is
 above its level of 5 % by more than two standard errors. Some four minutes of CPU time.
 """
 

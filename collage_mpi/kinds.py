@@ -23,8 +23,7 @@ class Kind:
         share: text for its share of the images, in the table of costs.
         runs: the kind of network that its ranks hold if it has no network of its own. Such kinds
             are neither trained nor evaluated.
-        batched: a task has the images of a whole group. Otherwise a task that is not encoded has
-            one image.
+        batched: a full batch has as many images as `batch` groups. Otherwise it has `batch` inputs.
     """
 
     name: str

@@ -129,7 +129,7 @@ class ImageRow(NamedTuple):
 class GroupRow(NamedTuple):
     """One group of images, which are admitted together. It ends when its last image is resolved.
 
-    These rows are not stored: they follow from those of the images (`results.groups`).
+    These rows are not stored: they follow from those of the images (`results.reader`).
     """
 
     group: int

@@ -15,11 +15,11 @@ Core = Any  # `core.core.Core`, which imports this module
 class Admission:
     """Counts the images in the job, and asks for more while there is room.
 
-    The depth counts groups that are not over. With batches, of schemes without collages of groups,
-    it counts images, because a group is then no unit of work.
+    The depth counts groups that are not over. With batches of a scheme that makes no collages of
+    groups it counts images, because a group is then no unit of work.
 
     Attributes:
-        next: the position of the next image: where no group is open, that of a group's first.
+        next: the position of the next image; if no group is open, the first one of a group.
         unresolved: number of images that have come and have no outcome.
         left: group -> its unresolved images; empty if groups are not counted.
         closed, paused: whether no image will come, for good or as far as is known.
@@ -47,7 +47,7 @@ class Admission:
         return self.promised > 0 and not (whole or self.paused or self._cut_short)
 
     def came(self, first: int, count: int) -> list[int]:
-        """Images have come; the groups that they have filled, and one that they left behind."""
+        """Note images; returns the groups that they filled, and one that they left incomplete."""
         size, before = self._size, self.next
         over = [before // size] if before % size and first // size > before // size else []
         self.promised = max(0, self.promised - count)

@@ -230,7 +230,7 @@ class Core:
         return self.table.unresolved(range(first, min(first + self._size, self.table.end)))
 
     def in_need(self, position: int) -> np.ndarray:
-        """The images of its group that no task covers, (n,) int64."""
+        """The images of its group that no task covers and that have attempts left, (n,) int64."""
         failed = {
             each
             for each, trouble in self.retries.trouble.items()
@@ -272,7 +272,7 @@ class Core:
             self.bind(self.ranks.best(work), work)
 
     def expect(self, work: Work, more: int = 1) -> None:
-        """The images of the work can count on so many tasks of its kind more."""
+        """Note that the images can count on so many more tasks of the kind of the work."""
         self.cover(work.positions, more)
         if work.kind == self.scheme.main:
             self.sends(work.positions, more)
@@ -317,7 +317,7 @@ class Core:
             yield t0_ns, np.asarray(positions)[t0s == t0_ns]
 
     def sure(self, task: Task, cells: np.ndarray, policy: AcceptPolicy) -> np.ndarray:
-        """(n,) bool, which answers count at once: by their score, or because it is late."""
+        """(n,) bool, which answers count at once: by their score, or because of their deadline."""
         if isinstance(policy, First):
             return np.ones(len(cells), bool)
         found: np.ndarray = cells["score"] >= policy.confidence
@@ -392,7 +392,7 @@ class Core:
     # What schemes take for a rank, in the order that they say. Each returns [] if there is nothing.
 
     def _taken(self, queue: Queue, most: int, may: Callable[[Work], bool]) -> list[Work]:
-        """The oldest work that may leave, up to so many inputs of one kind. What has failed before
+        """The oldest work that may leave, up to so many inputs of one kind. Work that failed before
         leaves alone."""
         works: list[Work] = []
         place = 0
@@ -446,15 +446,15 @@ class Core:
 
     def _portion(self, rank: Rank, kind: str, waiting: int, *, fresh: bool = True) -> int:
         """How many of the waiting inputs the rank takes; 0 if it passes over them. In a closed loop
-        there is no end of `fresh` ones until the input ends."""
+        the number of `fresh` ones counts as unlimited until the input ends."""
         most, over = self.settings.batch, self.admission.closed or self.admission.paused
         if fresh and self.settings.together and not over:
             return max(1, self.ranks.portion(rank, kind, 0, most, self.now_ns))
         return self.ranks.portion(rank, kind, waiting, most, self.now_ns)
 
     def take_fresh(self, rank: Rank, kind: str, *fresh: Fresh) -> list[Work]:
-        """Images that were never sent, up to a batch: a share if too few wait for all ranks. A kind
-        that is not the main one takes as many as a group has for each input."""
+        """Images that were never sent: up to a batch, or a share if too few wait for all ranks. An
+        input of a kind that is not the main one has as many images as a group."""
         main = kind == self.scheme.main
         size = 1 if main else self._size
         for each in fresh:

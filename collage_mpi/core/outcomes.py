@@ -172,7 +172,7 @@ class Outcomes:
                 self._kept_vectors.update(zip(block.positions(places).tolist(), own, strict=True))
 
     def use_late(self, positions: Positions) -> None:
-        """The deadline of these images has come: their kept answers count, but for those that
+        """The deadline of these images has come: their kept answers count, except those that
         are accepted and wait for their audit."""
         for position in np.asarray(positions).tolist():
             state = self._table.state(position)

@@ -189,8 +189,8 @@ class Ranks:
                 insort(paces, (rank.pace_ns, rank.id))
 
     def limit_ns(self, kind: str) -> float:
-        """The service time above which a rank is slow: SLOW times the median, or times that of the
-        last of the fastest ranks that the kind is for; inf until it is known."""
+        """The service time above which a rank is slow; inf until it is known. It is SLOW times the
+        median, or SLOW times that of the last rank that the kind is for if that is less."""
         paces = self._paces[kind]
         place = min(self._fastest_of.get(kind, len(paces)), (len(paces) + 1) // 2) - 1
         return SLOW * paces[place][0] or inf if paces else inf
@@ -224,14 +224,14 @@ class Ranks:
         return any(rank not in avoid for pace, rank in self._paces[kind] if pace <= limit)
 
     def fastest(self, kind: str) -> list[int]:
-        """The fastest ranks, if the kind's tasks are for these: never all ranks. Those of unknown
-        speed come first."""
+        """The fastest ranks if the tasks of the kind are for them, otherwise none; never all ranks.
+        Ranks of unknown speed come first."""
         most = min(self._fastest_of.get(kind, 0), len(self.ready[kind]) - 1)
         return [rank for _, rank in self._paces[kind][: max(0, most)]]
 
     def best(self, work: Work) -> Rank | None:
-        """The rank with the fewest tasks that has none of the work's images: rather one that has
-        not tried them, and of those without any one that the kind's tasks are for."""
+        """The rank with the fewest tasks that has none of the images of the work. Ranks that have
+        not tried them come first. Of equally loaded ranks, those of `fastest` come first."""
         own = self.fastest(work.kind)
         for avoid in (work.avoid, work.held):
             ranks = self.others(work.kind, avoid)

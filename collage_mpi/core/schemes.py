@@ -81,7 +81,7 @@ class Scheme:
         name: as in settings and messages.
         needs: kinds of network that it uses; ranks that hold none of them stay idle.
         takes: names of the settings that it uses.
-        assigns: values of `assign` that it supports; another value is taken as the other one.
+        assigns: values of `assign` that it supports. If it supports one, it uses this one always.
         main: kind of the tasks that retries use, and whose failures count.
         first: kind of its other tasks.
         replicas: number of single ranks that each image is sent to at once.
@@ -164,7 +164,7 @@ class Scheme:
         )
 
     def waiting(self, core: Core) -> int:
-        """Single tasks that the images that were never sent will be."""
+        """Number of single tasks that the images in `core.fresh` will become."""
         return core.fresh.count * self.replicas
 
     def accepts_all(self, task: Task) -> bool:
@@ -174,7 +174,7 @@ class Scheme:
     def answered(self, core: Core, task: Task, cells: np.ndarray, there: np.ndarray) -> None:
         """A task is answered; `there`: (n,) bool, for which of its images.
 
-        Of a first stage, an answer that is not sure is kept; one that an audit checks waits for it.
+        An unsure answer of a first stage is kept. A sure one that is audited waits for the audit.
         """
         if self.accepts_all(task):
             core.outcomes.accept(task, cells, there)
@@ -367,7 +367,7 @@ class CascadeScheme(Scheme):
         return min(max(LEAST, int(core.settings.costs.get(self.first, 1.0)) + 1), size)
 
     def waiting(self, core: Core) -> int:
-        """Of the first stage, counted as tasks of it, and of the exact network alone."""
+        """Number of tasks that the images will become: of the first stage, and single ones."""
         return core.fresh.count // core.settings.group_size + core.alone.count
 
     def next(self, core: Core, rank: Rank) -> list[Work]:

@@ -1,8 +1,8 @@
 """The images in flight: columns over blocks of positions. They become the rows of the run.
 
 A block holds one record for each of BLOCK positions, and one byte of state. Resolving an image is
-an assignment to its record. What is resolved is taken out as rows, whatever its block; a block of
-which only few images are left is shrunk to them, so a late image holds no memory but its own.
+an assignment to its record. Resolved images are taken out as rows. A block with few images left is
+shrunk to them, so that a late image holds no memory but its own.
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ MOST_ATTEMPTS = 255  # the largest attempt number: a row stores it in one byte
 
 
 class Work:
-    """Images for a network that wait: for a rank of their own, or for any that may take them.
+    """Images that wait for a network: on one rank, or on any rank that may take them.
 
     Attributes:
         kind, source, attempt: of the tasks that it becomes.
-        avoid: ranks that must not take it: they have it already, or have tried; `held`: those of
-            them that have it.
+        avoid: ranks that have its images or have tried them. They take it if no other rank can.
+        held: those of `avoid` that have its images. They never take it.
         spare: it is a copy, which counts as no attempt.
     """
 

@@ -1,4 +1,4 @@
-"""Combines the layers that detect lost ranks, and reports losses to the user and to the scheduler.
+"""Combines the layers that detect lost ranks, and reports losses to the user and to the core.
 
 The layers, from fast to slow: MPI's own error (ULFM), a pidfd for a rank on this machine, a TCP
 connection for a rank on another, the reply timeout for a rank that hangs. If MPI or the timeout

@@ -367,7 +367,7 @@ class Done:
     """The team has ended and has reported all its parts. Its entry in `pending/` says more.
 
     Attributes:
-        status, reason: of the scheduler's Finish.
+        status, reason: of the core's Finish.
         lost: why shards were not read in full. Another team may have read them.
         changed: shards that have changed since the start.
     """

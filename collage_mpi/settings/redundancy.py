@@ -321,7 +321,7 @@ class RedundancySettings(LateSettings, AcceptSettings, RankSettings):
         return self.calibration_size if self.calibration_size < images else 0
 
     def scheme_settings(self) -> SchemeSettings:
-        """The settings in the scheduler's form."""
+        """The settings in the core's form."""
         return SchemeSettings(
             name=self.scheme,
             assign=self.assign,

@@ -278,7 +278,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         return self.credit or (1 if self.open_loop else scheme_class(self.scheme).credit)
 
     def groups_in_flight(self, workers: int) -> int:
-        """The largest depth of the scheduler: the setting, or in an open loop the groups of the
+        """The largest depth of the core: the setting, or in an open loop the groups of the
         most images that may be in the job at a time.
 
         If groups enter when ranks are idle, each message may belong to another group.

@@ -1,6 +1,6 @@
-"""The same scheduler on virtual time: a discrete-event simulation of a run.
+"""The same core on virtual time: a discrete-event simulation of a run.
 
-It shares the scheduler, the delay models and the rows with a real run, so that verify, summary and
+It shares the core, the delay models and the rows with a real run, so that verify, summary and
 figures read both alike.
 
 The model: rank 0 does one thing at a time. It takes an answer `receive_ns` after it has
@@ -52,7 +52,7 @@ from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
 from collage_mpi.workload.service_times import DelayModel, service_ns
 from collage_mpi.workload.straggler_settings import deaths_of, describe_deaths, make_delays
 
-# At equal times answers come before timers, as the scheduler asks; work on ranks is in between.
+# At equal times answers come before timers, as the core asks; work on ranks is in between.
 ANSWER, RANK, TIMER = 0, 1, 2
 ROWS = 4096  # that are written together
 FINGERPRINT = "simulated"  # of the shard that its images would be in
@@ -297,7 +297,7 @@ class Simulation:
         self._step(self._begin(at_ns))
 
     def _scan(self, at_ns: int, timeouts: ReplyTimeouts) -> None:
-        """Tell the scheduler which ranks are silent, and which count as lost."""
+        """Tell the core which ranks are silent, and which count as lost."""
         now_ns = self._begin(at_ns)
         for sign in timeouts.overdue(now_ns):
             if not sign.again:

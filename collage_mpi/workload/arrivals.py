@@ -23,7 +23,7 @@ LARGEST_S = 1e9
 
 
 class ClosedLoop:
-    """Images enter when the scheduler requests them. The time of the request is their t0."""
+    """Images enter when the core requests them. The time of the request is their t0."""
 
     def __init__(self) -> None:
         self._wanted: deque[tuple[int, int]] = deque()  # (t0_ns, images)
@@ -32,7 +32,7 @@ class ClosedLoop:
         """Does nothing, because no image enters by time alone."""
 
     def admit(self, now_ns: int, images: int) -> None:
-        """Note a request of the scheduler, before the images are read (C3)."""
+        """Note a request of the core, before the images are read (C3)."""
         self._wanted.append((now_ns, images))
 
     def granted(self, now_ns: int) -> None:
@@ -62,7 +62,7 @@ class ClosedLoop:
 
 
 class OpenLoop:
-    """Images enter at given times, if the scheduler has room for them.
+    """Images enter at given times, if the core has room for them.
 
     Args:
         times_ns: (n,) int64, non-decreasing, ns since the start.
@@ -72,7 +72,7 @@ class OpenLoop:
         self._times_ns = times_ns
         self._start_ns = 0
         self._entered = 0
-        self._room = 0  # images that the scheduler accepts
+        self._room = 0  # images that the core accepts
         self._asked_ns: int | None = None  # time from which the next image could have been read
 
     def start(self, now_ns: int) -> None:
@@ -80,7 +80,7 @@ class OpenLoop:
         self._start_ns = now_ns
 
     def admit(self, now_ns: int, images: int) -> None:
-        """Note that the scheduler accepts this many more images."""
+        """Note that the core accepts this many more images."""
         self._room += images
 
     @property
