@@ -192,7 +192,7 @@ def play(teams: int, workers: int, images: int, out: Path) -> None:
     book = LeaseBook(leases, images * workers * teams)
     lead = Lead(others, book, publisher, told, lambda: None, lambda: clock.now_ns)  # type: ignore
     lead.begin("run", "order")
-    lead.start(messages.Start(1.0, {}, 1, 1 << 16), {"single": "network"})
+    lead.start(messages.Start(1.0, {}, 1, 1 << 16, 1 << 14), {"single": "network"})
     said: list[list[Message]] = [[messages.Ready({"single": "network"})] for _ in played]
     while not all(team.done for team in played):
         clock.now_ns += TURN_NS

@@ -39,7 +39,7 @@ from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import Audience, TeamSession
 from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
-from collage_mpi.mpi.protocol import CANCEL, read_header
+from collage_mpi.mpi.protocol import CANCEL, UP_BYTES, read_header
 from collage_mpi.mpi.tasks import WireTask, unpack_tasks
 from collage_mpi.mpi.transport import Received
 from collage_mpi.results import RunWriter
@@ -119,7 +119,6 @@ def hello(rank: int, kinds: tuple[str, ...]) -> Hello:
         longest_ns=0,
         classes={},
         columns=(),
-        answer_bytes=0,
         cannot_read="",
     )
 
@@ -153,7 +152,7 @@ def cost_us(
     process_ns, thread_ns = time.process_time_ns(), time.thread_time_ns()
     with TeamSession(plan, group, lead, writer, audience, lambda: None) as session:
         session.make_ready()
-        work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder)),)
+        work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder), UP_BYTES),)
         finish = profile.runcall(session.work, *work) if profile else session.work(*work)
         thread_ns = time.thread_time_ns() - thread_ns
         process_ns = time.process_time_ns() - process_ns

@@ -32,6 +32,7 @@ from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import Audience, TeamSession
 from collage_mpi.job.worker import Worker
 from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.transport import CoordinatorTransport, WorkerTransport, library_version
 from collage_mpi.results import RunWriter, read_results
 from collage_mpi.rows import PLACED
@@ -45,9 +46,8 @@ from collage_mpi.system.progress import NoLines, StatusReporter
 if TYPE_CHECKING:
     from cProfile import Profile
 
-    from collage_mpi.job.image_buffer import Reader
-
     from collage_mpi.job.coordinator import Coordinator
+    from collage_mpi.job.packing import Reader
 
 IMAGES = 128  # distinct ones, used again and again: 19 MB at 224 px, beyond most caches
 EVERY_S = 1e9  # seconds between two lines on how a block stands: none come
@@ -270,7 +270,7 @@ class JobBlock:
             if name == "job-memory":
                 session.images, profile = self.images, self.world.profile
             session.make_ready()
-            work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder)),)
+            work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder), UP_BYTES),)
             finish = profile.runcall(session.work, *work) if profile else session.work(*work)
         writer.close(finish.status)
         assert finish.status == COMPLETE, finish
