@@ -117,7 +117,7 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """The session is over; another may follow."""
+    """The session is over."""
 
 
 @dataclass(frozen=True)

@@ -220,13 +220,17 @@ class WorkerGroup:
             self.detector.kill(rank)
         if stuck:
             return sorted(stuck)
+        if not plain:
+            return []  # a rank that has said Bye may have left, and needs no other message
+        # Ranks receive until Leave: MPI may hold a message, such as a cancel, until it is received.
+        if not self.transport.flush(IDLE_STOP_S):
+            return sorted(parted)
         # Tell all that said Bye: a rank may count as silent because another one was slow.
-        for rank in sorted(parted) if plain else ():
+        for rank in sorted(parted):
             self.tell(rank, messages.Leave())
         if not self.transport.flush(IDLE_STOP_S):
             return sorted(parted)
-        if plain:
-            self.transport.close()
+        self.transport.close()
         return []
 
     def tell(self, rank: int, message: Message) -> None:

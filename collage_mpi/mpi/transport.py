@@ -381,16 +381,9 @@ class WorkerTransport:
         self._tasks: ReceiveRing | None = None
 
     def open_tasks(self, nbytes: int, slots: int) -> None:
-        """Post receives for task messages of up to nbytes."""
-        self.close_tasks()
+        """Post receives for task messages of up to nbytes. They stay posted until `close`."""
         inbox = Inbox(self.coordinator, TAG_TASK, nbytes, slots)
         self._tasks = ReceiveRing(self._comm, self._mpi, inbox, lends=True)
-
-    def close_tasks(self) -> None:
-        """Withdraw the receives for tasks; called at the end of a session."""
-        if self._tasks is not None:
-            self._tasks.close()
-            self._tasks = None
 
     def poll_control(self) -> np.ndarray | None:
         """The next control message, or None."""
@@ -423,7 +416,8 @@ class WorkerTransport:
     def close(self, limit_s: float = 5.0) -> None:
         """Complete the sends under way (bounded) and withdraw the receives."""
         self._sends.flush(limit_s)
-        self.close_tasks()
+        if self._tasks is not None:
+            self._tasks.close()
         self._control.close()
 
 

@@ -448,18 +448,6 @@ def test_a_worker_hears_and_answers_rank_0():
     assert comm.delivered == [(0, TAG_UP, b"yes")]
 
 
-def test_task_receives_are_withdrawn_between_sessions():
-    comm, transport = worker()
-    transport.open_tasks(64, 2)
-    transport.open_tasks(128, 2)
-    tasks = [r for r in comm.receives if r.tag == TAG_TASK]
-    assert [(r.buffer.nbytes, r.cancelled) for r in tasks] == [(64, True)] * 2 + [(128, False)] * 2
-    transport.close_tasks()
-    transport.close_tasks()
-    assert all(r.cancelled for r in tasks)
-    assert transport.poll_tasks() == []
-
-
 def test_close_lets_sends_leave_but_does_not_wait_for_ever():
     comm, transport = worker()
     transport.send(transport.buffer(1), 1)

@@ -49,7 +49,7 @@ class Workers:
         self.answer = answer
         self.told: list[tuple[int, Message]] = []
         self.found: list[Any] = []
-        self.flushes, self.flushed, self.closed = True, False, False
+        self.flushes, self.closed = True, False
         self.dropped: list[int] = []
 
     def buffer(self, nbytes: int) -> np.ndarray:
@@ -73,7 +73,6 @@ class Workers:
         return found
 
     def flush(self, limit_s: float) -> bool:
-        self.flushed = True
         return self.flushes
 
     def drop(self, rank: int) -> None:
@@ -159,8 +158,23 @@ def test_stop_tells_everybody_once():
     worker_group = group_of(workers)
     assert worker_group.stop(5) == worker_group.stop(5) == []
     assert workers.told == [(r, told) for told in (Stop(5), Leave()) for r in (1, 2, 3)]
-    assert workers.flushed
     assert workers.closed
+
+
+def test_ranks_receive_until_all_that_was_sent_has_left():
+    """MPI may hold a message, such as a cancel, until the rank has received it."""
+    workers = Workers(3, polite)
+    found = []
+    workers.flush = lambda limit_s: found.append([told for _, told in workers.told]) or True
+    assert group_of(workers).stop(0) == []
+    assert found == [[Stop(0)] * 2, [Stop(0)] * 2 + [Leave()] * 2]
+
+
+def test_where_ranks_leave_alone_nobody_waits_for_what_was_sent():
+    workers = Workers(3, polite)
+    workers.flushes = False
+    worker_group, _ = hardy(workers)
+    assert worker_group.stop(0) == []
 
 
 def test_stop_names_the_ranks_that_do_not_end():
