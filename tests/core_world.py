@@ -569,12 +569,11 @@ class World:
             self._check_row(image, named)
             if named["answered"]:
                 with_vector.append(image)
-        if vectors is not None:
-            assert len(vectors) == len(with_vector)
-            for image, (task, own) in zip(with_vector, vectors.tolist(), strict=True):
-                expected = self.images[image].expected
-                assert expected is not None
-                assert (task, own) == (expected[1], image), "the vector of another task or image"
+        assert len(vectors) == (len(with_vector) if self.keeps else 0)
+        for image, vector in zip(with_vector, vectors, strict=self.keeps):
+            expected = self.images[image].expected
+            assert expected is not None
+            assert (*vector,) == (expected[1], image), "the vector of another task or image"
         for row in self.core.take_tasks():
             named = {name: row[name].item() for name in row.dtype.names}
             assert named["task"] not in self.tasks, "one row a task"

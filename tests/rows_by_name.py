@@ -37,7 +37,7 @@ def packed(table: TableLayout, row: tuple[Any, ...]) -> np.ndarray:
 
 def add_image(sink: RowSink, vector: np.ndarray | None = None, **fields: Any) -> None:
     row = packed(IMAGES, row_of(IMAGES, sink.session, **fields))
-    sink.image_rows(row, None if vector is None else vector[None])
+    sink.image_rows(row, () if vector is None else [vector])
 
 
 def add_task(sink: RowSink, **fields: Any) -> None:

@@ -96,7 +96,7 @@ class Outcomes:
 
     def _keep_vectors(self, positions: Positions, items: Any) -> None:
         if self.vectors is not None:
-            self._table.vectors.append((positions, self.vectors[items].copy()))
+            self._table.keep(positions, self.vectors[items].copy())
 
     def _assign(
         self, task: Task, block: Block, at: At, positions: Positions, cells: np.ndarray
@@ -201,7 +201,7 @@ class Outcomes:
             record["said"]["encode_ns"] = self._core.encode_ns.get(group, 0)
         record["said"]["source"] = SOURCE_CODE[source]
         if (vector := self._kept_vectors.get(position)) is not None:
-            self._table.vectors.append((range(position, position + 1), vector[None]))
+            self._table.keep(range(position, position + 1), vector[None])
         self._let_go([task.id])
         self._finish(block, at, position, source, accepted=bool(decided), other=other)
 

@@ -121,7 +121,8 @@ class Table:
         """`start_ns`: the time 0 of the rows; groups up to number `warm_groups` are a warm-up."""
         self.blocks: dict[int, Block] = {}
         self.reasons: dict[int, str] = {}  # of error rows that are not taken
-        self.vectors: list[tuple[Positions, np.ndarray]] = []  # of resolved images
+        self._vectors: list[tuple[Positions, np.ndarray]] = []  # of resolved images
+        self.vector_bytes = 0  # of these vectors
         self.done = 0  # resolved images that are not taken
         self.warm_groups = warm_groups
         self.group_size, self.start_ns, self.session = group_size, start_ns, session
@@ -231,12 +232,17 @@ class Table:
         block.done += count
         self.done += count
 
-    def take(self) -> tuple[np.ndarray, np.ndarray | None]:
+    def keep(self, positions: Positions, vectors: np.ndarray) -> None:
+        """Hold the vectors, (n, floats) float32, of resolved images until their rows are taken."""
+        self._vectors.append((positions, vectors))
+        self.vector_bytes += vectors.nbytes
+
+    def take(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Take out what is resolved.
 
         Returns:
-            (n,) of IMAGE_ROW by position, and the vectors of the answered ones, (k, floats)
-            float32, or None.
+            (n,) of IMAGE_ROW by position, and the vectors that were kept of the answered images,
+            (floats,) float32 each.
         """
         taken, where = [], []
         for number, block in sorted(self.blocks.items()):
@@ -253,7 +259,7 @@ class Table:
                 block.shrink()
         self.done = 0
         if not taken:
-            return np.empty(0, IMAGE_ROW), None
+            return np.empty(0, IMAGE_ROW), []
         positions = np.concatenate(where)
         return self._rows(np.concatenate(taken), positions), self._taken_vectors()
 
@@ -285,15 +291,9 @@ class Table:
             rows["reason"][at] = reason_bytes(self.reasons.pop(int(positions[at]), ""))
         return rows
 
-    def _taken_vectors(self) -> np.ndarray | None:
-        if not self.vectors:
-            return None
-        vectors, self.vectors = self.vectors, []
-        order = np.argsort(np.concatenate([np.asarray(where) for where, _ in vectors]))
-        # Vectors with arrays of any length are as long as the longest of their answer.
-        widest, rows = max(each.shape[1] for _, each in vectors), 0
-        found = np.zeros((len(order), widest), vectors[0][1].dtype)
-        for _, each in vectors:
-            found[rows : rows + len(each), : each.shape[1]] = each
-            rows += len(each)
-        return found[order]
+    def _taken_vectors(self) -> list[np.ndarray]:
+        found: dict[int, np.ndarray] = {}  # each as long as the longest of its own answer
+        for positions, vectors in self._vectors:
+            found.update(zip(np.asarray(positions).tolist(), vectors, strict=True))
+        self._vectors, self.vector_bytes = [], 0
+        return [found[position] for position in sorted(found)]

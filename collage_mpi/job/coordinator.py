@@ -22,7 +22,7 @@ from collage_mpi.mpi.answers import unpack_ends, unpack_use
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
 from collage_mpi.mpi.transport import Received
 from collage_mpi.results.number_sets import Draw
-from collage_mpi.results.row_sink import RowSink
+from collage_mpi.results.row_sink import VECTORS_PER_PART_BYTES, RowSink
 from collage_mpi.shards.readahead import Images
 from collage_mpi.system.backoff import Backoff
 from collage_mpi.system.bottleneck import Use
@@ -258,6 +258,8 @@ class Coordinator:
             self._step(self.clock())
         if self._cancels:
             self._send_cancels()
+        if self.core.table.vector_bytes >= VECTORS_PER_PART_BYTES:
+            self.write()
         if now_ns >= self._report_at_ns:
             self._report_at_ns = now_ns + REPORT_EVERY_NS
             if self.core.table.done >= ROWS or now_ns >= self._write_at_ns:

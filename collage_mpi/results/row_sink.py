@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -194,7 +194,7 @@ class Writer(Protocol):
 
     session: int
 
-    def image_rows(self, rows: np.ndarray, vectors: np.ndarray | None = None, /) -> object: ...
+    def image_rows(self, rows: np.ndarray, vectors: Sequence[np.ndarray] = (), /) -> object: ...
     def task_rows(self, rows: np.ndarray, /) -> object: ...
 
 
@@ -347,15 +347,15 @@ class RowSink:
         assert self._vectors is not None
         self._vectors.layout = layout
 
-    def image_rows(self, rows: np.ndarray, vectors: np.ndarray | None = None) -> None:
+    def image_rows(self, rows: np.ndarray, vectors: Sequence[np.ndarray] = ()) -> None:
         """Take rows of images, (n,) of IMAGE_ROW; see `Buffer.extend`.
 
-        `vectors`: (k, floats) float32, those of the answered images, if the run keeps any.
+        `vectors`: those of the answered images, (floats,) float32 each, if the run keeps any.
         """
         done = 0
         while len(rows):
             part, rows = rows[: self._images.room], rows[self._images.room :]
-            if self._vectors is not None and vectors is not None:
+            if self._vectors is not None:
                 answered = part[part["answered"]]
                 self._vectors.extend(answered, vectors[done : done + len(answered)])
                 done += len(answered)
@@ -399,7 +399,7 @@ class MemoryWriter:
         self._buffers = {t.name: Buffer(t, self._kept, ROWS_PER_PART) for t in STORED}
         self.task_rows = self._buffers[TASKS.name].extend
 
-    def image_rows(self, rows: np.ndarray, vectors: np.ndarray | None = None) -> None:
+    def image_rows(self, rows: np.ndarray, vectors: Sequence[np.ndarray] = ()) -> None:
         """Take rows, (n,) of IMAGE_ROW; it keeps no vectors."""
         self._buffers[IMAGES.name].extend(rows)
 

@@ -96,11 +96,12 @@ class VectorBuffer:
         self._keys: list[tuple[int, int]] = []
         self._vectors: list[np.ndarray] = []
 
-    def extend(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Add the vectors, (n, floats) float32, of the next answered images, (n,) of IMAGE_ROW."""
+    def extend(self, rows: np.ndarray, vectors: Sequence[np.ndarray]) -> None:
+        """Add the vectors, (floats,) float32 each, of the next answered images, (n,) of
+        IMAGE_ROW."""
         self._keys += zip(rows["shard"].tolist(), rows["row"].tolist(), strict=True)
-        self._vectors += list(vectors)
-        self.nbytes += vectors.nbytes
+        self._vectors.extend(vectors)
+        self.nbytes += sum(vector.nbytes for vector in vectors)
 
     def take(self) -> Write:
         """Remove and return the vectors collected so far. They may be written in another thread."""

@@ -18,7 +18,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -132,8 +132,8 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
 
-    def image_rows(self, rows: np.ndarray, vectors: np.ndarray | None = None) -> None:
-        assert vectors is None  # its network keeps none
+    def image_rows(self, rows: np.ndarray, vectors: Sequence[np.ndarray] = ()) -> None:
+        assert not vectors  # its network keeps none
         for row in rows.reshape(-1, 1):
             if self._count % CELLS == 0:
                 time.sleep(GROUP_S / self._pace)

@@ -139,7 +139,7 @@ class ListWriter:
         self.tasks: list[Any] = []
         self.pending: deque[Any] = deque()  # parts to be published: none, of a team alone
 
-    def image_rows(self, rows: np.ndarray, vectors: np.ndarray | None = None) -> None:
+    def image_rows(self, rows: np.ndarray, vectors: Sequence[np.ndarray] = ()) -> None:
         self.images += [_told(ImageRow(*row)) for row in rows.tolist()]
 
     idle = True

@@ -38,7 +38,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
-from collage_mpi.job import messages
+from collage_mpi.job import coordinator, messages
 from collage_mpi.job.calibration import Asked, Judge, PairBook
 from collage_mpi.job.coordinator import (
     REPORT_EVERY_NS,
@@ -642,7 +642,7 @@ def test_what_was_written_before_an_error_is_consistent():
     job = Job(6000, depth=2)
     plain, calls = job.writer.image_rows, []
 
-    def image_rows(rows: Any, vectors: Any = None) -> None:
+    def image_rows(rows: Any, vectors: Any = ()) -> None:
         calls.extend([len(rows)] if len(rows) else [])
         if len(calls) > 1:
             raise OSError("no space left")
@@ -653,6 +653,21 @@ def test_what_was_written_before_an_error_is_consistent():
         job.coordinator.run(job.ready)
     assert 0 < len(job.writer.images) == calls[0] < 6000
     assert sum(task.resolved for task in job.writer.tasks) <= len(job.writer.images)
+
+
+def test_what_is_kept_of_images_is_handed_over_before_it_takes_much_memory(monkeypatch):
+    monkeypatch.setattr(coordinator, "VECTORS_PER_PART_BYTES", 8 * 100)
+
+    def keeps(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
+        answer = truthful(rank, task, pixels)
+        return dataclasses.replace(answer, vectors=np.zeros((len(pixels), 2), np.float32))
+
+    job, most = Job(400, scheme="none", cluster={"behave": keeps}), []
+    plain = job.writer.image_rows
+    job.writer.image_rows = lambda rows, vectors: (most.append(len(vectors)), plain(rows))
+    job.complete()
+    assert sum(most) == 400
+    assert max(most) <= 100
 
 
 def test_answers_to_another_session_are_dropped():

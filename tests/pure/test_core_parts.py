@@ -131,7 +131,21 @@ def test_times_in_rows_count_from_the_start_of_the_session():
         2,
         b"gone",
     )
-    assert vectors is None
+    assert vectors == []
+
+
+def test_a_long_answer_does_not_make_the_vectors_of_others_longer():
+    found = Table(4, 0, 1, 0)
+    ((block, at, _),) = found.add(0, 3)
+    block.states[at] = DONE
+    found.resolved(block, 3)
+    found.keep([2], np.full((1, 1000), 7, np.float32))
+    found.keep(range(2), np.zeros((2, 2), np.float32))
+    assert found.vector_bytes == 4 * (1000 + 2 * 2)
+    _, vectors = found.take()
+    assert [len(vector) for vector in vectors] == [2, 2, 1000]
+    assert vectors[2][0] == 7
+    assert found.vector_bytes == 0
 
 
 # ---- ranks ------------------------------------------------------------------
