@@ -670,7 +670,9 @@ class Core:
         self._end_row(task, "failed", 0, event.reason)
         states = event.cells["state"]
         unread = (states == UNREAD) | (states == BAD_ROW)
-        rank.failures += not (unread.any() and not (states == UNREAD).any())
+        bad_rows = unread.any() and not (states == UNREAD).any()
+        if not bad_rows and not self.retries.failed(task):  # else the images may be at fault
+            rank.failures += 1
         spared = rank.status == READY and all(len(self.ranks.ready[k]) > 1 for k in rank.kinds)
         if rank.failures >= self.settings.max_failures and spared:  # others hold its networks
             rank.move("failing")

@@ -90,7 +90,7 @@ class Retries:
         said = f"on {named}{f' and {more} more' if more > 0 else ''}: {reason}"
         self.note(task, range(position, position + 1), said, failed=True)
 
-    def failed(self, work: Work) -> bool:
+    def failed(self, work: Work | Task) -> bool:
         """Whether an image of the work has failed before: it may fail the others of a message."""
         if not self.trouble or work.kind != self._core.scheme.main:
             return False

@@ -39,7 +39,8 @@ class CoreSettings:
         max_attempts: how many tasks of the scheme's main kind may fail for one image before it
             becomes an error row.
         endgame: when no new image is left, idle ranks get copies of images still being computed.
-        max_failures: failures in a row after which a rank is retired.
+        max_failures: after so many failed tasks in a row a rank is retired. Tasks of bad rows, and
+            of images that failed before, do not count.
         end_ns: how long late answers are waited for after every image is resolved, or before
             further groups come in (drain).
         stop_ns: how long answers under way are waited for after StopRequested.

@@ -463,6 +463,26 @@ def test_bad_rows_are_held_against_no_rank():
     assert world.retired == {1}
 
 
+def test_images_that_fail_on_every_rank_retire_none():
+    world = started(singles=4, max_failures=2)
+    for image in range(4):
+        while image in world.open:
+            world.fail(world.task_of(image))
+    assert not world.retired
+    world.run_out()
+
+
+def test_a_failed_message_counts_once_whatever_its_length():
+    world = pulled(singles=2, batch=4, max_failures=2)
+    world.arrive(world.admitted)
+    assert len(on(world, 1)) > 2
+    world.fail(world.of(1)[0])
+    assert not world.retired
+    world.fail(world.of(1)[0])
+    assert world.retired == {1}
+    world.run_out()
+
+
 def test_a_retired_rank_is_recalled_when_no_other_is_left():
     world = started(singles=3, max_failures=1, max_attempts=9)
     for rank in (1, 2):
