@@ -63,6 +63,7 @@ ASKED_FIRST = (SOURCE_CODE[COLLAGE], SOURCE_CODE[BACKUP])
 _ENCODED_KIND = np.array([kind in _ENCODED_KINDS for kind in KINDS])
 
 REASON_BYTES = 96
+MOST_ITEMS = 65_535  # images of a task, by the type of the column
 
 _STRUCT_OF = {
     "u1": "B",

@@ -21,6 +21,7 @@ from collage_mpi.job.changeover import Changeover, least_batch
 from collage_mpi.job.handshake import (
     ServiceCosts,
     handshake,
+    kept_columns,
     most_together,
     readers,
     refuse_other_networks,
@@ -266,7 +267,8 @@ def _measured_here(plan: Plan, encoder: Encoder, order: Order) -> Timings:
             memory += ": TOO LITTLE for all ranks on this host"
     tunings = {kind: predictor.tuning for kind, predictor in predictors.items()}
     who = f"in this process, on {' and '.join(devices)}"
-    most = most_together(plan, encoder, len(order), workers if plan.settings.by_place else ())
+    reading, columns = workers if plan.settings.by_place else (), kept_columns(here.hellos)
+    most = most_together(plan, encoder, len(order), reading, columns)
     costs = service_costs(plan, here, most, least_batch(plan, tunings.values(), devices))
     gain = _gain(plan, here.hellos, encoder, costs, order)
     return Timings(costs, shared, who, memory, tunings, devices == ["cuda"], gain)
@@ -306,7 +308,8 @@ def _measured_there(
     named = ", ".join(f"{host} ({ranks} ranks)" for host, ranks in sorted(hosts.items()))
     who = f"on a rank of each kind while the others wait; on {named}"
     tunings = {kind: how for hello in hellos.values() for kind, how in hello.tuning.items()}
-    most = most_together(plan, encoder, len(order), readers(plan, hellos))
+    columns = kept_columns(hellos)
+    most = most_together(plan, encoder, len(order), readers(plan, hellos), columns)
     devices = {device for hello in hellos.values() for device in hello.devices}
     least = least_batch(plan, tunings.values(), devices)
     costs = service_costs(plan, worker_group, most, least)

@@ -13,7 +13,7 @@ import numpy as np
 
 from collage_mpi.core.schemes import make_scheme
 from collage_mpi.encoding.collage import Encoder
-from collage_mpi.encoding.vectors import KeptColumn, most_floats, shown
+from collage_mpi.encoding.vectors import MOST_BYTES, KeptColumn, most_floats, shown
 from collage_mpi.errors import DataFault, RankGone, UsageError
 from collage_mpi.job.coordinator import ReadyRank
 from collage_mpi.job.messages import Hello, Measured, Start, Welcome, shards_in_messages
@@ -27,6 +27,7 @@ from collage_mpi.models.tuning import tunings_text
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes
+from collage_mpi.rows import MOST_ITEMS
 from collage_mpi.settings.batches import (
     ChosenBatch,
     ModelTimes,
@@ -413,13 +414,18 @@ def service_costs(
 
 
 def most_together(
-    plan: Plan, encoder: Encoder, images: int, reading: Collection[int]
+    plan: Plan,
+    encoder: Encoder,
+    images: int,
+    reading: Collection[int],
+    columns: Sequence[KeptColumn],
 ) -> MostGroups:
     """The largest batch that `--batch auto` may choose.
 
     Args:
         images: number of images to classify.
         reading: ranks that read their images themselves.
+        columns: what is kept of each image.
     """
     one, placement = plan.settings.at_batch(1), plan.placement
     image_bytes, encoded_bytes = _input_bytes(plan, encoder)
@@ -433,7 +439,16 @@ def most_together(
     )
     most = most_groups(one, placement, images, max(sent, default=0))
     why = f"a message has room for {LARGEST_INPUT_BYTES >> 30} GiB"
-    return min(most, MostGroups(LARGEST_INPUT_BYTES // max(held), why))
+    most = min(most, MostGroups(LARGEST_INPUT_BYTES // max(held), why))
+    together = max(map(one.most_inputs, plan.networks))  # images of a task
+    most = min(
+        most, MostGroups(MOST_ITEMS // together, f"a task has at most {MOST_ITEMS:,} images")
+    )
+    if columns:
+        kept_bytes = most_floats(columns) * 4 * together
+        why = f"a message of answers has room for {MOST_BYTES >> 20} MiB of kept values"
+        most = min(most, MostGroups(max(1, MOST_BYTES // kept_bytes), why))
+    return most
 
 
 class _Trial:

@@ -37,6 +37,7 @@ from collage_mpi.results import INDEX_FOLDER
 from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.statistics import ADVICE, weaker_by
 from collage_mpi.results.vectors import require_pyarrow
+from collage_mpi.rows import MOST_ITEMS
 from collage_mpi.settings.redundancy import Placement, pastes
 from collage_mpi.settings.run_settings import RunSettings, any_foreign, with_accept_of
 from collage_mpi.shards import ShardSet
@@ -548,6 +549,11 @@ def _check_sizes(shards: ShardSet, grid: Grid, settings: RunSettings) -> None:
         raise UsageError(
             f"a collage of side {grid.side} with cells of {grid.cell_px} px takes {nbytes:,} "
             f"bytes; at most {LARGEST_INPUT_BYTES:,} are possible: choose a smaller --cell-px"
+        )
+    if batch * images > MOST_ITEMS:
+        raise UsageError(
+            f"a batch of {batch} groups has {batch * images:,} images in one task; at most "
+            f"{MOST_ITEMS:,} are possible: use --batch {MOST_ITEMS // images} or less"
         )
     labels = shards.labels()
     if labels is not None and len(labels) and int(labels.max()) > LARGEST_LABEL:

@@ -238,7 +238,13 @@ class LeadRun:
     def _costs(self, session: TeamSession, networks: Mapping[str, str]) -> ServiceCosts:
         """The costs of the networks in this run, which team 0 measures for all teams."""
         refuse_other_networks(self.plan, session.hellos, self.known.get("networks") or {})
-        most = most_together(self.plan, session.encoder, count(self.lacking), session.reading)
+        most = most_together(
+            self.plan,
+            session.encoder,
+            count(self.lacking),
+            session.reading,
+            kept_columns(session.hellos),
+        )
         hellos = session.hellos.values()
         tunings = [how for hello in hellos for how in hello.tuning.values()]
         devices = [device for hello in hellos for device in hello.devices]

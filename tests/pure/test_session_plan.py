@@ -16,9 +16,11 @@ from pictures import write_folder
 from results_harness import input_digest
 
 from collage_mpi.encoding.grid import Grid
+from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job import plan as plan_module
 from collage_mpi.job.handshake import (
+    answer_bytes,
     check_same_weights,
     counted_classes,
     most_together,
@@ -37,6 +39,7 @@ from collage_mpi.results import RunWriter
 from collage_mpi.results.claim import read_claims
 from collage_mpi.results.writer import differences
 from collage_mpi.rows import KEY_ROW
+from collage_mpi.settings.batches import MostGroups
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 
@@ -116,15 +119,32 @@ def test_the_largest_batch_depends_on_what_rank_0_sends(shards):
     ):
         large = replace(plan, shards=SimpleNamespace(shape=(edge, edge, 3), dtype="uint8"))
         for reading, size in zip(who, sizes, strict=True):
-            assert most_together(large, encoder, 10**9, reading).size == size
-    found = most_together(large, encoder, 10**9, singles)
+            assert most_together(large, encoder, 10**9, reading, ()).size == size
+    found = most_together(large, encoder, 10**9, singles, ())
     assert found.why == "a message has room for 1 GiB"
     items = replace(
         plan_of(shards, scheme="none", batch=None),
         shards=SimpleNamespace(shape=(128, 64, 64), dtype="float32"),
     )
-    assert most_together(items, encoder, 10**9, ()).size == 4  # of 2 MiB each
+    assert most_together(items, encoder, 10**9, (), ()).size == 4  # of 2 MiB each
     assert task_bytes(items.at_batch(3), encoder) > 3 * (2 << 20)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kept_bytes", "size"),
+    [("none", 1 << 20, 64), ("cascade-batch", 1 << 20, 16), ("none", 60 << 20, 1)],
+)
+def test_a_batch_is_chosen_whose_kept_values_fit_a_message(shards, scheme, kept_bytes, size):
+    """Values of varying length are as long as the longest of their batch."""
+    more = {"backup": "null"} if scheme == "cascade-batch" else {}
+    plan = plan_of(shards, scheme=scheme, side=2, batch=None, pixels="workers", **more)
+    reading, encoder = plan.placement.workers, build_encoder(plan)
+    column = KeptColumn("boxes", "<f4", (None, 4), kept_bytes - 4)
+    found = most_together(plan, encoder, 10**9, reading, [column])
+    why = "a message of answers has room for 64 MiB of kept values"
+    assert found == MostGroups(size, why)
+    room = answer_bytes(plan.at_batch(size), encoder, [column])
+    assert room < (64 << 20) + (1 << 20)
 
 
 def test_a_cancel_of_all_that_a_rank_may_hold_fits_a_message_of_places(shards):
@@ -255,6 +275,17 @@ def test_what_a_message_and_a_row_just_hold_is_taken(shards, monkeypatch):
     monkeypatch.setattr(plan_module, "LARGEST_INPUT_BYTES", images - 1)
     with pytest.raises(UsageError, match=r"a message of 9 images takes 324 bytes"):
         plan_of(shards, 11, scheme="cascade-batch", side=3, cell_px=2)
+
+
+def test_a_task_has_no_more_images_than_its_row_can_count(shards):
+    asked = {"scheme": "cascade-batch", "backup": "null", "side": 16, "pixels": "workers"}
+    plan_of(shards, 258, batch=255, **asked).shards.close()
+    with pytest.raises(UsageError, match=r"65,536 images in one .* --batch 255 or less"):
+        plan_of(shards, 258, batch=256, **asked)
+    plan = plan_of(shards, 258, batch=None, **asked)
+    plan.shards.close()
+    found = most_together(plan, build_encoder(plan), 10**9, plan.placement.workers, ())
+    assert found == MostGroups(255, "a task has at most 65,535 images")
 
 
 @pytest.mark.parametrize("more", [0, 1])
