@@ -22,7 +22,7 @@ from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Changed, Hello, Measured, Welcome
-from collage_mpi.kinds import KIND, SINGLE, TABLE
+from collage_mpi.kinds import KIND, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Answer, Computation, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function
@@ -302,10 +302,9 @@ class Networks:
     ) -> Computation[list[WireResult]]:
         """Begin to compute tasks of one kind, as one batch. An exception fails a task, not the job.
 
-        A batch that raises is run again task by task, and a task of several images image by image.
-        So a bad input, or a batch that no longer fits the device's memory, fails no other task. A
-        task also fails if none of its rows of scores is finite, so that a broken GPU shows by its
-        failures.
+        A batch that raises is run again in halves, down to one input. So a bad input, or a batch
+        that no longer fits the device's memory, fails no other image. A task also fails if none of
+        its rows of scores is finite, so that a broken GPU shows by its failures.
 
         Args:
             tasks: of one kind.
@@ -343,32 +342,21 @@ class Networks:
     def _apart(
         self, tasks: Sequence[WireTask], inputs: Sequence[np.ndarray], why: str
     ) -> list[WireResult]:
-        """Answer tasks whose batch has raised, by running them in smaller parts."""
+        """Answer tasks whose batch has raised, by running its halves."""
         if len(tasks) > 1:
-            return [self._ask(task, own) for task, own in zip(tasks, inputs, strict=True)]
-        if tasks[0].kind != SINGLE or len(inputs[0]) == 1:
-            return [failed(tasks[0], why)]
-        return [self._one_by_one(tasks[0], inputs[0])]
+            halves = _halves(len(tasks))
+            return [each for own in halves for each in self._ask(tasks[own], inputs[own])]
+        task = tasks[0]
+        if KIND[task.kind].encoded or len(inputs[0]) == 1:
+            return [failed(task, why)]
+        halves = _halves(len(task.items))
+        found = [
+            self._ask([replace(task, items=task.items[own])], [inputs[0][own]])[0] for own in halves
+        ]
+        return [_answer_of(task, found)]
 
-    def _ask(self, task: WireTask, inputs: np.ndarray) -> WireResult:
-        return self.begin([task], [inputs]).finish()[0]
-
-    def _one_by_one(self, task: WireTask, inputs: np.ndarray) -> WireResult:
-        """Answer a task of several images whose batch has raised, image by image."""
-        alone = [replace(task, items=(item,)) for item in task.items]
-        found = [self._ask(each, own[None]) for each, own in zip(alone, inputs, strict=True)]
-        if all(result.status == FAILED for result in found):
-            return failed(task, found[0].reason)
-        cells = tuple(result.cells[0] if result.cells else None for result in found)
-        answer = WireResult(task.task, ANSWERED, runtime=found[0].runtime, cells=cells)
-        kept = [result.vectors for result in found]
-        if any(each is not None for each in kept):
-            widest = max(each.size for each in kept if each is not None)
-            answer.vectors = np.zeros((len(found), widest), np.float32)  # 0 where one has failed
-            for row, each in zip(answer.vectors, kept, strict=True):
-                if each is not None:
-                    row[: each.size] = each[0]
-        return answer
+    def _ask(self, tasks: Sequence[WireTask], inputs: Sequence[np.ndarray]) -> list[WireResult]:
+        return self.begin(tasks, inputs).finish()
 
     def _result(
         self, task: WireTask, scores: np.ndarray, given: Mapping[str, np.ndarray]
@@ -425,6 +413,31 @@ def result_of(task: WireTask, scores: np.ndarray) -> WireResult:
         return failed(task, NOT_FINITE)
     places = [cell for _, cell in task.items] if kind.encoded else range(len(task.items))
     return WireResult(task.task, ANSWERED, cells=tuple([records[place] for place in places]))
+
+
+def _halves(count: int) -> tuple[slice, slice]:
+    return slice(0, count // 2), slice(count // 2, count)
+
+
+def _answer_of(task: WireTask, halves: Sequence[WireResult]) -> WireResult:
+    """The answer to a task of several images, by the answers to its halves."""
+    answered = [half for half in halves if half.status == ANSWERED]
+    if not answered:
+        return failed(task, halves[0].reason)
+    places = _halves(len(task.items))
+    cells: list[Score | None] = [None] * len(task.items)
+    vectors = None
+    if answered[0].vectors is not None:
+        widest = max(half.vectors.shape[1] for half in answered if half.vectors is not None)
+        vectors = np.zeros((len(cells), widest), np.float32)  # 0 where an image has failed
+    for half, own in zip(halves, places, strict=True):
+        if half.status == ANSWERED:
+            cells[own] = half.cells
+            if vectors is not None and half.vectors is not None:
+                vectors[own, : half.vectors.shape[1]] = half.vectors
+    return WireResult(
+        task.task, ANSWERED, runtime=answered[0].runtime, cells=cells, vectors=vectors
+    )
 
 
 def failed(task: WireTask, reason: str) -> WireResult:

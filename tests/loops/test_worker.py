@@ -38,6 +38,7 @@ from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, WireResult
 from collage_mpi.mpi.tasks import WireTask
+from collage_mpi.rows import ANSWERERS
 from collage_mpi.system.backoff import WORKER_BACKOFF, Backoff
 from collage_mpi.system.process_tree import ProcessId
 
@@ -230,22 +231,27 @@ def test_a_network_that_raises_fails_its_task_not_the_job(error):
     assert fine.cells[0].label == 2
 
 
-@pytest.mark.parametrize("most", [1, 2, 1 << 30])
-def test_a_run_whose_batch_raises_is_asked_image_by_image(most):
+@pytest.mark.parametrize("kind", ["single", "backup"])
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [3, 1, 2, 1, 1]), (2, [3, 1, 2]), (1 << 30, [3, 1, 2])]
+)
+def test_a_task_whose_batch_raises_is_run_in_halves(kind, most, sizes):
     """Without a record only of the image that the network cannot bear."""
-    bench = Bench()
+    bench = Bench(kind)
     bench.network.most, bench.network.refuses = most, 5
-    classes = [4, 5, 6]
+    bench.network.runtime = ANSWERERS[3]
     pixels = np.zeros((3, *SHAPE), np.uint8)
-    pixels[:, 0, 0, 0] = classes
+    pixels[:, 0, 0, 0] = [5, 4, 6]
     items = tuple((image, image) for image in range(3))
-    bench.endpoint.give([WireTask(0, "single", items)], [pixels])
+    bench.endpoint.give([WireTask(0, kind, items)], [pixels])
+    bench.network.sizes.clear()
     bench.run()
     (result,) = bench.results
-    assert result.status == ANSWERED
-    assert [cell and cell.label for cell in result.cells] == [4, None, 6]
+    assert (result.status, result.runtime) == (ANSWERED, 3)
+    assert [cell and cell.label for cell in result.cells] == [None, 4, 6]
+    assert bench.network.sizes == sizes
     bench.network.error = RuntimeError("CUDA error")
-    bench.endpoint.give([WireTask(1, "single", items)], [pixels])
+    bench.endpoint.give([WireTask(1, kind, items)], [pixels])
     bench.run()
     assert bench.results[1].status == FAILED
     assert "CUDA error" in bench.results[1].reason
@@ -541,7 +547,7 @@ def test_one_bad_image_fails_its_task_alone():
     assert len(bench.endpoint.sent) == 2  # the hello and this
 
 
-def test_a_batch_that_does_not_fit_any_more_is_done_one_by_one():
+def test_a_batch_that_does_not_fit_any_more_is_run_in_halves():
     bench = Bench(batch=4)
     bench.network.most = 2
     batch_of(bench, [3, 7, 5])
@@ -681,7 +687,7 @@ def test_embeddings_of_a_batch_stay_with_their_images():
     assert vectors == [[[4, -4]], [[9, -9]], [[2, -2]]]
 
 
-def test_of_a_mapped_batch_that_raises_each_image_is_tried_alone_with_its_own_outputs():
+def test_of_a_mapped_batch_that_raises_each_image_has_its_own_outputs():
     bench = Bench(start=False, batch=3, extras=Extras(top_k=None, save="outputs"))
     bench.network.columns = (KeptColumn("twice", "<u2", (2,)),)
 
@@ -699,3 +705,23 @@ def test_of_a_mapped_batch_that_raises_each_image_is_tried_alone_with_its_own_ou
     layout = layout_of(bench.network.columns)
     kept = [unpack(layout, bench.results[place].vectors)["twice"].tolist() for place in (0, 2)]
     assert kept == [[[8, 8]], [[4, 4]]]
+
+
+def test_halves_of_a_task_with_outputs_of_different_lengths_are_joined():
+    bench = Bench(start=False, batch=3, extras=Extras(top_k=None, save="outputs"))
+    bench.network.columns = (KeptColumn("boxes", "<f4", (None,), 64),)
+
+    def answer(batch):
+        corners = batch[:, 0, 0, 0].tolist()
+        return bench.network.predict(batch), {"boxes": [np.arange(n) for n in corners]}
+
+    bench.network.answer = answer
+    bench.start()
+    bench.network.refuses = 9
+    pixels = np.zeros((4, *SHAPE), np.uint8)
+    pixels[:, 0, 0, 0] = [9, 1, 4, 2]
+    items = tuple((image, image) for image in range(4))
+    bench.endpoint.give([WireTask(0, "single", items)], [pixels])
+    bench.run()
+    kept = unpack(layout_of(bench.network.columns), bench.results[0].vectors)["boxes"]
+    assert [each.tolist() for each in kept] == [[], [0], [0, 1, 2, 3], [0, 1]]
