@@ -168,7 +168,7 @@ def draw(points: Sequence[Point], out: Path) -> None:
 
     A colour a side, a line along its frontier, presets by their names; a yolo head is hollow.
     """
-    from collage_mpi.figures.style import STYLE, pyplot, save
+    from collage_mpi.figures.plots import STYLE, pyplot, save
 
     plt = pyplot()
     panels = {
@@ -190,7 +190,7 @@ def draw(points: Sequence[Point], out: Path) -> None:
 
 def _panel(ax: Any, points: Sequence[Point]) -> None:
     """The points of one panel."""
-    from collage_mpi.figures.style import COLOURS, MARKERS
+    from collage_mpi.figures.plots import COLOURS, MARKERS
 
     for side in sorted({p.side for p in points}):
         mine = [p for p in points if p.side == side]

@@ -22,7 +22,7 @@ import numpy as np
 from peers.page import write_into
 
 from collage_mpi.commands.demo import FACTOR, SIGMA, SLOW
-from collage_mpi.figures import style
+from collage_mpi.figures import plots
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.results import MARKER, Results, read_results
 from collage_mpi.results.statistics import percentile
@@ -142,9 +142,9 @@ def draw(
     runs: dict[str, Results], times_s: np.ndarray, time_scale: float, stem: Path
 ) -> list[Path]:
     """Three panels over the time of arrival: load, share answered by collages, P99."""
-    pyplot = style.pyplot()
+    pyplot = plots.pyplot()
     height_in = 7.0
-    with pyplot.rc_context(style.STYLE):
+    with pyplot.rc_context(plots.STYLE):
         figure, panels = pyplot.subplots(
             3, 1, figsize=(8.6, height_in), sharex=True, height_ratios=(1, 1, 1.8)
         )
@@ -152,8 +152,8 @@ def draw(
         _load(panels[0], times_s, capacity(time_scale))
         of_share, of_p99 = (windows(len(times_s), size) for size in (STEP, WINDOW))
         for number, (name, run) in enumerate(runs.items()):
-            look: dict[str, Any] = {"color": style.COLOURS[number], "linewidth": 1.5}
-            look |= {"linestyle": style.STYLES[number], "label": name}
+            look: dict[str, Any] = {"color": plots.COLOURS[number], "linewidth": 1.5}
+            look |= {"linestyle": plots.STYLES[number], "label": name}
             late_ms, shared = in_order(run)
             panels[1].plot(times_s[of_share].mean(1), 100 * shared[of_share].mean(1), **look)
             panels[2].plot(times_s, late_ms, ".", markersize=1.2, alpha=0.25, color=look["color"])
@@ -162,7 +162,7 @@ def draw(
         _label(panels)
         handles = panels[2].get_legend_handles_labels()
         figure.legend(*handles, loc="lower left", ncols=3, bbox_to_anchor=(0.085, 0.0))
-        return style.save(figure, stem, _title(time_scale), dpi=140)
+        return plots.save(figure, stem, _title(time_scale), dpi=140)
 
 
 def _load(axes: Any, times_s: np.ndarray, rate: float) -> None:

@@ -20,9 +20,8 @@ from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.settings.flags import flag, own_fields
 from collage_mpi.system.fields import about, default_of
 from collage_mpi.system.files import save_file, writing
-from collage_mpi.training.judge import AT
 from collage_mpi.training.settings import DISTILLATION, TRAINING, TrainSettings
-from collage_mpi.training.threshold import told_errors
+from collage_mpi.training.threshold import AT, told_errors
 
 Report = Mapping[str, Any]
 

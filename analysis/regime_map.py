@@ -26,13 +26,13 @@ from regimes import BACKUP, CASCADE, FASTEST, FIXED, HEDGE, NONE, ONLY, SURE, En
 from tails import Tail, measure_tail
 
 from collage_mpi.core.ranks import WINDOW
-from collage_mpi.figures.style import STYLE, pyplot, save
+from collage_mpi.figures.plots import STYLE, pyplot, save
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.schemes import Candidate, simulate_schemes
+from collage_mpi.simulation.runs import Candidate, simulate_schemes
 from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.files import write_atomic
 from collage_mpi.workload.arrivals import load_trace
-from collage_mpi.workload.service_times import DelayModel, trace_rows
+from collage_mpi.workload.straggler_settings import DelayModel, trace_rows
 
 SIDE, SPARE = 3, 2
 PLACEMENTS, GROUPS = 11, 50  # 550 groups in all: a P99 wants 368

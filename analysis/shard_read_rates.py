@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.prep.plan import Recipe, plan_shards
-from collage_mpi.prep.work import make_shard
+from collage_mpi.prep.work import Recipe, make_shard, plan_shards
 from collage_mpi.shards import ReadAhead, ShardSet, ShardWriter
 from collage_mpi.shards.listing import list_folder
 from collage_mpi.shards.pictures import PictureFit

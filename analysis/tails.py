@@ -1,7 +1,7 @@
 """How heavy the tail of service times is, and how long slow periods last.
 
 The two numbers place a trace on the map of reports/does-it-work.md. They are parameters of the
-two-state Markov process that `collage_mpi.workload.service_times` draws.
+two-state Markov process that `collage_mpi.workload.straggler_settings` draws.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from team_model import LeadCosts, Outcome, TeamsModel, World
 
-from collage_mpi.figures.style import COLOURS, MARKERS, STYLE, STYLES, pyplot, save
+from collage_mpi.figures.plots import COLOURS, MARKERS, STYLE, STYLES, pyplot, save
 from collage_mpi.job.leases import LeaseSettings
 from collage_mpi.simulation.costs import Costs
 

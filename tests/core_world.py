@@ -35,7 +35,7 @@ from collage_mpi.rows import (
     SOURCES,
     UNREAD,
 )
-from collage_mpi.settings.redundancy import AcceptSettings
+from collage_mpi.settings.run_settings import RedundancySettings
 
 MS = 1_000_000
 SECOND_NS = 1000 * MS
@@ -46,7 +46,7 @@ def policy_of(
     name: str, *, confidence: float = 0.8, deadline_ns: int | None = None
 ) -> AcceptPolicy:
     """The accept policy of that name, made from few settings."""
-    settings = AcceptSettings(
+    settings = RedundancySettings(
         confidence={"first": 0.0, "confident": confidence}[name],
         deadline_ms=None if deadline_ns is None else deadline_ns / MS,
     )

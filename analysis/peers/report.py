@@ -22,7 +22,7 @@ from typing import Any
 from cases import CASES, OURS, PEERS, VARIANTS
 from page import markdown_of, write_into
 
-from collage_mpi.figures import style
+from collage_mpi.figures import plots
 from collage_mpi.system.table import Table
 
 Key = tuple[str, str]  # case, program
@@ -152,13 +152,13 @@ def draw(lines: list[Line], out: Path) -> None:
     """Bars: images/s by program, a panel a case."""
     found, programs = best(lines), programs_of(lines)
     cases = [case for case in cases_of(lines) if case not in KILLED]
-    colours = {"ours": style.COLOURS[0], "": style.COLOURS[1], "sender": style.COLOURS[4],
-               "workers": style.COLOURS[2]}  # fmt: skip
+    colours = {"ours": plots.COLOURS[0], "": plots.COLOURS[1], "sender": plots.COLOURS[4],
+               "workers": plots.COLOURS[2]}  # fmt: skip
     says = {"ours": "this package", "": "images in memory", "sender": "sender reads",
             "workers": "workers read"}  # fmt: skip
     kinds = ["ours" if p in OURS else p.partition("+")[2] for p in programs]
-    plt = style.pyplot()
-    with plt.rc_context(style.STYLE):
+    plt = plots.pyplot()
+    with plt.rc_context(plots.STYLE):
         figure, axes = plt.subplots(
             1,
             len(cases),
@@ -186,7 +186,7 @@ def draw(lines: list[Line], out: Path) -> None:
         patches = [plt.Rectangle((0, 0), 1, 1, color=colours[kind]) for kind in shown]
         labels = [says[kind] for kind in shown]
         figure.legend(patches, labels, loc="outside lower center", ncols=len(shown))
-        style.save(figure, out)
+        plots.save(figure, out)
 
 
 def block(lines: list[Line], figure: Path | None, page: Path | None) -> str:

@@ -15,9 +15,12 @@ from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.commands.run import proof_of
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.settings.flags import Values, own_fields, switch, words_of
-from collage_mpi.settings.inputs import InputSettings, NetworkSettings
-from collage_mpi.settings.pace import PaceSettings
-from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.run_settings import (
+    InputSettings,
+    NetworkSettings,
+    PaceSettings,
+    RunSettings,
+)
 from collage_mpi.system.environment import launcher_size, processes_here
 from collage_mpi.system.fields import REQUIRED, names, same, setting
 from collage_mpi.system.files import writing
@@ -153,7 +156,7 @@ def ranks_here(command: str, ranks: int | None, device: str) -> int:
 
 def _check_id(pictures: str, column: str) -> None:
     """Raises UsageError if the column cannot name the images of the input."""
-    from collage_mpi.results.input_columns import InputColumns
+    from collage_mpi.results.names import InputColumns
     from collage_mpi.shards.inputs import examine, expand_paths
     from collage_mpi.shards.schema import ShardInfo
     from collage_mpi.shards.source import ReadAs

@@ -17,7 +17,7 @@ from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.plugins import optional
 from collage_mpi.results import REPORT
-from collage_mpi.settings.inputs import NetworkSettings
+from collage_mpi.settings.run_settings import NetworkSettings
 from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.printable import say
 
@@ -73,7 +73,7 @@ def execute(args: DemoArguments) -> int:
 
 
 def _tell_and_draw(out: Path, folders: list[Path]) -> None:
-    from collage_mpi.figures.latency_cdf import plot_latency_cdf
+    from collage_mpi.figures.plots import plot_latency_cdf
     from collage_mpi.report.page import write_report
     from collage_mpi.results import compare, read_results, render_comparison, verify_run
 

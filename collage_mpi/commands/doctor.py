@@ -12,12 +12,10 @@ from dataclasses import asdict, dataclass
 
 from collage_mpi import __version__
 from collage_mpi.commands.parser import Command, MpiArguments
-from collage_mpi.doctor.checks import BAD, WARN, Finding
-from collage_mpi.doctor.examine import Wanted, examine
-from collage_mpi.doctor.hello import LIMIT_S, meet
+from collage_mpi.doctor.examine import BAD, LIMIT_S, WARN, Finding, Wanted, examine, meet
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.settings.flags import switch
-from collage_mpi.settings.inputs import NetworkSettings
+from collage_mpi.settings.run_settings import NetworkSettings
 from collage_mpi.system.environment import launcher_rank, launcher_size
 from collage_mpi.system.fields import same, setting
 from collage_mpi.system.printable import counted

@@ -20,7 +20,7 @@ from collage_mpi.models.info import Geometry, Loading, NetworkInfo, check_fit
 from collage_mpi.models.named import is_foreign
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.flags import Arguments, switch
-from collage_mpi.settings.inputs import NetworkSettings
+from collage_mpi.settings.run_settings import NetworkSettings
 from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.printable import counted
 from collage_mpi.system.progress import advancing
@@ -137,7 +137,7 @@ def _check_save(args: EvaluateArguments, path: Path) -> None:
 
 def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.shards import ShardSet
-    from collage_mpi.training.report import AskedNetworks, make_report
+    from collage_mpi.training.measure import AskedNetworks, make_report
 
     trusted = args.trust_network
     described = {kind: describe(spec, KIND[kind].network, trusted) for kind, spec in specs.items()}
@@ -265,7 +265,7 @@ def _shown(value: float | None, form: str = "{:.2f}", unit: float = 1) -> str:
 
 
 def _place_row(place: str) -> Row:
-    from collage_mpi.training.judge import AT
+    from collage_mpi.training.threshold import AT
 
     def accuracy(entry: Entry) -> str:
         return f"{entry['places'][place]['accuracy']:.2%}" if "places" in entry else ""

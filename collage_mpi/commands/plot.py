@@ -59,7 +59,7 @@ def cdf(args: CdfArguments) -> int:
     """Draw the latency distributions of the runs and print their table. All ratios are to the first
     run.
     """
-    from collage_mpi.figures.latency_cdf import plot_latency_cdf
+    from collage_mpi.figures.plots import plot_latency_cdf
     from collage_mpi.results import compare, read_results, render_comparison
 
     runs = [read_results(path) for path in args.runs]
@@ -72,7 +72,7 @@ def cdf(args: CdfArguments) -> int:
 
 def timeline(args: TimelineArguments) -> int:
     """Draw some groups of a run, and write them as a trace for Perfetto."""
-    from collage_mpi.figures.timeline import plot_timeline
+    from collage_mpi.figures.plots import plot_timeline
     from collage_mpi.results import read_results
     from collage_mpi.results.timeline import make_timeline, write_trace
 

@@ -30,7 +30,7 @@ from collage_mpi.system.printable import counted, ranges_in, say
 from collage_mpi.system.table import Column, Table, Value, to_text
 
 if TYPE_CHECKING:
-    from collage_mpi.simulation.schemes import Candidate
+    from collage_mpi.simulation.runs import Candidate
     from collage_mpi.simulation.simulator import SimulatedJob
 
 MOST_SEEDS = 10_000
@@ -161,7 +161,7 @@ def _costs(args: SimulateArguments) -> Costs:
 
 def _schemes(args: SimulateArguments, job: SimulatedJob) -> int:
     """Simulate all schemes with all seeds and print their table."""
-    from collage_mpi.simulation.schemes import of_seed, simulate_schemes
+    from collage_mpi.simulation.runs import of_seed, simulate_schemes
 
     seeds = [job.settings.straggler_seed] if args.seeds is None else _parsed(args.seeds)
     each = [_of_scheme(args, job, text) for text in args.schemes] or [job]

@@ -30,7 +30,7 @@ from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.specs import HEADS, YOLO, HeadSpec
 from collage_mpi.removed import removed
 from collage_mpi.settings.flags import add_flags
-from collage_mpi.settings.inputs import NetworkSettings
+from collage_mpi.settings.run_settings import NetworkSettings
 from collage_mpi.system.environment import torchrun_size
 from collage_mpi.system.fields import about, same, setting
 from collage_mpi.training.settings import DISTILLATION, GRID, TrainArguments, TrainSettings

@@ -17,7 +17,7 @@ from collage_mpi.models.info import Loading, NetworkInfo, check_fit
 from collage_mpi.models.named import OFFLINE, PREFIXES, read_spec
 from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.flags import Arguments
-from collage_mpi.settings.inputs import NetworkSettings
+from collage_mpi.settings.run_settings import NetworkSettings
 from collage_mpi.system.fields import REQUIRED, same, setting
 from collage_mpi.system.printable import say
 from collage_mpi.system.progress import advancing

@@ -36,7 +36,7 @@ LEAST = 3  # images of a collage; for two, a single answer each is faster
 class SchemeSettings:
     """The settings of all schemes; a scheme uses those that it names in `takes`.
 
-    Bounds and choices are checked where users give the values (settings/redundancy).
+    Bounds and choices are checked where users give the values (settings/run_settings).
 
     Attributes:
         name: one of SCHEME_NAMES.

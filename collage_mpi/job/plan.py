@@ -38,8 +38,13 @@ from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.statistics import ADVICE, weaker_by
 from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.rows import MOST_ITEMS
-from collage_mpi.settings.redundancy import Placement, pastes
-from collage_mpi.settings.run_settings import RunSettings, any_foreign, with_accept_of
+from collage_mpi.settings.run_settings import (
+    Placement,
+    RunSettings,
+    any_foreign,
+    pastes,
+    with_accept_of,
+)
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
 from collage_mpi.shards.order import (

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
-from collage_mpi.launch.ending import TIME_LIMIT, Cut, Ending, Reached, never_up
+from collage_mpi.launch.ending import TIME_LIMIT, Cut, Death, Ending, Reached, Startup, never_up
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.scratch import VARIABLE, held, note_signal
-from collage_mpi.launch.startup import Death, Startup
 from collage_mpi.system.environment import STATUS_VARIABLE, without_rank
 from collage_mpi.system.forked import serving
 from collage_mpi.system.hard_exit import UCX, shared_memory, unlink

@@ -1,19 +1,131 @@
 """The collage networks, which classify side * side images in one call, and `build_network`, which
-builds the network of a weights file.
+builds the network of a weights file, from blocks of this package or of torchvision, which is
+imported only for its networks because that takes about a second. `reading_of` turns outputs into
+scores, with one interface for every head. The boxes of a yolo head are assigned to cells by the
+rules of the paper (arXiv 1904.12222).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collage_mpi.errors import UsageError
-from collage_mpi.models.architecture import Architecture, Backbone
-from collage_mpi.models.backbones import ConvNorm, ResNet, Trunk
+from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.models.architecture import TINY, Architecture, Backbone
+from collage_mpi.models.backbones import ConvNorm, ResNet, Tiny, Trunk
+from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.specs import APART, YOLO, HeadSpec
+from collage_mpi.plugins import pip_line
+
+# The modules from the image to the last feature map, in order. The first line is used whose modules
+# the network all has. Modules that follow them (pooling, classifier) are left out.
+TRUNKS = (
+    ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),  # ResNet, ResNeXt
+    ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),  # ShuffleNet
+    ("stem", "trunk_output"),  # RegNet
+    ("layers",),  # MNASNet, Darknet
+    ("features",),  # MobileNet, EfficientNet, VGG, DenseNet, ConvNeXt, SqueezeNet
+)
+PROBE_PX = 96  # at this size the feature map of no network is empty
+NOT_CONVOLUTIONAL = ("swin", "vit", "maxvit")  # their maps have other axes or a fixed size
+
+
+class VisionSingle(nn.Module):
+    """A classifier by name: (n, C, H, W) float -> (n, 1, classes) logits; C is 1 or 3.
+
+    Attributes:
+        heads: prefixes of the state dict's names whose shape depends on the number of classes.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int) -> None:
+        super().__init__()
+        self.trunk = _model(backbone, classes)
+        names = [name for name, m in self.trunk.named_modules() if isinstance(m, _WITH_CLASSES)]
+        self.heads = (f"trunk.{names[-1]}.",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.trunk(_three(x))[:, None]  # (n, 1, classes)
+        return found
+
+
+class ConvTrunk(nn.Module):
+    """The convolutional part of a network: (n, C, H, W) -> (n, features_out, h, w); C is 1 or 3.
+
+    Pooling and classifier are left out. The names in the state dict are those of the whole network.
+
+    Raises:
+        EnvironmentFault: torchvision is missing.
+        UsageError: the network does not exist, or has no known convolutional trunk.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        model = _model(backbone, 2)  # the number of classes does not matter
+        names = next((row for row in TRUNKS if all(hasattr(model, name) for name in row)), None)
+        if names is None or backbone.network.startswith(NOT_CONVOLUTIONAL):
+            raise UsageError(
+                f"backbone {backbone.backbone} has no convolutional trunk that is known here; it "
+                "can be a single network. Known are ResNet, ResNeXt, RegNet, MobileNet, "
+                "EfficientNet, Darknet, ShuffleNet, MNASNet, DenseNet, VGG, ConvNeXt, SqueezeNet"
+            )
+        for name in names:
+            self.add_module(name, getattr(model, name))
+        if backbone.network.startswith("densenet"):
+            self.add_module("last", nn.ReLU())  # DenseNet applies it outside its features
+        self.features_out = self._probe()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _three(x)
+        for module in self.children():
+            x = module(x)
+        return x
+
+    @torch.no_grad()
+    def _probe(self) -> int:
+        training = self.training
+        self.eval()
+        device = next(self.parameters()).device
+        maps = self(torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=device))
+        self.train(training)
+        return int(maps.shape[1])
+
+
+_WITH_CLASSES = (nn.Linear, nn.Conv2d)
+
+
+def _three(x: Tensor) -> Tensor:
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+
+
+def _model(backbone: Backbone, classes: int) -> nn.Module:
+    if backbone.backbone == TINY:
+        return Tiny(classes)
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"backbone {backbone.backbone} needs torchvision: {pip_line('vision')} "
+            f"(of the version that goes with torch {torch.__version__}): {error}"
+        ) from error
+    known = models.list_models(module=models)
+    if backbone.network not in known:
+        close = [name for name in known if name.startswith(backbone.network[:5])]
+        raise UsageError(
+            f"torchvision has no classifier {backbone.network!r}; near it are "
+            f"{', '.join(close[:12]) or ', '.join(known[:12])}"
+        )
+    aux = backbone.network in ("googlenet", "inception_v3")
+    more = {"aux_logits": False, "init_weights": True} if aux else {}
+    found: torch.nn.Module = models.get_model(
+        backbone.network, weights=None, num_classes=classes, **more
+    )
+    return found
 
 
 class CollageNet(nn.Module):
@@ -107,8 +219,6 @@ def build_network(
             return ResNet(architecture, channels, classes)
         trunk, norm = Trunk(architecture, channels), architecture.norm
     else:
-        from collage_mpi.models.vision import ConvTrunk, VisionSingle  # imported only if needed
-
         if side is None:
             return VisionSingle(architecture, classes)
         trunk, norm = ConvTrunk(architecture), "batch"
@@ -145,3 +255,132 @@ def check_pixels(
                 f"{architecture.backbone} cannot see {height} x {width} pixels{cells}: {error}; "
                 f"give it {'images' if side is None else 'cells, --cell-px,'} of another size"
             ) from error
+
+
+CONFIDENCE = 0.3  # boxes with a lower score are dropped
+OVERLAP = 0.45  # if two boxes of a class have a larger intersection over union, one is dropped
+
+
+def cells_from_boxes(boxes: np.ndarray, scores: np.ndarray, side: int) -> np.ndarray:
+    """The answers for the cells of one collage.
+
+    Each box with a score of at least CONFIDENCE goes to the cell with the largest intersection over
+    union (Jaccard index). If a cell has several boxes, the one with the highest score counts.
+
+    Args:
+        boxes: (m, 4) float, x0, y0, x1, y1 in cells.
+        scores: (m, classes) float32, objectness times the probability of each class.
+        side: cells along an edge.
+
+    Returns:
+        (side*side, classes) float32: the scores of the box; zeros for a cell without a box.
+    """
+    cells = np.zeros((side * side, scores.shape[1]), dtype=np.float32)
+    best = scores.max(axis=1)  # (m,)
+    with np.errstate(invalid="ignore"):
+        passed = (best >= CONFIDENCE) & np.isfinite(boxes).all(axis=1) & np.isfinite(best)
+    boxes, scores, best = boxes[passed], scores[passed], best[passed]
+    kept = suppress(boxes, best, scores.argmax(axis=1))
+    boxes, scores, best = boxes[kept], scores[kept], best[kept]
+    shared = jaccard(boxes, cell_boxes(side))  # (m, cells)
+    within = shared.max(axis=1, initial=0.0) > 0  # boxes outside the collage are in no cell
+    rising = np.argsort(best[within], kind="stable")  # the best box writes its cell last
+    owner = shared[within].argmax(axis=1)
+    cells[owner[rising]] = scores[within][rising]
+    return cells
+
+
+def suppress(boxes: np.ndarray, confidence: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Greedy non-maximum suppression within each class. Returns (m,) bool, the boxes to keep.
+
+    Args:
+        boxes: (m, 4).
+        confidence: (m,), the score of each box.
+        classes: (m,) int.
+    """
+    rivals = (jaccard(boxes, boxes) > OVERLAP) & (classes[:, None] == classes)  # (m, m)
+    kept = np.ones(len(boxes), dtype=bool)
+    order = np.argsort(-confidence, kind="stable")
+    for place, number in enumerate(order):
+        if kept[number]:
+            kept[order[place + 1 :]] &= ~rivals[number, order[place + 1 :]]
+    return kept
+
+
+def jaccard(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(m, k) intersection over union of (m, 4) and (k, 4) boxes."""
+    low = np.maximum(one[:, None, :2], other[None, :, :2])
+    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)  # (m, k)
+    areas = [np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=1) for b in (one, other)]
+    union = areas[0][:, None] + areas[1] - shared
+    found: np.ndarray = shared / np.maximum(union, 1e-12)
+    return found
+
+
+def cell_boxes(side: int) -> np.ndarray:
+    """(side*side, 4) float64: the box of each cell."""
+    rows, columns = np.divmod(np.arange(side * side), side)
+    return np.stack([columns, rows, columns + 1, rows + 1], axis=1).astype(np.float64)
+
+
+def boxes_from_map(
+    raw: np.ndarray, side: int, anchors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decode the map of a yolo head: (m, 4) boxes, (m,) objectness, (m, classes) logits.
+
+    The centre of a box is within its square, and its size is that of its anchor times exp(t), as in
+    YOLOv3 (arXiv 1804.02767).
+
+    Args:
+        raw: (rows, columns, anchors, 5 + classes) float32: tx, ty, tw, th, objectness, classes.
+        side: cells along an edge.
+        anchors: (anchors, 2) widths and heights in cells.
+    """
+    rows, columns = raw.shape[:2]
+    corner = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=2)  # (rows, cols, 2)
+    centre = (corner[:, :, None] + sigmoid(raw[..., :2])) * (side / np.array([columns, rows]))
+    half = anchors * np.exp(np.clip(raw[..., 2:4], -8, 8)) / 2
+    boxes = np.concatenate([centre - half, centre + half], axis=3)  # (rows, columns, anchors, 4)
+    return (
+        boxes.reshape(-1, 4),
+        sigmoid(raw[..., 4]).reshape(-1),
+        raw[..., 5:].reshape(-1, raw.shape[3] - 5),
+    )
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """The logistic function, without overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+# Outputs of a network and temperature -> (n, cells, classes) float32 probabilities. A cell without
+# an answer is a row of zeros.
+Reading = Callable[[Tensor, float], np.ndarray]
+
+
+def grid_scores(outputs: Tensor, temperature: float) -> np.ndarray:
+    """Scores from (n, cells, classes) logits, of a single network or a grid head."""
+    return torch.softmax(outputs / temperature, dim=2).cpu().numpy()  # .cpu() waits
+
+
+def yolo_scores(head: HeadSpec, side: int, outputs: Tensor, temperature: float) -> np.ndarray:
+    """Scores from the outputs of a yolo head, (n, rows, columns, anchors, 5 + classes).
+
+    The score of a class is the objectness of the box times the probability of the class.
+    """
+    collages = []
+    for raw in outputs.float().cpu().numpy():
+        boxes, objectness, logits = boxes_from_map(raw, side, np.array(head.anchors))
+        scaled = logits / temperature
+        powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        probabilities = powers / powers.sum(axis=1, keepdims=True)  # (m, classes)
+        collages.append(cells_from_boxes(boxes, objectness[:, None] * probabilities, side))
+    return np.stack(collages)
+
+
+def reading_of(info: NetworkInfo) -> Reading:
+    """The function that turns a network's outputs into scores."""
+    if info.side is None or info.head.name != YOLO:
+        return grid_scores
+    return partial(yolo_scores, info.head, info.side)

@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.models.asking import fetch_advice
 from collage_mpi.models.backbones import fold_norms
 from collage_mpi.models.gate import require_trust, sha256_of_network
-from collage_mpi.models.hub import fetch_advice
 from collage_mpi.models.info import TOLERANCE, Declared, Loading
 from collage_mpi.models.named import NORMS, PREFIXES, Named, NotInCache
 from collage_mpi.models.predictor import WithEmbedding

@@ -193,7 +193,7 @@ class Runtime:
         self._call, self._batch = call, batch
 
     def __call__(self, batch: np.ndarray) -> Computation[Tensor]:
-        """See `launching.KernelLauncher`."""
+        """See `predictor.KernelLauncher`."""
         import torch
 
         return Computation(lambda: torch.from_numpy(self.predict(batch)))
@@ -357,7 +357,7 @@ class Trial:
             predictor.change_over(runtime, answerer)
 
     def __call__(self, batch: np.ndarray) -> Computation[Tensor]:
-        """See `launching.KernelLauncher`."""
+        """See `predictor.KernelLauncher`."""
         return Computation(partial(self._both, batch))
 
     def _both(self, batch: np.ndarray) -> Tensor:

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.shards.check import opened
 from collage_mpi.shards.foreign import ArrayLayout, find_labels, named_faults
+from collage_mpi.shards.guard import opened
 from collage_mpi.shards.hdf5 import H5_LOCK
 from collage_mpi.shards.inputs import ids_of
 from collage_mpi.shards.pictures import PictureFit, fit_pixels

@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.kinds import KINDS
-from collage_mpi.results.comparison import (
-    STATISTICS,
-    accuracies_of,
-    latency_cell,
-    paired_cell,
-)
 from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.render import (
     DROPPED,
+    STATISTICS,
+    accuracies_of,
     audit_text,
     coordinators,
+    latency_cell,
     optional,
+    paired_cell,
     points,
     share_of,
     shares_shown,

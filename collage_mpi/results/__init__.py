@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collage_mpi.results.comparison import compare as compare
-    from collage_mpi.results.comparison import render_comparison as render_comparison
     from collage_mpi.results.export import export_run as export_run
     from collage_mpi.results.names import image_names as image_names
     from collage_mpi.results.reader import Results as Results
     from collage_mpi.results.reader import follow as follow
     from collage_mpi.results.reader import read_results as read_results
+    from collage_mpi.results.render import compare as compare
+    from collage_mpi.results.render import render_comparison as render_comparison
     from collage_mpi.results.render import render_summary as render_summary
     from collage_mpi.results.summary import summarise as summarise
     from collage_mpi.results.summary import write_summary as write_summary
@@ -39,11 +39,10 @@ REPORT = "report.html"
 EXPORT = "export"  # the folder that `export` writes to by default
 
 _NAMES = {  # module -> its public names
-    "comparison": "compare render_comparison",
     "export": "export_run",
     "names": "image_names",
     "reader": "Results follow read_results",
-    "render": "render_summary",
+    "render": "compare render_comparison render_summary",
     ".rows": "KINDS OUTCOMES SOURCES",
     "summary": "summarise write_summary",
     "verify": "VerifyReport verify_run",

@@ -297,7 +297,7 @@ class Results(Run):
         tasks: (n,) of TASK_ROW, in written order.
         superseded: (m,) of IMAGE_ROW, error rows whose images a later session did again. They are
             not in `images`.
-        every: if it is k > 1, only every k-th part was read (`report.charts.excerpt`).
+        every: if it is k > 1, only every k-th part was read (`report.page.excerpt`).
     """
 
     path: Path

@@ -9,9 +9,7 @@ from typing import NamedTuple
 
 from collage_mpi.core.settings import batch_factor
 from collage_mpi.kinds import SINGLE
-from collage_mpi.settings.pace import MOST_BATCH
-from collage_mpi.settings.redundancy import Placement
-from collage_mpi.settings.run_settings import MOST_OF_A_LEASE, RunSettings
+from collage_mpi.settings.run_settings import MOST_BATCH, MOST_OF_A_LEASE, Placement, RunSettings
 from collage_mpi.system.printable import counted
 from collage_mpi.workload.straggler_settings import make_delays
 

@@ -1,4 +1,5 @@
-"""The settings of a run: one typed object, built from the parts that the other modules declare.
+"""The settings of a run: one typed object, built from parts. The numbers of ranks and copies, and
+which rank holds what, follow from them.
 
 Rules between settings of different parts are here, and the profile `paper`: a named set of
 defaults, which settings of the user override. A run does not record its profile; only the effective
@@ -9,18 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from collage_mpi.core.schemes import scheme_class
+from collage_mpi.core.policies import FIRST, AcceptPolicy, Confident, First
+from collage_mpi.core.schemes import (
+    ASSIGNMENTS,
+    PLACEMENTS,
+    SCHEME_NAMES,
+    SchemeSettings,
+    make_scheme,
+    scheme_class,
+)
 from collage_mpi.core.settings import CoreSettings
-from collage_mpi.encoding.vectors import EMBEDDINGS, OUTPUTS
+from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
+from collage_mpi.encoding.vectors import EMBEDDINGS, OUTPUTS, SAVES, Extras
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import (
     BACKUP,
+    COLLAGE,
     ENCODED_KINDS,
     KIND,
     KINDS,
@@ -28,19 +41,802 @@ from collage_mpi.kinds import (
     SPARE_KINDS,
     TABLE,
 )
-from collage_mpi.models.named import is_foreign, is_function, is_null
+from collage_mpi.models.named import check_trust, is_foreign, is_function, is_null
+from collage_mpi.models.tuning import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.removed import removed_setting
-from collage_mpi.settings.inputs import InputSettings, NetworkSettings
-from collage_mpi.settings.pace import PaceSettings, SurvivalSettings
-from collage_mpi.settings.redundancy import Placement, RedundancySettings, ms_to_ns
-from collage_mpi.system.fields import about, by_name, names
-from collage_mpi.system.printable import shown
+from collage_mpi.system.fields import AUTO, Settings, about, by_name, names, setting
+from collage_mpi.system.printable import counted, shown
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
     from collage_mpi.models.info import NetworkInfo
+    from collage_mpi.shards.pictures import PictureFit
+
+
+MOST_PX = 1 << 14  # largest height and width of a picture
+_input = partial(setting, group="input and output")
+_network = partial(setting, group="networks")
+
+
+@dataclass(frozen=True, repr=False)
+class InputSettings(Settings):
+    """Which images are classified, and where the results go."""
+
+    shards: tuple[str, ...] = _input(
+        (),
+        "the images: shard files or folders of them, folders of pictures, text files that list "
+        "pictures, tar files, Parquet files or Zarr arrays (docs/inputs.md)",
+        metavar="PATH",
+        flag="--input --shards",
+        shipped=True,
+    )
+    image_px: int | None = _input(
+        None,
+        "resize pictures that are not in shards to this height and width",
+        unset="as the network needs, otherwise 224 px",
+        at_least=1,
+        at_most=MOST_PX,
+    )
+    fit: str = _input(
+        "crop",
+        "how pictures that are not in shards become square. crop: keep the middle. letterbox: "
+        "keep the whole picture and add bars",
+        choices=("crop", "letterbox"),
+    )
+    resize_px: int | None = _input(
+        None,
+        "with crop: length of the shorter edge before the crop",
+        unset="as the network says; 256 for 224 px if it is a file of another program and says "
+        "nothing; otherwise --image-px",
+        at_least=1,
+        at_most=MOST_PX,
+    )
+    channels: str = _input(
+        "auto",
+        "3 for colour, 1 for grey. auto: as the network needs, otherwise 3",
+        choices=("auto", "1", "3"),
+    )
+    input_labels: str = _input(
+        "auto",
+        "labels of images that are not in shards. auto: take them from the source if it has any. "
+        "none: no labels",
+        choices=("auto", "none"),
+    )
+    out: str = _input("", "folder to write the results to", metavar="DIR")
+    shared_out: str = _input(
+        "off",
+        "on: write into a results folder that belongs to another user, for example one that a "
+        "group shares. The owner of the folder can read, change and remove the rows",
+        choices=("off", "on"),
+    )
+    order: str = _input(
+        "file",
+        "order of the images: file, or shuffle:SEED, a permutation that the seed decides",
+        metavar="ORDER",
+    )
+    limit: int | None = _input(
+        None, "classify at most this many images", at_least=1, at_most=math.inf
+    )
+
+    class_names_file: str | None = _input(
+        None,
+        "text file with the class names in order, one on each line. Needed if neither the input "
+        "nor the networks name the classes",
+        metavar="FILE",
+        shipped=True,
+    )
+    pixels: str = _input(
+        "auto",
+        "which ranks read, check and decode the images. rank0: rank 0, which sends them to the "
+        "workers. workers: the workers; every worker needs the shards at the same path. auto: the "
+        "workers that find the shards at that path, and rank 0 for the others; with --depth 1 "
+        "rank 0 for all workers, ahead of time",
+        choices=("rank0", "workers", "auto"),
+    )
+    decoder: str = _input(
+        "pillow",
+        "what decodes pictures. pillow: Pillow on the CPU. gpu: not yet",
+        choices=("pillow", "gpu"),
+        hidden=True,  # until there is a choice
+    )
+    top_k: int | None = _input(
+        None,
+        "keep this many classes of each image with their scores, best first, as Parquet files in "
+        "OUT/vectors",
+        unset="only the best class",
+        at_least=1,
+    )
+    save: str = _input(
+        "none",
+        "what else to keep of each image, in OUT/vectors. scores: the scores of all classes. "
+        "embeddings: the network's embedding; needs scheme none, replicate or hedge. outputs: "
+        "what a Python class of your own returns, as with `collage-mpi map`",
+        choices=SAVES,
+    )
+
+    def _check(self) -> None:
+        self.shuffle_seed()
+        if self.decoder == "gpu":
+            raise UsageError("decoder gpu: pictures cannot be decoded on a GPU yet; use pillow")
+
+    def picture_shape(self, shape: tuple[int, ...] | None = None) -> tuple[int, int, int]:
+        """(H, W, C) to which pictures are converted. `shape`: what the networks need, if known."""
+        from collage_mpi.shards.pictures import DEFAULT_PX  # late: --help reads this module
+
+        height, width, channels = shape or (DEFAULT_PX, DEFAULT_PX, 3)
+        px = self.image_px or (height if height == width else DEFAULT_PX)
+        return px, px, channels if self.channels == AUTO else int(self.channels)
+
+    def picture_fit(
+        self,
+        shape: tuple[int, ...] | None = None,
+        resize_px: int | None = None,
+        by: str | None = None,
+        *,
+        usual: bool = False,
+    ) -> PictureFit:
+        """How pictures are converted to images.
+
+        Args:
+            shape: (H, W, C) that the networks need, if known.
+            resize_px: length of the shorter edge before the crop, as the networks need it.
+            by: filter for resizing, if the networks name one.
+            usual: use `usual_resize_px` if neither the user nor the networks say the length.
+        """
+        from collage_mpi.shards.pictures import (  # late: --help reads this module
+            FILTERS,
+            PictureFit,
+            usual_resize_px,
+        )
+
+        px, _, channels = self.picture_shape(shape)
+        resized, unsaid = self.resize_px, self.resize_px is None and self.fit == "crop"
+        if unsaid and usual:
+            resized = usual_resize_px(px)
+        elif unsaid and shape and shape[0] == px <= (resize_px or 0):
+            resized = resize_px
+        return PictureFit(px, self.fit, resized, channels, by or FILTERS[0])
+
+    @property
+    def extras(self) -> Extras:
+        """What is kept of an image beyond its class."""
+        return Extras(self.top_k, self.save)
+
+    def shuffle_seed(self) -> int | None:
+        """Seed of `order = shuffle:SEED`, None for file order."""
+        if self.order == "file":
+            return None
+        word, _, seed = self.order.partition(":")
+        if word != "shuffle" or not seed.isdecimal():
+            raise UsageError(f"order is {self.order!r}; known are: file, shuffle:SEED")
+        return int(seed)
+
+
+@dataclass(frozen=True, repr=False)
+class NetworkSettings(Settings):
+    """Which networks, and how the workers run them."""
+
+    single: str = _network(
+        "",
+        "single classifier: a .safetensors file, shipped:NAME, timm:NAME, hf:ID, FILE.onnx, "
+        "FILE.pt2, FILE.ts, MODULE:FUNCTION, or null",
+        metavar="W",
+        shipped=True,
+    )
+    collage: str = _network(
+        "",
+        "collage network: a .safetensors file, shipped:NAME, FILE.onnx, FILE.pt2, FILE.ts, "
+        "MODULE:FUNCTION, or null",
+        metavar="W",
+        shipped=True,
+    )
+    backup: str = _network(
+        "",
+        "scheme cascade-batch: single classifier for the batches, which is quicker than the single "
+        "network",
+        unset="the single network",
+        metavar="W",
+        shipped=True,
+    )
+    trust_network: str = _network(
+        "",
+        "run networks whose files are programs (.pt2, TorchScript, code of a hub). DIGEST: the "
+        "one with this SHA-256, which its refusal shows; several with commas between them. any: "
+        "every one (docs/security.md)",
+        metavar="DIGEST|any",
+    )
+    cell_px: int | None = _network(
+        None,
+        "height and width of a cell in pixels",
+        unset="as the collage network was trained",
+        at_least=1,
+    )
+    device: str = _network(
+        "auto", "device that the workers run their networks on", choices=("auto", "cpu", "cuda")
+    )
+    precision: str = _network(
+        "auto",
+        "number format of the networks. auto: float32. bfloat16 and float16 are quicker on GPUs "
+        "and on some CPUs, and change some classes (docs/speed.md)",
+        choices=PRECISIONS,
+    )
+    runtime: str = _network(
+        "auto",
+        "what computes the networks. auto: on CPUs the quickest installed runtime with the answers "
+        "of torch, on GPUs torch with CUDA graphs (docs/speed.md)",
+        choices=RUNTIMES,
+    )
+
+    def _check(self) -> None:
+        check_trust(self.trust_network)
+
+    def network(self, kind: str) -> str:
+        """The network that ranks of a kind load: their own, or the one that replaces it."""
+        return str(getattr(self, kind, "") or getattr(self, KIND[kind].network))
+
+    def tuning(self) -> Tuning:
+        """How the workers run their networks."""
+        return Tuning(precision=self.precision, runtime=self.runtime)
+
+
+RANKS = "redundancy and ranks"  # group of --help
+EXPECTED = 9  # differing answers expected among the images that choose a threshold for `agree`
+
+_setting = partial(setting, group=RANKS)
+
+
+UNTIL_CHOSEN = 0.9  # score that counts in a job with `agree`, which replaces it
+
+_accept = partial(setting, group="when a collage's answer counts")
+_late = partial(setting, group="late images")
+
+
+def ms_to_ns(value_ms: float | None) -> int | None:
+    """Milliseconds as whole ns; None stays None."""
+    return None if value_ms is None else round(value_ms * 1e6)
+
+
+@dataclass(frozen=True, repr=False)
+class RedundancySettings(Settings):
+    """The settings of schemes and ranks, of when answers count, and of when they are late."""
+
+    scheme: str = _setting(
+        "collage", "how redundancy is added (docs/schemes.md)", choices=SCHEME_NAMES
+    )
+    side: int = _setting(
+        3,
+        "cells along an edge of a collage. A collage has side x side cells, and a group has side "
+        "x side images",
+        at_least=MIN_SIDE,
+        at_most=MAX_SIDE,
+    )
+    singles: int | None = _setting(None, "number of single ranks, N", unset="side*side", at_least=1)
+    collage_ranks: int = _setting(
+        1,
+        "number of ranks beside the single ranks, M: for collages, or with scheme cascade-batch "
+        "for batches",
+        at_least=0,
+    )
+    assign: str = _setting(
+        "pull",
+        "which rank gets an image. turn: the next rank in turn. pull: a rank that has room takes "
+        "the oldest image, and a slow rank passes over what quicker ranks would end sooner; "
+        "collages and other tasks are then handed out in this way too",
+        choices=ASSIGNMENTS,
+    )
+    endgame: str = _setting(
+        "on",
+        "on: once no new image is left, idle ranks get copies of images that are still being "
+        "computed",
+        choices=("off", "on"),
+    )
+    placement: str | None = _setting(
+        None,
+        "which ranks get collages. fixed: M ranks that hold only the collage network. fastest: "
+        "the fastest of N+M ranks that all hold both networks",
+        unset="fixed; fastest with scheme cascade",
+        choices=PLACEMENTS,
+    )
+    confidence: float | None = _accept(
+        None,
+        "an answer of a collage counts at once if its score is at least this. Otherwise it is "
+        "kept, see --deadline-ms. 0: every answer counts at once, so the first answer to an image "
+        "wins. 1: no answer counts at once. auto: the threshold in the collage network's file, or "
+        "1 if the file has none for this single network (docs/weights.md)",
+        unset=AUTO,
+        auto=True,
+        at_least=0,
+        at_most=1,
+    )
+    agree: float | None = _accept(
+        None,
+        "scheme cascade: choose the lowest score that counts, without labels, so that at most 1 - "
+        "A of all images get another answer than the single network's (95 % confidence). Both "
+        "networks first classify a sample of the images to choose the score. Audits may raise it",
+        metavar="A",
+        above=0,
+        below=1,
+    )
+    deadline_ms: float | None = _accept(
+        None,
+        "an answer with a lower score than --confidence counts this long after its group entered "
+        "the job; the source of its row is then kept. Without a deadline it counts only if no "
+        "single rank can answer the image",
+        at_least=0,
+    )
+    audit: float = _accept(
+        0.01,
+        "scheme cascade: share of the images to audit. If a collage's answer for such an image is "
+        "accepted, the single network classifies the image as well, and the two answers are "
+        "compared",
+        at_least=0,
+        at_most=1,
+    )
+    hedge_ms: float | None = _late(
+        None,
+        "scheme hedge: an image is late after this long and gets a second copy when a rank is idle",
+        at_least=0,
+    )
+    linger_ms: float | None = _late(
+        None,
+        "send a collage that is not full this long after its group's first image",
+        unset="when it is full",
+        at_least=0,
+    )
+
+    def _check(self) -> None:
+        if scheme_class(self.scheme).needs - {SINGLE} and self.collage_ranks < 1:
+            raise UsageError(f"collage_ranks is {self.collage_ranks}; it needs at least 1")
+        if self.replicas > self.n_singles:
+            raise UsageError(
+                f"scheme {self.scheme} with {counted(self.n_singles, 'single rank')}; each copy of "
+                "an image needs a rank of its own"
+            )
+        if self.agree is not None and self.confidence is not None:
+            raise UsageError(
+                f"agree is {self.agree:g} with confidence {self.confidence:g}: agree chooses the "
+                "score that counts; leave out --confidence, or --agree"
+            )
+        if self.agree is not None and self.deadline_ms is not None:
+            raise UsageError(
+                f"agree is {self.agree:g} with a deadline: after the deadline an answer counts "
+                "whatever its score, so agree could not bound the changed answers; leave out "
+                "--deadline-ms, or --agree"
+            )
+        for name, known in scheme_class(self.scheme).only.items():
+            if getattr(self, name) not in known:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)} with scheme {self.scheme}; it takes: "
+                    f"{', '.join(known)}"
+                )
+        if self.agree is not None and not self.takes_threshold:
+            raise UsageError(
+                f"agree is {self.agree:g} with scheme {self.scheme}; only scheme cascade decides "
+                "by a score: add --scheme cascade, or leave out --agree"
+            )
+        make_scheme(self.scheme_settings())
+
+    @property
+    def layout(self) -> str:
+        """Which ranks hold the collage network: one of PLACEMENTS."""
+        return self.placement or scheme_class(self.scheme).placement
+
+    @property
+    def any_size(self) -> bool:
+        """Whether a world may have any size. Then all ranks except rank 0 hold all networks."""
+        own = scheme_class(self.scheme).placement
+        return self.layout == own == "fastest" and self.singles is None
+
+    @property
+    def group_size(self) -> int:
+        """Images of a full group."""
+        return self.side * self.side
+
+    def _takes(self, setting: str) -> bool:
+        return setting in scheme_class(self.scheme).takes
+
+    def uses(self, kind: str) -> bool:
+        return kind in scheme_class(self.scheme).needs
+
+    @property
+    def uses_single(self) -> bool:
+        """Whether the scheme needs a single network."""
+        return self.uses(SINGLE)
+
+    @property
+    def only_singles(self) -> bool:
+        """Whether the scheme needs a single network and no other network."""
+        return scheme_class(self.scheme).needs == {SINGLE}
+
+    @property
+    def uses_collage(self) -> bool:
+        """Whether the scheme needs a collage network."""
+        return self.uses(COLLAGE)
+
+    @property
+    def pastes(self) -> bool:
+        """Whether the scheme pastes several images into one picture."""
+        return pastes(self.scheme)
+
+    @property
+    def usual_singles(self) -> int:
+        """Default number of single ranks: those of a group for each copy of an image."""
+        return self.group_size * self.replicas
+
+    @property
+    def replicas(self) -> int:
+        """Single ranks that the scheme sends each image to at once."""
+        return scheme_class(self.scheme).replicas
+
+    @property
+    def n_singles(self) -> int:
+        """Single ranks, N."""
+        return self.usual_singles if self.singles is None else self.singles
+
+    @property
+    def n_copies(self) -> int:
+        """Number of collage ranks that get the same collage."""
+        return max(1, self.collage_ranks) if self.uses_single else 1
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks that the settings need, including rank 0."""
+        return 1 + sum(self.n_ranks(kind) for kind in KINDS if self.uses(kind))
+
+    def n_ranks(self, kind: str) -> int:
+        """Number of ranks that hold the kind, if the scheme needs it."""
+        return self.n_singles if kind == SINGLE else int(getattr(self, KIND[kind].ranks))
+
+    def place(self, world_size: int, launcher_size: int | None = None) -> Placement:
+        """Rank 0 is the coordinator, ranks 1..N are single, then come the ranks of each further
+        kind.
+
+        A scheme without further kinds needs no collage rank. Worlds of 1+N and of 1+N+M ranks are
+        both right then, and in the larger one the last M ranks stay idle. If a scheme does not use
+        single ranks, worlds of 1+M and of 1+N+M are right, and the N single ranks stay idle.
+
+        Args:
+            world_size: number of ranks, from MPI.
+            launcher_size: number of ranks, from the launcher; None outside a launcher.
+
+        Raises:
+            EnvironmentFault: the world has the wrong size, or is N worlds of one rank.
+        """
+        needs = scheme_class(self.scheme).needs
+        counts = {kind: self.n_ranks(kind) for kind in KINDS if kind in needs}
+        beside = [
+            frozenset({kind}) for kind, n in counts.items() if kind != SINGLE for _ in range(n)
+        ]
+        most = 1 + self.n_singles + (len(beside) or self.collage_ranks)
+        if not one_world(world_size, launcher_size):
+            needed = self.world_size if beside else most
+            raise one_world_is_missing(world_size, launcher_size, needed)
+        if self.any_size:
+            return Placement((frozenset(), *[needs] * (world_size - 1)))
+        if world_size not in (self.world_size, most):
+            usual = self.singles is None and self.replicas == 1
+            who = f"--side {self.side}" if usual else f"--singles {self.n_singles}"
+            raise wrong_size(world_size, who, counts, self.scheme)
+        first = self.n_singles if SINGLE in needs or world_size > self.world_size else 0
+        held = [needs & {SINGLE}] * first + beside
+        if self.layout == "fastest":
+            held = [needs if own else own for own in held]
+        idle = [frozenset[str]()] * (world_size - 1 - len(held))
+        return Placement((frozenset(), *held, *idle))
+
+    def accept_policy(self) -> AcceptPolicy:
+        """The accept policy of the collage."""
+        if self.agree is not None:
+            return Confident(UNTIL_CHOSEN, None)
+        if not self.confidence:
+            return First(AUTO if self.confidence is None else FIRST)
+        confidence = self.confidence if self.confidence < 1 else math.inf
+        return Confident(confidence, ms_to_ns(self.deadline_ms))
+
+    @property
+    def takes_threshold(self) -> bool:
+        """Whether the scheme needs a threshold for sure answers. It may change during the run."""
+        return self._takes("calibrate")
+
+    @property
+    def judged(self) -> str:
+        """The kind whose answers the accept policy judges: backup or collage."""
+        return BACKUP if self.uses(BACKUP) else COLLAGE
+
+    @property
+    def calibration_size(self) -> int:
+        """Number of images that choose the threshold of `agree`: a multiple of the group size."""
+        runs = 0.0 if self.agree is None else EXPECTED / (1 - self.agree) / self.group_size
+        return math.ceil(round(runs, 6)) * self.group_size
+
+    def calibration_images(self, images: int) -> int:
+        """How many of a job's images choose the threshold; 0 if the job is too small for it."""
+        return self.calibration_size if self.calibration_size < images else 0
+
+    def scheme_settings(self) -> SchemeSettings:
+        """The settings in the core's form."""
+        return SchemeSettings(
+            name=self.scheme,
+            assign=self.assign,
+            policy=self.accept_policy(),
+            collage_copies=self.n_copies,
+            hedge_ns=ms_to_ns(self.hedge_ms),
+            placement=self.layout,
+            calibrate=self.agree is not None,
+        )
+
+    @property
+    def draws_by_image(self) -> bool:
+        """Whether injected delays are drawn by image instead of by group.
+
+        This is so if a rank may run several images of a group.
+        """
+        return self.assign == "pull" or self.endgame == "on"
+
+    @property
+    def takes_policy(self) -> bool:
+        """Whether the scheme has an accept policy."""
+        return self._takes("policy")
+
+    def labels(self) -> dict[str, str]:
+        """Scheme and accept policy, as shown in tables and legends.
+
+        Numbers of ranks are included if they are not the defaults.
+        """
+        parts = [make_scheme(self.scheme_settings()).label]
+        if self.uses_single and self.singles not in (None, self.usual_singles):
+            parts.append(f"N = {self.singles}")
+        beside = scheme_class(self.scheme).needs - {SINGLE}
+        if beside and self.collage_ranks != 1 and not self.any_size:
+            parts.append(f"M = {self.collage_ranks}")
+        if self.endgame == "on":
+            parts.append("end game")
+        accept = self.accept_policy().name if self.agree is None else f"agree {self.agree:g}"
+        return {"scheme": ", ".join(parts), **({"accept": accept} if self.takes_policy else {})}
+
+
+def pastes(scheme: str) -> bool:
+    """Whether the scheme with this name pastes several images into one picture."""
+    return any(KIND[kind].encoded for kind in scheme_class(scheme).needs)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The networks of each rank: `kinds[i]` are the kinds that rank coordinator + i holds.
+
+    A rank may hold several kinds (single and collage), one, or none (the coordinator, and ranks
+    that a scheme does not use).
+    """
+
+    kinds: tuple[frozenset[str], ...]
+    coordinator: int = 0  # its rank in the world; the other ranks of its team follow
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks, including the coordinator."""
+        return len(self.kinds)
+
+    @property
+    def of_rank(self) -> dict[int, frozenset[str]]:
+        """Rank -> the kinds that it holds, without the coordinator."""
+        return dict(enumerate(self.kinds[1:], start=self.coordinator + 1))
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """Ranks that hold at least one network."""
+        return tuple(rank for rank, held in self.of_rank.items() if held)
+
+    @property
+    def idle(self) -> tuple[int, ...]:
+        """Ranks other than the coordinator that hold no network."""
+        return tuple(rank for rank, held in self.of_rank.items() if not held)
+
+    def ranks_of(self, kind: str) -> tuple[int, ...]:
+        """Ranks that hold `kind`, ascending."""
+        return tuple(rank for rank, held in self.of_rank.items() if kind in held)
+
+    def describe(self) -> str:
+        """One line for a log: `0 coordinator, 1-9 single, 10 collage`."""
+        parts = [f"{self.coordinator} coordinator"]
+        runs: list[tuple[int, int, str]] = []
+        for rank, held in self.of_rank.items():
+            name = "+".join(sorted(held, reverse=True)) or "idle"
+            if runs and runs[-1][2] == name:
+                runs[-1] = (runs[-1][0], rank, name)
+            else:
+                runs.append((rank, rank, name))
+        parts += [f"{a if a == b else f'{a}-{b}'} {name}" for a, b, name in runs]
+        return ", ".join(parts)
+
+
+def one_world(world_size: int, launcher_size: int | None) -> bool:
+    """Whether the ranks that the launcher started are one world of several ranks."""
+    return world_size > 1 and (launcher_size or world_size) == world_size
+
+
+def wrong_size(world: int, who: str, counts: Mapping[str, int], scheme: str) -> EnvironmentFault:
+    """The error for a world of the wrong size, with what to type instead.
+
+    Args:
+        world: number of ranks.
+        who: the flag that gives the number of single ranks.
+        counts: kind -> number of ranks that are needed.
+        scheme: its name.
+    """
+    needed = 1 + sum(counts.values())
+    parts = " + ".join(["1 coordinator", *[f"{n} {kind}" for kind, n in counts.items()]])
+    beside = [
+        f"{n} {kind} rank" + ("" if n == 1 else "s") for kind, n in counts.items() if kind != SINGLE
+    ]
+    by = " and ".join(beside) if beside and SINGLE in counts else f"--scheme {scheme}"
+    first = next(iter(counts))
+    possible = world - needed + counts[first]
+    flag = "--" + KIND[first].ranks.replace("_", "-")
+    other = f", or pass {flag} {possible}" if possible >= 1 else ""
+    return EnvironmentFault(
+        f"the world has {world} ranks; {who} with {by} needs {needed} ({parts}): "
+        f"launch with -n {needed}{other}"
+    )
+
+
+def one_world_is_missing(world: int, launcher_size: int | None, needed: int) -> EnvironmentFault:
+    """The error for ranks that are not one world, with what to type instead."""
+    lines = (
+        f"  collage-mpi launch -n {needed} -- run ...     finds the matching mpiexec\n"
+        f"  mpiexec -n {needed} collage-mpi run ...       the mpiexec of the MPI installed here\n"
+        f"  srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI) -n {needed} collage-mpi run ..."
+    )
+    if launcher_size is not None and launcher_size > 1:
+        return EnvironmentFault(
+            f"the launcher started {launcher_size} ranks, but MPI says this is rank 0 of {world}: "
+            f"the launcher and the MPI library do not match. Use one of\n{lines}"
+        )
+    return EnvironmentFault(
+        f"this is one process on its own; the job needs {needed} ranks. Use one of\n{lines}"
+    )
+
+
+MOST_BATCH = 1024  # no network is known that gains from a larger batch
+MOST_TEAMS = 4096  # a run has at most 65,535 sessions, and each team of a launch is one
+
+_pace = partial(setting, group="pace")
+_survival = partial(setting, group="lost ranks, progress")
+
+
+@dataclass(frozen=True, repr=False)
+class PaceSettings(Settings):
+    """When images arrive, and how groups follow each other."""
+
+    rate: float | None = _pace(
+        None,
+        "open loop: this many images a second enter the job at random times (Poisson), however "
+        "busy the ranks are",
+        unset="as earlier images are answered, see --depth",
+        at_least=1e-6,
+    )
+    arrival_file: str | None = _pace(
+        None,
+        "open loop: images enter the job at the times of this file, in seconds since the start; "
+        ".npy, or text with one number a line",
+        metavar="FILE",
+        shipped=True,
+    )
+    between: str = _pace(
+        "carry",
+        "what happens before the next group. carry: a busy rank stays busy. drain: wait until "
+        "all ranks are idle",
+        choices=("carry", "drain"),
+    )
+    depth: int | None = _pace(
+        None,
+        "closed loop: groups, or batches of groups, in the job at a time. auto: with --assign "
+        "pull the next group enters when a rank has nothing to do; otherwise 1",
+        unset="auto",
+        at_least=1,
+        auto=True,
+    )
+    batch: int | None = _pace(
+        1,
+        "number of groups that are sent together. A rank gets its tasks of all these groups in "
+        "one message and runs them as one batch. auto: measured when the job starts, for the most "
+        "images a second (docs/speed.md)",
+        unset=AUTO,
+        at_least=1,
+        auto=True,
+        at_most=MOST_BATCH,
+    )
+    credit: int | None = _pace(
+        None,
+        "messages that a rank may hold at a time; each message has one batch",
+        unset="2; in an open loop and with scheme cascade 1, because an image that waits on a busy "
+        "rank cannot go to an idle one or join a collage",
+        at_least=1,
+    )
+    warmup_groups: int = _pace(
+        2, "number of groups at the start that statistics leave out", at_least=0
+    )
+
+    def _check(self) -> None:
+        if self.rate is not None and self.arrival_file is not None:
+            raise UsageError(
+                "rate and arrival_file both say when images arrive: leave out --rate or "
+                "--arrival-file"
+            )
+        if self.open_loop and self.between == "drain":
+            raise UsageError(
+                "between is drain in an open loop; drain works only in the closed loop: leave out "
+                "--between, or --rate and --arrival-file"
+            )
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether images arrive at given times."""
+        return self.rate is not None or self.arrival_file is not None
+
+    @property
+    def mode(self) -> str:
+        """How groups follow each other, as shown in every table and legend (C6)."""
+        batch = "" if self.batch == 1 else f", batch {self.batch or AUTO}"
+        if self.rate is not None:
+            return f"open loop, poisson {self.rate:g}/s{batch}"
+        if self.arrival_file is not None:
+            return f"open loop, times of {Path(self.arrival_file).name}{batch}"
+        return f"{self.between}, depth {self.depth or AUTO}{batch}"
+
+    @property
+    def batch_size(self) -> int:
+        """Groups of a batch; 1 until `--batch auto` has chosen it."""
+        return self.batch or 1
+
+    @property
+    def warm_groups(self) -> int:
+        """Groups that statistics leave out, rounded up to whole batches."""
+        return -(-self.warmup_groups // self.released_together) * self.released_together
+
+    @property
+    def released_together(self) -> int:
+        """Groups that enter the job together, with one t0: a batch in a closed loop."""
+        return 1 if self.open_loop else self.batch_size
+
+
+@dataclass(frozen=True, repr=False)
+class SurvivalSettings(Settings):
+    """How the job survives lost ranks and reports progress. These settings do not change the
+    rows.
+    """
+
+    on_rank_loss: str | None = _survival(
+        None,
+        "what to do when a rank is lost. continue: go on without it. abort: end the job so that "
+        "it can be resumed",
+        unset="continue if the ranks were started in a way that survives a loss, as with "
+        "`collage-mpi launch --on-rank-loss continue`; else abort",
+        choices=("continue", "abort"),
+    )
+    reply_timeout_s: float | None = _survival(
+        None,
+        "a rank that has not answered a task for this long counts as silent, and its images go "
+        "to other ranks. After twice this time the rank counts as lost",
+        unset="30 s, or 10 times the longest service time seen if that is more",
+        at_least=0.1,
+    )
+    start_timeout_s: float = _survival(
+        600.0,
+        "time that a rank has to become ready. After that the rank counts as lost; with "
+        "--on-rank-loss abort the start fails",
+        at_least=0.1,
+    )
+    status_every_s: float = _survival(5.0, "time between two progress lines", at_least=0.1)
+    teams: int = _survival(
+        1,
+        "number of coordinators. The ranks are split into this many equal teams, each with a "
+        "coordinator of its own. Rank 0 coordinates the first team and leads the others",
+        at_least=1,
+        at_most=MOST_TEAMS,
+    )
+
 
 # Settings that do not change the rows.
 NOT_OF_ROWS = ("out", "shared_out", "trust_network", *names(SurvivalSettings))

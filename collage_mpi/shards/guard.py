@@ -1,4 +1,5 @@
-"""Opens and verifies shards in a child process, under a time and a memory limit.
+"""Checks the structure, checksums and labels of shards, in a child process, under a time and a
+memory limit.
 
 libhdf5 can loop or crash on damaged files (24 endless loops and a segfault in 7,923 mutated
 shards), and a rank must not. The child is a new process (`python -m collage_mpi.shards.guard`) and
@@ -8,18 +9,340 @@ one JSON line a shard. So one child checks many shards, and it is known which sh
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
+import shlex
 import stat
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.shards.schema import HASH_LIMIT_BYTES, ShardInfo, split_part
+from collage_mpi.shards.foreign import (
+    ArrayLayout,
+    ForeignFault,
+    is_foreign,
+    stored_in_full,
+    understand,
+)
+from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file
+from collage_mpi.shards.pictures import SUFFIXES
+from collage_mpi.shards.schema import (
+    DTYPES,
+    FORMAT,
+    HASH_LIMIT_BYTES,
+    VERSION,
+    ShardInfo,
+    checked_names,
+    label_problem,
+    read_sidecar,
+    remake_command,
+    rows_crc32,
+    sha256_of,
+    sidecar_path,
+    split_part,
+    stamp_of,
+)
 from collage_mpi.system.process_tree import ask_apart, own_command
+
+HOW_TO_MAKE = "`collage-mpi prep --help` says how to make shards; docs/shards.md has the schema."
+INPUTS = "folders of pictures, .h5, .tar, .parquet and .zarr, and .txt files that name pictures"
+OTHER_FILES = {  # endings of files that are no input -> what they are, and what to give instead
+    SUFFIXES: "is one picture. Give the folder that holds it",
+    (".gz", ".tgz", ".bz2", ".xz", ".zst"): "is compressed, and pictures are read from where they "
+    "lie in a file. Unpack it (gunzip, bunzip2, unxz, unzstd), and give the .tar file",
+    (".zip", ".rar", ".7z"): "is an archive. Unpack it, and give the folder",
+    (".npy", ".npz"): "is a NumPy file. Write its array to HDF5 (h5py: file['images'] = array) or "
+    "to Zarr, and give that file",
+    (".csv", ".tsv", ".json", ".jsonl"): "is a table. Give a .txt file that names one picture a "
+    "line, by path or URL, or a .parquet file that holds the pictures",
+}
+BLOCK_BYTES = 8 << 20
+MAX_PROBLEMS = 20
+
+
+def inspect_here(path: Path, *, hash_file: bool) -> ShardInfo:
+    """Check the structure in this process and describe the shard.
+
+    Args:
+        path: the shard.
+        hash_file: compare the SHA-256 of the whole file with the `.sha256` file beside it. If there
+            is no such file, the SHA-256 is always computed.
+
+    Raises:
+        DataFault: not a shard, damaged, or not the file that was hashed.
+        OSError: the file cannot be read.
+    """
+    stamp = stamp_of(path)  # first, so that a later check notices every change from here on
+    recorded = read_sidecar(path)
+    actual = sha256_of(path) if hash_file or recorded is None else recorded
+    if recorded is not None and actual != recorded:
+        more = (
+            f"`{shlex.join(['collage-mpi', 'prep', 'verify', str(path)])}` says which rows are "
+            "affected. If you remove the .sha256 file, these become error rows and the others are "
+            "used."
+        )
+        raise DataFault(f"{path}: {hash_mismatch(path)} {more}")
+    with H5_LOCK, opened(path) as file:
+        return replace(describe(file, path), fingerprint=actual, stamp=stamp)
+
+
+def verify_here(path: Path) -> list[str]:
+    """All problems of a shard, in about `MAX_PROBLEMS` lines. Raises OSError."""
+    problems = []
+    try:
+        recorded = read_sidecar(path)
+        if recorded is None:
+            problems.append(f"no {sidecar_path(path).name} beside it: its bytes cannot be proven")
+        elif sha256_of(path) != recorded:
+            problems.append(hash_mismatch(path))
+        with H5_LOCK, opened(path) as file:
+            about = describe(file, path, for_verify=True)
+            if about.layout is not None:
+                return _foreign_problems(file, path, ArrayLayout.from_json(about.layout), problems)
+            problems += _row_problems(file, about)
+    except DataFault as fault:
+        problems.append(str(fault).removeprefix(f"{path}: "))
+    return problems
+
+
+def _foreign_problems(file: Any, path: Path, layout: ArrayLayout, problems: list[str]) -> list[str]:
+    """Problems of another program's file. It has no checksums of rows, so all images are read."""
+    images = file[layout.images]
+    rows = max(1, BLOCK_BYTES // max(1, images[0].size))
+    try:
+        for start in range(0, len(images), rows):
+            images[start : start + rows]
+    except (OSError, RuntimeError) as error:
+        problems.append(f"images cannot be read ({error})")
+    if read_sidecar(path) is None:
+        name = split_part(path)[0].name
+        problems[0] = (
+            "another program's file, without checksums: its bytes cannot be proven. "
+            f"`sha256sum {name} > {name}.sha256` beside it records them as they are now; "
+            f"`{remake_command([path])}` makes shards that have checksums"
+        )
+    return problems
+
+
+def hash_mismatch(path: Path) -> str:
+    """The message for a file whose SHA-256 differs from the recorded one."""
+    return (
+        f"its SHA-256 is not the one in {sidecar_path(path).name}: the file has changed since "
+        "it was written. Copy it or make it again."
+    )
+
+
+def opened(path: Path, *, cache_bytes: int = 0) -> Any:
+    """Open a file. Raises DataFault if it is not HDF5, OSError if it cannot be read."""
+    path = split_part(path)[0]
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "a folder, pipe or device, not a file")  # a pipe would wait
+    with path.open("rb"):
+        pass  # if the file is missing or forbidden, this OSError is clearer than HDF5's
+    try:
+        return open_file(path, cache_bytes=cache_bytes)
+    except (OSError, RuntimeError) as error:
+        name = path.name.lower()
+        for ends, about in OTHER_FILES.items():
+            if name.endswith(ends):
+                raise DataFault(f"{path}: {about}. Inputs are {INPUTS}.") from error
+        raise DataFault(f"{path}: cannot be opened as HDF5: {error}. {HOW_TO_MAKE}") from error
+
+
+def describe(file: Any, path: Path, *, for_verify: bool = False) -> ShardInfo:
+    """Check attributes, datasets, storage and labels of an open file, and describe it. The
+    fingerprint stays empty.
+
+    Args:
+        for_verify: do not check the range of the labels, because the caller does.
+
+    Raises:
+        DataFault: the first problem.
+    """
+    try:
+        if is_foreign(file):
+            return understand(file, path)
+        if split_part(path)[1]:
+            raise DataFault("a shard of this package is used as a whole")
+        _check_format(file)
+        _refuse_removed(file)
+        count = int(file.attrs["count"]) if "count" in file.attrs else None
+        shape = _check_images(file, count, os.path.getsize(path))
+        _rows_of(file, "crc32", "uint32", shape[0])
+        names = _class_names(file)
+        has_labels = "labels" in file
+        if has_labels:
+            wrong = label_problem(_rows_of(file, "labels", "int64", shape[0]), names)
+            if wrong and not for_verify:
+                raise DataFault(wrong)
+        source = _text(file.attrs["source"]) if "source" in file.attrs else ""
+    except ForeignFault as fault:
+        raise DataFault(f"{path}: {fault}") from None
+    except DataFault as fault:
+        raise DataFault(f"{path}: {fault}. {HOW_TO_MAKE}") from None
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+        detail = f"{type(error).__name__}: {error}"
+        raise DataFault(f"{path}: damaged HDF5 structure ({detail}). {HOW_TO_MAKE}") from error
+    return ShardInfo(
+        path=path,
+        count=shape[0],
+        shape=shape[1:],
+        dtype=file["images"].dtype.name,
+        class_names=names,
+        has_labels=has_labels,
+        source=source,
+        fingerprint="",
+    )
+
+
+def _check_images(file: Any, count: int | None, file_bytes: int) -> tuple[int, ...]:
+    """Check the dataset of images. Returns its shape, (n, ...)."""
+    images = _dataset(file, "images", DTYPES)
+    shape = tuple(int(size) for size in images.shape)
+    if len(shape) < 2 or count != shape[0] or min(shape) < 1:
+        raise DataFault(
+            f"attribute count is {count}, dataset images has shape {images.shape}; needed: "
+            "count = n >= 1 and shape (n, ...), such as (n, height, width, channels)"
+        )
+    _check_storage(images, file_bytes)
+    return shape
+
+
+def _check_format(file: Any) -> None:
+    found = _text(file.attrs["format"]) if "format" in file.attrs else None
+    if found != FORMAT:
+        raise DataFault(f"root attribute format is {found!r}; needed: {FORMAT!r}")
+    version = int(file.attrs["version"]) if "version" in file.attrs else None
+    if version != VERSION:
+        raise DataFault(f"shard version {version}; this program reads version {VERSION}")
+
+
+def _refuse_removed(file: Any) -> None:
+    """Refuse what shards of version 1.0 could hold beside, or in place of, pixels."""
+    if "encoded" in file and "images" not in file:
+        raise DataFault(
+            "holds picture files, which shards no longer hold. Make the shard again from its "
+            "pictures, or classify their folder, tar or Parquet file. `Old shards` in "
+            "docs/shards.md takes the pictures out of this file"
+        )
+    cells = next((n for n in file if n.startswith("cells_") and f"{n}_crc32" in file), None)
+    if cells is not None:
+        raise DataFault(
+            f"holds cells ({cells}), which shards no longer hold. Use the shard of which `shards "
+            "add-cells` made this copy. `Old shards` in docs/shards.md takes the cells out of it"
+        )
+
+
+def _dataset(file: Any, name: str, dtypes: Sequence[str], dims: int | None = None) -> Any:
+    h5py = import_h5py()
+    if name not in file:
+        raise DataFault(f"has no dataset {name!r}")
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise DataFault(f"dataset {name!r} is a link to elsewhere; a shard holds its own data")
+    item = file[name]
+    of_type = isinstance(item, h5py.Dataset) and item.dtype.name in dtypes
+    if not of_type or dims not in (None, item.ndim):
+        axes = "" if dims is None else f" with {dims} axes"
+        raise DataFault(f"{name!r} must be a dataset of {' or '.join(dtypes)}{axes}")
+    if item.is_virtual or item.external:
+        raise DataFault(f"dataset {name!r} lies in other files; a shard holds its own data")
+    return item
+
+
+def _check_storage(images: Any, file_bytes: int) -> None:
+    """Check by the chunk index that every row is stored and that no chunk ends after the file."""
+    if not stored_in_full(images, file_bytes):
+        raise DataFault("the images are not stored in full: truncated")
+    if images.chunks is None:
+        return
+    rows = images.chunks[0]
+    if images.chunks[1:] != images.shape[1:]:
+        raise DataFault(f"chunks of {images.chunks} cut images; a chunk holds whole images")
+    firsts, ends = _chunks_of(images)
+    if firsts != set(range(0, images.shape[0], rows)):
+        needed = -(-images.shape[0] // rows)
+        raise DataFault(f"{len(firsts)} chunks of images are stored; {needed} are needed")
+    if max(ends, default=0) > file_bytes:
+        raise DataFault("a chunk of images lies past the end of the file: truncated")
+
+
+def _chunks_of(images: Any) -> tuple[set[int], list[int]]:
+    """The first row of each stored chunk, and the byte after its last, in one pass over the index.
+
+    A query for a single chunk walks the index from the start. For 20,000 chunks that takes over a
+    minute, and one pass 30 ms.
+    """
+    firsts: set[int] = set()
+    ends: list[int] = []
+
+    def note(chunk: Any) -> None:
+        firsts.add(int(chunk.chunk_offset[0]))
+        ends.append(int(chunk.byte_offset) + int(chunk.size))
+
+    if hasattr(images.id, "chunk_iter"):
+        images.id.chunk_iter(note)
+    else:  # libhdf5 before 1.12.3 gives only the number of chunks in one pass
+        firsts.update(images.chunks[0] * k for k in range(images.id.get_num_chunks()))
+    return firsts, ends
+
+
+def _rows_of(file: Any, name: str, dtype: str, count: int) -> np.ndarray:
+    item = _dataset(file, name, [dtype], 1)
+    if item.shape != (count,):
+        raise DataFault(f"{name!r} has shape {item.shape}; needed: ({count},)")
+    found: np.ndarray = item[...]
+    return found
+
+
+def _class_names(file: Any) -> tuple[str, ...] | None:
+    if "class_names" not in file.attrs:
+        return None
+    return checked_names([_text(name) for name in np.atleast_1d(file.attrs["class_names"])])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, str):
+        return value
+    raise DataFault(f"expected text, found {type(value).__name__}")
+
+
+def _row_problems(file: Any, about: ShardInfo) -> list[str]:
+    try:
+        labels = file["labels"][...] if about.has_labels else None  # (n,) int64
+        problems = _bad_rows(file, labels)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        return [f"rows cannot be read ({type(error).__name__}: {error})"]
+    wrong = None if labels is None else label_problem(labels, about.class_names)
+    return [*problems, wrong] if wrong else problems
+
+
+def _bad_rows(file: Any, labels: np.ndarray | None) -> list[str]:
+    """Lines about rows whose checksum does not match. `labels`: (n,) int64, or None."""
+    rows, stored = file["images"], file["crc32"][...]
+    block = max(1, BLOCK_BYTES // (rows.dtype.itemsize * int(np.prod(rows.shape[1:]))))
+    bad: list[int] = []
+    for start in range(0, len(rows), block):
+        pixels = rows[start : start + block]  # (b, H, W, C) uint8
+        tags = None if labels is None else labels[start : start + block]
+        wrong = np.flatnonzero(rows_crc32(pixels, tags) != stored[start : start + block])
+        bad.extend((wrong + start).tolist())
+    return first_of([f"row {row}: checksum does not match its pixels and label" for row in bad])
+
+
+def first_of(lines: list[str]) -> list[str]:
+    """The first MAX_PROBLEMS lines, and a line with the number of others."""
+    more = len(lines) - MAX_PROBLEMS
+    return lines if more <= 0 else [*lines[:MAX_PROBLEMS], f"... and {more} more rows"]
+
 
 CHILD_COMMAND = own_command("collage_mpi.shards.guard")
 MEMORY_BYTES = 2 << 30
@@ -145,7 +468,6 @@ def _limit_child(cpu_s: int) -> None:
 
 
 def _answer(task: str, path: Path) -> dict[str, Any]:
-    from collage_mpi.shards.check import inspect_here, verify_here
 
     try:
         file = split_part(path)[0]

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.shards.bounds import list_bytes
-from collage_mpi.shards.members import Listing, Member, name_text
+from collage_mpi.shards.members import Listing, Member, list_bytes, name_text
 from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.source import MemberSource, ReadAs

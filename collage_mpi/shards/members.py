@@ -1,5 +1,6 @@
 """The list of a source's members, one a row: their names, where their bytes are, and their labels.
-Rank 0 makes the list once and saves it beside the run, so that workers need not make it again.
+Rank 0 makes the list once and saves it beside the run, so that workers need not make it again. Also
+bounds on the memory that a byte of input may become, checked against the sizes that it declares.
 """
 
 from __future__ import annotations
@@ -15,11 +16,51 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.shards.bounds import LARGEST_UNIT_BYTES
+from collage_mpi.errors import DataFault
 from collage_mpi.shards.pictures import UnreadablePicture
 from collage_mpi.shards.remote import read_range, url_of
 from collage_mpi.system.files import UNREADABLE_OR_GONE, write_atomic
 from collage_mpi.system.printable import counted, storable
+
+LARGEST_UNIT_BYTES = 1 << 29  # of what is decoded at once: a picture, a row group, a chunk
+MOST_TIMES = 16  # larger units are taken if their bytes become at most this many times as many
+MOST_ROWS = 1 << 31  # rank 0 holds some bytes an image
+LARGEST_LIST_BYTES = 1 << 30
+UNDECLARED_BYTES = 64 << 20  # of a list at a URL whose server does not say its size
+
+
+def check_unit(path: Path, what: str, nbytes: int, stored: int) -> None:
+    """Check what is decoded at once.
+
+    Args:
+        path: the source, for the message.
+        what: names the unit, such as "row group 3".
+        nbytes: its declared size in memory.
+        stored: its size in the file; 0 if it is not known.
+
+    Raises:
+        DataFault: the unit is too large.
+    """
+    if nbytes > LARGEST_UNIT_BYTES and nbytes > MOST_TIMES * stored:
+        raise DataFault(
+            f"{path}: {what} takes {nbytes:,} bytes of memory, from {stored:,} in the file. At "
+            f"most {LARGEST_UNIT_BYTES:,} or {MOST_TIMES} times its bytes are read at once. Write "
+            "it again in smaller pieces."
+        )
+
+
+def check_rows(path: Path, rows: int) -> None:
+    """Raises DataFault if a source declares more images than a job can hold."""
+    if rows > MOST_ROWS:
+        raise DataFault(
+            f"{path}: declares {rows:,} images; a source has at most {MOST_ROWS:,}. Split it."
+        )
+
+
+def list_bytes(declared: int) -> int:
+    """The most bytes that are read of a list. `declared`: its size; 0 if its server does not say
+    it."""
+    return min(declared, LARGEST_LIST_BYTES) or UNDECLARED_BYTES
 
 
 @dataclass(frozen=True)

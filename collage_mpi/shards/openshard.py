@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.shards.check import opened
 from collage_mpi.shards.foreign import ArrayLayout
-from collage_mpi.shards.guard import inspect_shard
+from collage_mpi.shards.guard import inspect_shard, opened
 from collage_mpi.shards.hdf5 import H5_LOCK, still_reading
 from collage_mpi.shards.members import Texts
 from collage_mpi.shards.schema import ShardInfo, label_problem, rows_crc32

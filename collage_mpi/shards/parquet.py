@@ -16,8 +16,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.plugins import optional
-from collage_mpi.shards.bounds import check_rows, check_unit
-from collage_mpi.shards.members import name_text
+from collage_mpi.shards.members import check_rows, check_unit, name_text
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.schema import (
     HASH_LIMIT_BYTES,

@@ -17,7 +17,6 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.plugins import optional
-from collage_mpi.shards.bounds import check_rows, check_unit
 from collage_mpi.shards.foreign import (
     ArrayLayout,
     are_items,
@@ -27,7 +26,7 @@ from collage_mpi.shards.foreign import (
     the_labels,
     what,
 )
-from collage_mpi.shards.members import Member, MemberIndex
+from collage_mpi.shards.members import Member, MemberIndex, check_rows, check_unit
 from collage_mpi.shards.remote import is_there, url_of
 from collage_mpi.shards.schema import (
     DTYPES,

@@ -49,8 +49,13 @@ from collage_mpi.settings.run_settings import (
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.replayed_answers import Answers, answers_file, read_answers
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
-from collage_mpi.workload.service_times import DelayModel, service_ns
-from collage_mpi.workload.straggler_settings import deaths_of, describe_deaths, make_delays
+from collage_mpi.workload.straggler_settings import (
+    DelayModel,
+    deaths_of,
+    describe_deaths,
+    make_delays,
+    service_ns,
+)
 
 # At equal times answers come before timers, as the core asks; work on ranks is in between.
 ANSWER, RANK, TIMER = 0, 1, 2

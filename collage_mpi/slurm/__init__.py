@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collage_mpi.errors import UsageError
-from collage_mpi.settings.redundancy import RankSettings
+from collage_mpi.settings.run_settings import RedundancySettings
 from collage_mpi.system.fields import Settings, same, setting
 from collage_mpi.system.printable import counted
 
@@ -89,9 +89,9 @@ class SlurmSettings(Settings):
     array: str | None = setting(
         None, "indices of the array tasks, e.g. 0-11%2", unset="depends on the script"
     )
-    side: int = same(RankSettings, "side")
-    singles: int | None = same(RankSettings, "singles")
-    collage_ranks: int = same(RankSettings, "collage_ranks", at_least=1)
+    side: int = same(RedundancySettings, "side")
+    singles: int | None = same(RedundancySettings, "singles")
+    collage_ranks: int = same(RedundancySettings, "collage_ranks", at_least=1)
     launcher: str = setting(
         "pmix", "how the ranks are started", choices=("pmix", "pmi2", "mpiexec")
     )

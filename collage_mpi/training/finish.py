@@ -12,22 +12,24 @@ import torch
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.backbones import stored_arrays
+from collage_mpi.models.collage_net import Reading
 from collage_mpi.models.info import Loading, NetworkInfo
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.reading import Reading
 from collage_mpi.models.weights import save_weights
 from collage_mpi.training.batches import plain_batches
-from collage_mpi.training.judge import (
+from collage_mpi.training.loop import Trained
+from collage_mpi.training.measure import AskedImages, answers_of, images_a_call, service_ratio
+from collage_mpi.training.settings import TrainSettings
+from collage_mpi.training.sources import TrainData
+from collage_mpi.training.threshold import (
+    LEAST_IMAGES,
+    TwoStages,
     accuracy,
     answered,
     calibration_error,
+    find_savings,
     fit_temperature,
 )
-from collage_mpi.training.measure import AskedImages, answers_of, images_a_call, service_ratio
-from collage_mpi.training.parts import Trained
-from collage_mpi.training.settings import TrainSettings
-from collage_mpi.training.sources import TrainData
-from collage_mpi.training.threshold import LEAST_IMAGES, TwoStages, find_savings
 
 MIN_FOR_TEMPERATURE = 100  # validation images; with fewer the temperature stays 1.0
 

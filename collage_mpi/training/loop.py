@@ -1,44 +1,368 @@
-"""The training loop: SGD with Nesterov momentum and a schedule of the learning rate, with
-validation and a checkpoint after each epoch.
+"""The losses of training (`Objective`), and the training loop: SGD with Nesterov momentum and a
+schedule of the learning rate, with validation and a checkpoint after each epoch.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import signal
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
-from collage_mpi.errors import CollageError, DataFault, ExitCode
-from collage_mpi.models.backbones import channels_last
-from collage_mpi.models.collage_net import build_network, check_pixels
-from collage_mpi.system.files import save_records
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
+from collage_mpi.models.backbones import COUNTER, channels_last
+from collage_mpi.models.collage_net import build_network, check_pixels, jaccard, yolo_scores
+from collage_mpi.models.specs import HeadSpec
+from collage_mpi.models.state_dicts import load_tensors
+from collage_mpi.models.tuning import processor_facts
+from collage_mpi.system.files import save_file, save_records
 from collage_mpi.system.process_tree import STOP_SIGNALS, caught
 from collage_mpi.system.progress import Advance, advancing
 from collage_mpi.training.batches import BatchMaker, TrainBatch, plain_batches
-from collage_mpi.training.objective import (
-    Distilled,
-    Labels,
-    Objective,
-    YoloObjective,
-)
-from collage_mpi.training.parts import (
-    Trained,
-    load_checkpoint,
-    make_optimizer,
-    pixel_statistics,
-    resolve_precision,
-    running_average,
-    save_checkpoint,
-    start_from,
-)
 from collage_mpi.training.settings import TrainArguments, TrainSettings
 from collage_mpi.training.sources import TrainData
+
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a training run.
+
+    Attributes:
+        network: in eval mode, on the CPU.
+        normalisation: "mean" and "std" of pixels / 255 for each channel, of the training images, or
+            from the weights of --init.
+        history: a record for each epoch.
+        seconds: duration, over all sessions.
+        precision: float32 or bfloat16.
+        epoch: the epoch whose weights were kept, from 1.
+    """
+
+    network: torch.nn.Module
+    normalisation: dict[str, list[float]]
+    history: list[dict[str, float]]
+    seconds: float
+    precision: str
+    epoch: int
+
+
+def make_optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim.SGD:
+    """SGD with Nesterov momentum, and weight decay for tensors of two or more dimensions."""
+    parameters = list(network.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        groups, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True, fused=True
+    )
+
+
+def running_average(network: torch.nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the weights: average = decay * average + (1 - decay) * now.
+
+    After n steps the decay is at most (1 + n) / (10 + n), so that the random first weights fade
+    soon. The statistics of norms are averaged in the same way.
+    """
+
+    @torch.no_grad()
+    def follow(averages, now, count) -> None:  # type: ignore[no-untyped-def]  # torch's own form
+        keep = min(decay, (1 + float(count)) / (10 + float(count)))
+        for average, value in zip(averages, now, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - keep)
+            else:
+                average.copy_(value)
+
+    return AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
+
+
+def start_from(network: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Load trained tensors into a network. Tensors that do not exist in `tensors` stay random.
+
+    The tensors may be of any network with the same trunk: with another side or head, or of a single
+    network.
+
+    Returns:
+        The number of tensors that were loaded, and of those that the network has.
+
+    Raises:
+        UsageError: the trunk differs.
+    """
+    state = network.state_dict()
+    heads = getattr(network, "heads", ())  # layers in the trunk that depend on the classes
+    tensors = {**_as_classifier(tensors, state), **tensors}
+    fitting = {
+        name: torch.from_numpy(array)
+        for name, array in tensors.items()
+        if name in state and state[name].shape == array.shape
+    }
+    for name, tensor in state.items():
+        counter = name.endswith(COUNTER)
+        needed = name.startswith("trunk.") and not name.startswith(heads) and not counter
+        if needed and name not in fitting:
+            have = tensors[name].shape if name in tensors else "nothing"
+            raise UsageError(
+                f"--init cannot be used: {name} is {tuple(tensor.shape)} in the network to train "
+                f"and {have} in the file: give the --stem, --stages and --norm of the file, or its "
+                "--backbone"
+            )
+    network.load_state_dict(fitting, strict=False)
+    counted = [name for name in state if not name.endswith(COUNTER)]
+    return sum(name in fitting for name in counted), len(counted)
+
+
+def _as_classifier(
+    tensors: Mapping[str, np.ndarray], state: Mapping[str, torch.Tensor]
+) -> dict[str, np.ndarray]:
+    if "classifier.weight" in tensors or "classifier.weight" not in state:
+        return {}
+    shape = tuple(state["classifier.weight"].shape)
+    same = [n for n in tensors if n.startswith("trunk.") and tensors[n].shape == shape]
+    if len(same) != 1:
+        return {}
+    stem = same[0].removesuffix("weight")
+    return {f"classifier.{k}": tensors[stem + k] for k in ("weight", "bias") if stem + k in tensors}
+
+
+def pixel_statistics(images: np.ndarray) -> dict[str, list[float]]:
+    """Mean and standard deviation for each channel of pixels / 255, from (n, H, W, C) uint8."""
+    mean, std = [], []
+    for channel in range(images.shape[3]):
+        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+        levels = np.arange(256) / 255
+        center = float((counts * levels).sum() / counts.sum())
+        spread = float(np.sqrt((counts * (levels - center) ** 2).sum() / counts.sum()))
+        mean.append(round(center, 6))
+        std.append(round(max(spread, 1e-3), 6))  # above 0, even if all pixels are equal
+    return {"mean": mean, "std": std}
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """The precision. "auto" means bfloat16 if the device multiplies it natively, otherwise
+    float32."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    flags = processor_facts().get("flags", "").split()
+    native = "amx_bf16" in flags or "avx512_bf16" in flags
+    return "bfloat16" if native else "float32"
+
+
+VERSION = 2  # of checkpoints
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        state: name -> state dict of tensors and plain values.
+        progress: identity of the run, number of steps done, history, seconds; plain values.
+    """
+    buffer = io.BytesIO()
+    torch.save({**state, "version": VERSION, "progress": json.dumps(progress)}, buffer)
+    save_file(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint: (state, progress) as in `save_checkpoint`.
+
+    Args:
+        identity: settings and data of this run. Those of the checkpoint must be the same.
+
+    Raises:
+        EnvironmentFault: the file cannot be read.
+        DataFault: the file is not a checkpoint, or is damaged.
+        UsageError: the checkpoint belongs to a run with other settings.
+    """
+    try:
+        state = load_tensors(path)
+    except EnvironmentFault as error:
+        raise EnvironmentFault(f"checkpoint {error}; leave out --resume") from error
+    except DataFault as error:
+        raise DataFault(f"{path} is not a checkpoint, or damaged; leave out --resume") from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        raise DataFault(f"{path} is not a checkpoint of this version; leave out --resume")
+    try:
+        progress = json.loads(state["progress"])
+        saved = dict(progress["identity"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DataFault(f"{path} is not a checkpoint, or damaged; leave out --resume") from error
+    _same_run(path, saved, json.loads(json.dumps(identity)))
+    return state, progress
+
+
+def _same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [
+        f"{key}: {saved.get(key)!r:.60} then, {now.get(key)!r:.60} now"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UsageError(
+            f"checkpoint {path} is of another run ({'; '.join(changed)}): give the same "
+            "settings, or another --checkpoint, or leave out --resume"
+        )
+
+
+class Objective(Protocol):
+    """The loss that the training loop minimises."""
+
+    def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        """The sum of the losses over cells of the batch that are not blank. The loop divides it by
+        their number.
+
+        Args:
+            outputs: the network's outputs for `batch.pixels`, float32.
+        """
+        ...
+
+    def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        """(n, cells, classes) float32 logits for validation. A row of NaN is a cell without an
+        answer.
+        """
+        ...
+
+
+class Labels:
+    """The cross-entropy with the labels.
+
+    Args:
+        smoothing: label smoothing, the share of the target that is spread over all classes (arXiv
+            1512.00567).
+    """
+
+    def __init__(self, smoothing: float) -> None:
+        self.smoothing = smoothing
+
+    def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        labels = torch.from_numpy(batch.labels).to(outputs.device)
+        each = F.cross_entropy(
+            outputs.flatten(0, 1),
+            labels.flatten(),
+            reduction="none",
+            label_smoothing=self.smoothing,
+        )
+        return (each * present_of(batch, outputs)).sum()
+
+    def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        return outputs
+
+
+class Distilled(Labels):
+    """Knowledge distillation: the loss has a part for the labels and a part for a teacher's
+    probabilities (Hinton et al. 2015, arXiv 1503.02531).
+
+    The second part softens both sides by a temperature t. Its factor t * t keeps the proportion of
+    the gradients of both parts the same for every t.
+
+    Args:
+        smoothing: as in `Labels`, for the part with the labels.
+        teacher_logits: (images, classes) float32, calibrated, a row for each training image.
+        weight: of the part with the teacher, 0 to 1.
+        temperature: t.
+    """
+
+    def __init__(
+        self, smoothing: float, teacher_logits: np.ndarray, weight: float, temperature: float
+    ) -> None:
+        super().__init__(smoothing)
+        self.weight, self.temperature = weight, temperature
+        self._teacher = torch.from_numpy(np.asarray(teacher_logits, dtype=np.float32))
+
+    def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        rows = torch.from_numpy(batch.chosen).flatten()
+        taught = (self._teacher[rows].to(outputs.device) / self.temperature).log_softmax(1)
+        own = (outputs.flatten(0, 1) / self.temperature).log_softmax(1)  # (n*cells, classes)
+        each = F.kl_div(own, taught, reduction="none", log_target=True).sum(1)
+        soft = (each * present_of(batch, outputs)).sum() * self.temperature**2
+        return (1 - self.weight) * super().loss(outputs, batch) + self.weight * soft
+
+
+def present_of(batch: TrainBatch, outputs: Tensor) -> Tensor:
+    """(n*cells,) float32 on the device of `outputs`: 1 for a cell with an image, 0 for a blank
+    cell."""
+    return torch.from_numpy(batch.present).to(outputs.device, torch.float32).flatten()
+
+
+BOX_WEIGHT = 5.0
+# Most squares have no cell's centre. They count half, as in YOLO (arXiv 1506.02640).
+EMPTY_WEIGHT = 0.5
+
+
+class YoloObjective:
+    """The loss of a yolo head: of boxes, objectness and classes.
+
+    For each cell, the box of the square with the cell's centre is trained, with the anchor whose
+    size is nearest to that of a cell.
+
+    Args:
+        classes: the loss for the class logits of these boxes.
+        head: of the network.
+        side: cells along an edge of the collage.
+    """
+
+    def __init__(self, classes: Objective, head: HeadSpec, side: int) -> None:
+        self.classes = classes
+        self.reading = partial(yolo_scores, head, side)
+        anchors = np.array(head.anchors)  # (anchors, 2)
+        self.anchor = likest_anchor(anchors)
+        width, height = anchors[self.anchor]
+        centre = (np.arange(side) + 0.5) * head.map_size(side) / side  # of a cell, in squares
+        square = centre.astype(np.int64)
+        self.rows = torch.from_numpy(np.repeat(square, side))  # (cells,)
+        self.columns = torch.from_numpy(np.tile(square, side))
+        across, down = np.tile(centre - square, side), np.repeat(centre - square, side)
+        edges = np.full((2, side * side), [[-np.log(width)], [-np.log(height)]])  # of one cell
+        self.boxes = torch.from_numpy(
+            np.stack([across, down, *edges], axis=1)
+        ).float()  # (cells, 4)
+
+    def loss(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        present = torch.from_numpy(batch.present).to(outputs.device, torch.float32)  # (n, cells)
+        own = outputs[:, self.rows, self.columns, self.anchor]  # (n, cells, 5 + classes)
+        found = torch.cat([own[..., :2].sigmoid(), own[..., 2:4]], dim=2)
+        boxes = ((found - self.boxes.to(outputs.device)) ** 2).sum(2) * present
+        objectness = outputs[..., 4]
+        wanted = torch.zeros_like(objectness)
+        wanted[:, self.rows, self.columns, self.anchor] = present
+        each = F.binary_cross_entropy_with_logits(objectness, wanted, reduction="none")
+        objects = each * torch.where(wanted > 0, 1.0, EMPTY_WEIGHT)
+        return (
+            self.classes.loss(own[..., 5:].contiguous(), batch)
+            + BOX_WEIGHT * boxes.sum()
+            + objects.sum()
+        )
+
+    def logits(self, outputs: Tensor, batch: TrainBatch) -> Tensor:
+        scores = torch.from_numpy(self.reading(outputs, 1.0))  # (n, cells, classes)
+        absent = scores.amax(2, keepdim=True) <= 0
+        return torch.where(absent, torch.nan, scores.clamp_min(1e-9).log())
+
+
+def likest_anchor(anchors: np.ndarray) -> int:
+    """The index of the anchor with the largest intersection over union with a cell.
+
+    Args:
+        anchors: (anchors, 2), widths and heights in cells.
+    """
+    boxes = np.concatenate([-anchors / 2, anchors / 2], axis=1)
+    cell = np.array([[-0.5, -0.5, 0.5, 0.5]])
+    return int(jaccard(boxes, cell)[:, 0].argmax())
+
 
 CHECKPOINT_EVERY_S = 60.0
 LINE_EVERY_S = 20.0  # seconds between progress lines if there is no terminal

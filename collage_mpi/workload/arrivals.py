@@ -17,7 +17,6 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.system.files import reading, require_regular, save_file
-from collage_mpi.workload.service_times import LONGEST_S
 
 LARGEST_S = 1e9
 
@@ -188,7 +187,7 @@ def load_trace(path: str) -> np.ndarray:
         raise DataFault(
             f"trace {path} has shape {times.shape}; needed is (machines, requests), not empty"
         )
-    bad = ~(np.isfinite(times) & (times > 0) & (times <= LONGEST_S))
+    bad = ~(np.isfinite(times) & (times > 0) & (times <= LARGEST_S))
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise DataFault(

@@ -27,7 +27,7 @@ from results_harness import make_run
 from collage_mpi.errors import CollageError
 from collage_mpi.job.resume import resumed_settings
 from collage_mpi.models.architecture import default_architecture
-from collage_mpi.models.onnx_files import tensor_files
+from collage_mpi.models.gate import tensor_files
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
 from collage_mpi.prep.arrays import read_idx, read_labels, to_labels
 from collage_mpi.report.page import render_page
@@ -417,7 +417,7 @@ def _training(folder: Path) -> list[Reader]:
     from safetensors.numpy import save
 
     from collage_mpi.models.state_dicts import read_state
-    from collage_mpi.training.parts import load_checkpoint, save_checkpoint
+    from collage_mpi.training.loop import load_checkpoint, save_checkpoint
     from collage_mpi.training.sources import read_views
 
     identity = {"seed": 1}

@@ -26,7 +26,7 @@ from collage_mpi.job.resume import resumed_settings
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
 from collage_mpi.mpi.tasks import WireTask, pack_cancel, unpack_cancel, unpack_tasks
-from collage_mpi.prep.plan import shard_paths
+from collage_mpi.prep.work import shard_paths
 from collage_mpi.results import RunWriter, export_run, read_results, verify_run
 from collage_mpi.results.folder import check_place
 from collage_mpi.shards import write_shard

@@ -21,6 +21,7 @@ import collage_mpi
 from collage_mpi.cli import main
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.models import describe, load_predictor
+from collage_mpi.models.asked import confine
 from collage_mpi.models.asking import ask
 from collage_mpi.models.gate import sha256_of_network
 from collage_mpi.models.info import Geometry, Loading
@@ -28,12 +29,11 @@ from collage_mpi.models.named import ANY, NotInCache
 from collage_mpi.models.tuning import PLAIN
 from collage_mpi.models.weights import read_tensors, save_weights
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.system.landlock import confine
 
 GEOMETRY = Geometry((PX, PX, 3), side=2, cell_px=PX, classes=None)
 SHARD = str(Path(collage_mpi.__file__).parent / "data" / "fashion_demo.h5")
 HAS_LANDLOCK = subprocess.run(
-    [sys.executable, "-c", "from collage_mpi.system.landlock import confine; exit(confine([]))"]
+    [sys.executable, "-c", "from collage_mpi.models.asked import confine; exit(confine([]))"]
 ).returncode
 
 
@@ -121,7 +121,7 @@ def test_a_confined_process_writes_in_its_folder_alone_and_starts_nothing(tmp_pa
     program = """
 import os, subprocess, sys
 from pathlib import Path
-from collage_mpi.system.landlock import confine
+from collage_mpi.models.asked import confine
 top = Path(sys.argv[1])
 assert confine([top / "own", top / "missing"])
 (top / "own" / "a").write_text("a")
@@ -355,7 +355,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch, capsys) -> No
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         assert main(["weights", "fetch", "timm:resnet18"]) == ExitCode.ENVIRONMENT
     assert "cannot be reached: [Errno 111]" in capsys.readouterr().err
-    monkeypatch.setattr("collage_mpi.models.hub.REACH_S", 0.01)
+    monkeypatch.setattr("collage_mpi.models.asking.REACH_S", 0.01)
     hung = threading.Event()
     monkeypatch.setattr("socket.create_connection", lambda *_: hung.wait(60) and socket.socket())
     with pytest.raises(NotInCache, match=r"no answer within 0.01 s.* fetch timm:resnet3"):

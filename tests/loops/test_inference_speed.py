@@ -166,10 +166,10 @@ class MemoryGpu:
 
 def graphed(gpu: MemoryGpu) -> Any:
     """The single network, as on a GPU."""
-    from collage_mpi.models import launching
+    from collage_mpi.models import predictor as predictors
 
     tuned = predictor_of("single", None)
-    tuned.torch = tuned.launch = launching.GraphLauncher(tuned.forward, torch.device("cpu"), gpu)
+    tuned.torch = tuned.launch = predictors.GraphLauncher(tuned.forward, torch.device("cpu"), gpu)
     return tuned
 
 
@@ -230,9 +230,9 @@ def test_a_gpu_that_fails_says_so_when_the_answer_is_taken(
 def test_batch_sizes_beyond_the_most_are_called_plainly(
     inputs: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from collage_mpi.models import launching
+    from collage_mpi.models import predictor as predictors
 
-    monkeypatch.setattr(launching, "MOST_SIZES", 1)
+    monkeypatch.setattr(predictors, "MOST_SIZES", 1)
     gpu = MemoryGpu()
     tuned = graphed(gpu)
     for size in (2, 3):

@@ -37,7 +37,7 @@ from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, Unread, unpack_us
 from collage_mpi.mpi.tasks import WireTask, pack_file, pack_places
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards import reader as shards_reader
-from collage_mpi.shards.check import inspect_here
+from collage_mpi.shards.guard import inspect_here
 from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.readahead import ImageParts
 

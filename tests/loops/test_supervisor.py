@@ -23,7 +23,7 @@ import pytest
 
 from collage_mpi.commands import launch as command
 from collage_mpi.job.main import StopFlag
-from collage_mpi.launch import mpiexec, startup, supervisor
+from collage_mpi.launch import ending, mpiexec, supervisor
 from collage_mpi.launch.ending import TIME_LIMIT, Ending, exit_code, never_up
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.scratch import PREFIX, VARIABLE, held, note_signal
@@ -108,7 +108,7 @@ UP = "print('@status:w {\"up\":true}', file=sys.stderr, flush=True)\n"
 
 
 def test_a_rank_that_ends_before_mpi_is_up_ends_the_start(monkeypatch):
-    monkeypatch.setattr(startup, "END_GRACE_S", 0.3)
+    monkeypatch.setattr(ending, "END_GRACE_S", 0.3)
     made, _, _ = job(f"import sys, time\n{ENDED}time.sleep(600)", start_limit_s=600.0)
     code, note = exit_code(made.run(), None)
     assert code == 3
@@ -121,7 +121,7 @@ FAULT = 'print(\'@status:w {"rank":3,"fault":"Traceback: why"}\', file=sys.stder
 @pytest.mark.parametrize("then", ["time.sleep(600)", "sys.exit(1)"])
 def test_a_rank_that_fails_alone_before_mpi_is_up_is_heard(monkeypatch, then):
     """Rank 0 speaks for all where all fail alike; whether the launcher ends the job or launch."""
-    monkeypatch.setattr(startup, "END_GRACE_S", 0.3)
+    monkeypatch.setattr(ending, "END_GRACE_S", 0.3)
     ended = ENDED.replace("137", "1")
     made, _, err = job(
         f"import sys, time\n{FAULT}{FAULT.replace('3', '2', 1)}{ended}{then}",
@@ -146,7 +146,7 @@ def test_a_fault_that_rank_0_tells_is_told_once_with_its_code():
 
 @pytest.mark.parametrize("said", [UP + ENDED, ENDED + UP])
 def test_a_rank_that_ends_when_mpi_is_up_is_rank_0_s_business(monkeypatch, said):
-    monkeypatch.setattr(startup, "END_GRACE_S", 0.5)
+    monkeypatch.setattr(ending, "END_GRACE_S", 0.5)
     made, _, err = job(f"import sys, time\n{said}time.sleep(1)", start_limit_s=600.0)
     outcome = made.run()
     assert (outcome.cut, outcome.begun) == (None, True)
@@ -503,7 +503,7 @@ say('{{"exit":5}}')
 
 def launched(tmp_path: Path, monkeypatch, hang: int) -> int:
     """The code of a launch whose first `hang` starts hang; how often it started is in tmp_path."""
-    monkeypatch.setattr(startup, "TELL_AFTER_S", 0.2)
+    monkeypatch.setattr(ending, "TELL_AFTER_S", 0.2)
     monkeypatch.setattr(command, "START_LIMIT_S", 4.0)  # a busy machine starts slowly
     monkeypatch.setattr(mpiexec, "mpi4py_library", lambda: "MPICH 5.0.2")
     program = tmp_path / "mpiexec"

@@ -542,7 +542,7 @@ def test_init_takes_the_trunk_and_refuses_another(
 
 
 def test_pixels_of_one_grey_level_can_be_normalised() -> None:
-    from collage_mpi.training.parts import pixel_statistics
+    from collage_mpi.training.loop import pixel_statistics
 
     assert pixel_statistics(np.full((1, 2, 2, 1), 255, np.uint8)) == {"mean": [1.0], "std": [1e-3]}
 

@@ -15,7 +15,7 @@ import pytest
 from mortal_jobs import Ended, marked_shard, run_mortal
 
 from collage_mpi.errors import ExitCode
-from collage_mpi.launch import startup
+from collage_mpi.launch import ending
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.results.number_sets import draw_of
 from collage_mpi.rows import ASKED_FIRST
@@ -279,7 +279,7 @@ def test_when_rank_0_dies_all_end_and_resume_is_exact(job, apart):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job, monkeypatch, rank):
     """They wait in MPI_Init, deaf to signals; the shell around the dead one tells launch."""
-    monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
+    monkeypatch.setattr(ending, "END_GRACE_S", 2.0)
     ended = job(f"{rank}:mpi:kill", start_limit_s=600.0, forked=False)
     assert ended.code == int(ExitCode.ENVIRONMENT)
     assert f"MPI did not come up on all ranks in time: rank {rank} has ended" in ended.said
@@ -300,7 +300,7 @@ def test_a_rank_that_exits_before_mpi_is_up_cannot_keep_the_others(
     job, monkeypatch, death, said, tolerant
 ):
     """MPICH's launcher makes nothing of it; what the rank had to say is passed on."""
-    monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
+    monkeypatch.setattr(ending, "END_GRACE_S", 2.0)
     ended = job(death, start_limit_s=600.0, forked=False, tolerant=tolerant)
     assert ended.code == int(ExitCode.ENVIRONMENT), ended.said
     assert ended.said.count(said) == 1
@@ -309,7 +309,7 @@ def test_a_rank_that_exits_before_mpi_is_up_cannot_keep_the_others(
 
 def test_a_rank_that_is_interrupted_before_mpi_is_up_ends_a_plain_start(job, monkeypatch):
     """A shell lets what it starts in the background be deaf to Ctrl-C, with `continue`."""
-    monkeypatch.setattr(startup, "END_GRACE_S", 2.0)
+    monkeypatch.setattr(ending, "END_GRACE_S", 2.0)
     ended = job("3:mpi:interrupt", start_limit_s=600.0, forked=False, tolerant=False)
     assert ended.code == int(ExitCode.ENVIRONMENT)
     assert "rank 3 was ended by SIGINT" in ended.said or "rank 3 has ended" in ended.said

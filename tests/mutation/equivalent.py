@@ -72,15 +72,15 @@ SAME: dict[tuple[str, str], str] = {
         "self._sequence += (2)",
     ): "the numbers only rise",
     (
-        "collage_mpi/workload/service_times.py",
+        "collage_mpi/workload/straggler_settings.py",
         "def draw_ns(self, rank: int, group: int, attempt: int, at_ns: int = (-1)) -> int:",
     ): "a rank's spells just before the start are those at the start",
     (
-        "collage_mpi/workload/service_times.py",
+        "collage_mpi/workload/straggler_settings.py",
         "return math.exp(min(x, (120.0)))",
     ): "a draw is cut far below either, unless the median is below 1e-17 s",
     (
-        "collage_mpi/workload/service_times.py",
+        "collage_mpi/workload/straggler_settings.py",
         "return usual(moment) * (factor if (mode <= share) else 1.0)",
     ): "one draw in 2 ** 53 is the share itself",
 }

@@ -36,7 +36,7 @@ from trees import ROOT, LinesOfTests, Tree
 
 PARTS = (
     *("scheduler", "job", "mpi", "results", "faults", "encoding", "shards", "launch"),
-    *("system/files.py", "workload/service_times.py", "models/weights.py"),
+    *("system/files.py", "workload/straggler_settings.py", "models/weights.py"),
     *("simulation/simulator.py", "simulation/costs.py"),
 )
 CONTROL_EVERY = 25

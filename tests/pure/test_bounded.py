@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from results_harness import as_two_teams, described, fill, input_digest, make_run, manifest
 
-from collage_mpi.report.charts import _chosen, chart_data, excerpt
-from collage_mpi.report.page import render_page
+from collage_mpi.report.page import _chosen, chart_data, excerpt, render_page
 from collage_mpi.report.tables import confusions, ranks
 from collage_mpi.results import (
     Results,

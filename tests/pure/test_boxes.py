@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from collage_mpi.encoding.collage import decode
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.models.architecture import REFERENCE_HEAD
-from collage_mpi.models.reading import (
+from collage_mpi.models.collage_net import (
     CONFIDENCE,
     OVERLAP,
     boxes_from_map,
@@ -107,9 +107,9 @@ def test_a_map_without_offsets_gives_the_anchors_at_the_squares() -> None:
 def test_what_training_asks_for_is_read_as_each_cells_answer(head: HeadSpec, side: int) -> None:
     """The outputs of loss nothing decode into every cell's own class, on 13 x 13 squares too."""
     torch = pytest.importorskip("torch")
-    from collage_mpi.models.reading import yolo_scores
+    from collage_mpi.models.collage_net import yolo_scores
     from collage_mpi.training.batches import TrainBatch
-    from collage_mpi.training.objective import Labels, YoloObjective
+    from collage_mpi.training.loop import Labels, YoloObjective
 
     cells, classes, edge = side * side, side * side + 1, head.map_size(side)
     objective = YoloObjective(Labels(0.0), head, side)

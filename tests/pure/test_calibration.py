@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collage_mpi.training.judge import (
+from collage_mpi.training.threshold import (
     accuracy,
     answered,
     bins,

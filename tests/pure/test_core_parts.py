@@ -23,7 +23,7 @@ from collage_mpi.core.work import Fresh, joined, overlap
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import KINDS
 from collage_mpi.rows import KIND_CODE, OUTCOME_CODE, SOURCE_CODE
-from collage_mpi.settings.redundancy import RankSettings
+from collage_mpi.settings.run_settings import RedundancySettings
 from collage_mpi.system.fields import setting
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -342,7 +342,7 @@ def test_one_more_scheme_is_one_class():
         needs = BOTH
 
     @dataclass(frozen=True, repr=False)
-    class Spared(RankSettings):
+    class Spared(RedundancySettings):
         scheme: str = setting("spare", "one of those that were known when the class was made")
 
     schemes.register(Spare)

@@ -12,8 +12,7 @@ import pytest
 from collage_mpi.cli import main
 from collage_mpi.commands import doctor as command
 from collage_mpi.doctor import examine as looks
-from collage_mpi.doctor import hello
-from collage_mpi.doctor.checks import (
+from collage_mpi.doctor.examine import (
     BAD,
     OK,
     WARN,
@@ -218,10 +217,10 @@ def test_a_rank_starts_no_further_ranks(monkeypatch):
 @pytest.mark.parametrize(
     ("printed", "ending", "verdict", "found"),
     [
-        ([f"{hello.MARK}2"] * 2, Ending(0), OK, "2 ranks started and met in"),
-        ([f"{hello.MARK}1"] * 2, Ending(0), BAD, "MPI makes each of them rank 0 of 1"),
-        ([f"{hello.MARK}2"] * 2, Ending(9), BAD, "exit code 9"),
-        ([f"{hello.MARK}2", "a", "b", "--", "c", "d"], Ending(9), BAD, "did not meet: b; c; d"),
+        ([f"{looks.MARK}2"] * 2, Ending(0), OK, "2 ranks started and met in"),
+        ([f"{looks.MARK}1"] * 2, Ending(0), BAD, "MPI makes each of them rank 0 of 1"),
+        ([f"{looks.MARK}2"] * 2, Ending(9), BAD, "exit code 9"),
+        ([f"{looks.MARK}2", "a", "b", "--", "c", "d"], Ending(9), BAD, "did not meet: b; c; d"),
         ([], Ending(-9, cut=TIME_LIMIT), BAD, "the time limit of 60 s ended them"),
     ],
 )
@@ -229,14 +228,14 @@ def test_what_two_ranks_said(printed, ending, verdict, found, monkeypatch):
     class Job:
         def __init__(self, plan, limits, out, err):
             assert plan.ranks == 2
-            assert limits.timeout_s == hello.LIMIT_S
+            assert limits.timeout_s == looks.LIMIT_S
             out.write("".join(f"{line}\n" for line in printed))
 
         def run(self):
             return ending
 
-    monkeypatch.setattr(hello, "Supervisor", Job)
-    finding = hello.try_ranks(MPICH)
+    monkeypatch.setattr(looks, "Supervisor", Job)
+    finding = looks.try_ranks(MPICH)
     assert finding.verdict == verdict
     assert found in finding.found
 

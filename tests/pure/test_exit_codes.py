@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from collage_mpi.launch.ending import (
     TIME_LIMIT,
+    Death,
     Ending,
     Reached,
     exit_code,
@@ -19,7 +20,6 @@ from collage_mpi.launch.ending import (
     never_up,
     script_code,
 )
-from collage_mpi.launch.startup import Death
 from collage_mpi.launch.supervisor import FORWARDED
 
 BEGUN = Reached.BEGUN

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from collage_mpi.training.judge import by_place, judge
+from collage_mpi.training.threshold import by_place, judge
 
 
 def test_counts_of_a_hand_made_case() -> None:

@@ -212,11 +212,11 @@ def test_a_fourth_kind_is_placed_and_its_scheme_is_known():
 
     from collage_mpi.core.schemes import SCHEMES, make_scheme
     from collage_mpi.errors import EnvironmentFault, UsageError
-    from collage_mpi.settings.redundancy import RankSettings
+    from collage_mpi.settings.run_settings import RedundancySettings
     from collage_mpi.system.fields import setting
 
     @dataclass(frozen=True, repr=False)
-    class Sketched(RankSettings):
+    class Sketched(RedundancySettings):
         sketch_ranks: int = setting(2, "ranks that hold the sketch network", at_least=1)
 
     assert SCHEMES[-2:] == ("sketch", "collage-replicate")
@@ -246,8 +246,7 @@ def test_a_fourth_kind_is_in_summary_tables_timeline_and_figures(tmp_path):
     from results_harness import make_run
 
     from collage_mpi.results import read_results, summarise
-    from collage_mpi.results.comparison import compare, render_comparison
-    from collage_mpi.results.render import render_summary
+    from collage_mpi.results.render import compare, render_comparison, render_summary
     from collage_mpi.results.timeline import look_of, looks, make_timeline
     from collage_mpi.results.verify import verify_run
 

@@ -14,8 +14,8 @@ import pytest
 from results_harness import make_run
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.figures import style
-from collage_mpi.figures.latency_cdf import plot_latency_cdf
+from collage_mpi.figures import plots
+from collage_mpi.figures.plots import plot_latency_cdf
 from collage_mpi.results import Results, read_results
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "latency_cdf.py"
@@ -60,13 +60,13 @@ def test_a_guide_is_at_the_height_of_its_percentile(
     runs: list[Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
-    drawn, save = [], style.save
+    drawn, save = [], plots.save
 
     def keep(figure: Any, stem: Path) -> tuple[Path, Path]:
         drawn.append(figure)
         return save(figure, stem)
 
-    monkeypatch.setattr(style, "save", keep)
+    monkeypatch.setattr(plots, "save", keep)
     plot_latency_cdf(runs, tmp_path / "f")
     for axes, heights in zip(
         drawn[0].axes, ({"P50": 0.5, "P95": 0.95}, {"P50": 0.5, "P95": 0.05}), strict=True
@@ -110,7 +110,7 @@ def test_without_matplotlib_the_extra_is_named(
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, collage_mpi.figures.latency_cdf, collage_mpi.results.writer; "
+        "import sys, collage_mpi.figures.plots, collage_mpi.results.writer; "
         "import collage_mpi.commands.verify, "
         "collage_mpi.commands.export, collage_mpi.results.verify, collage_mpi.results.export;"
         "print([m for m in ('matplotlib', 'torch', 'h5py', 'mpi4py', 'pyarrow') "

@@ -107,7 +107,7 @@ def test_a_command_without_descriptors_ends_in_one_message() -> None:
     """The checker of shards cannot be started: with 326 connections to a rank's port it was so."""
     program = (
         "import os, resource, sys; from collage_mpi import cli, shards\n"
-        "import collage_mpi.commands.prep_checks, collage_mpi.shards.guard\n"
+        "import collage_mpi.commands.prep, collage_mpi.shards.guard\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
         "held = [os.dup(0) for _ in range(60 - len(os.listdir('/proc/self/fd')))]\n"

@@ -37,7 +37,7 @@ from collage_mpi.mpi.answers import (
     pack_results,
 )
 from collage_mpi.mpi.protocol import WireFault
-from collage_mpi.report.charts import worst_images
+from collage_mpi.report.page import worst_images
 from collage_mpi.results import (
     RunWriter,
     export_run,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.settings.redundancy import Placement
-from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.settings.run_settings import Placement, RunSettings
 
 
 def test_the_default_is_one_coordinator_nine_singles_one_collage():

@@ -14,7 +14,7 @@ import collage_mpi
 from collage_mpi.cli import main
 from collage_mpi.errors import ExitCode
 from collage_mpi.shards import ShardSet
-from collage_mpi.shards.check import inspect_here, verify_here
+from collage_mpi.shards.guard import inspect_here, verify_here
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (25, 4, 3), dtype=np.uint8)
 LABELS = (np.arange(25) % 3).astype(np.uint8)

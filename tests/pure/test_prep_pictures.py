@@ -20,7 +20,7 @@ from PIL import Image
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.shards import ShardSet
-from collage_mpi.shards.check import inspect_here, verify_here
+from collage_mpi.shards.guard import inspect_here, verify_here
 from collage_mpi.shards.tars import list_tars, split_key
 
 CLASSES = ("ant", "bee", "cat")

@@ -14,9 +14,12 @@ from collage_mpi.errors import UsageError
 from collage_mpi.job.resume import resumed_settings
 from collage_mpi.results import MANIFEST
 from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
-from collage_mpi.settings.pace import PaceSettings
-from collage_mpi.settings.redundancy import RedundancySettings
-from collage_mpi.settings.run_settings import PROFILES, RunSettings
+from collage_mpi.settings.run_settings import (
+    PROFILES,
+    PaceSettings,
+    RedundancySettings,
+    RunSettings,
+)
 from collage_mpi.simulation.runs import run_job, simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.fields import names

@@ -17,13 +17,20 @@ from PIL import Image
 from results_harness import as_two_teams, fill, make_run, manifest, times_ms
 
 from collage_mpi.cli import main
-from collage_mpi.report.charts import STEPS, chart_data, kept_steps, worst_images
-from collage_mpi.report.page import SCRIPTS, render_page, verdicts
+from collage_mpi.report.page import (
+    SCRIPTS,
+    STEPS,
+    chart_data,
+    kept_steps,
+    render_page,
+    verdicts,
+    worst_images,
+)
 from collage_mpi.report.tables import Cell, confusions, ranks
 from collage_mpi.report.tables import settings as settings_table
 from collage_mpi.results import compare, read_results, render_summary, summarise
-from collage_mpi.results.comparison import notes
 from collage_mpi.results.reader import groups_of
+from collage_mpi.results.render import notes
 from collage_mpi.results.slow_ranks import rank_speeds
 from collage_mpi.results.verify import VerifyReport
 from collage_mpi.settings.run_settings import RunSettings

@@ -18,19 +18,17 @@ from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.runs import check_job
 from collage_mpi.simulation.simulator import SimulatedJob, Simulation
 from collage_mpi.workload import straggler_settings
-from collage_mpi.workload.service_times import (
+from collage_mpi.workload.straggler_settings import (
     Body,
     DelayModel,
     Spells,
+    StragglerSettings,
     bimodal,
+    deaths_of,
     lognormal,
+    make_delays,
     markov,
     uniform,
-)
-from collage_mpi.workload.straggler_settings import (
-    StragglerSettings,
-    deaths_of,
-    make_delays,
 )
 
 DRAWN = ("lognormal", "bimodal", "markov")

@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from collage_mpi.errors import DataFault, EnvironmentFault, ShardFault
 from collage_mpi.shards import ShardSet, ShardWriter, write_shard
 from collage_mpi.shards import reader as reader_module
-from collage_mpi.shards.check import inspect_here
+from collage_mpi.shards.guard import inspect_here
 from collage_mpi.shards.inputs import expand_paths, open_source
 from collage_mpi.shards.openshard import OpenShard
 from collage_mpi.shards.schema import (
@@ -415,7 +415,7 @@ def test_a_checksum_file_of_another_program_is_read(tmp_path: Path) -> None:
 def test_the_package_does_not_import_h5py() -> None:
     code = (
         "import sys, collage_mpi.shards, collage_mpi.prep.arrays, collage_mpi.commands.prep, "
-        "collage_mpi.commands.prep_checks; "
+        "collage_mpi.commands.prep; "
         "sys.exit(any(name in sys.modules for name in ('h5py', 'torch', 'mpi4py.MPI', 'rich')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -27,7 +27,7 @@ from pictures import (
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, ShardFault, UsageError
 from collage_mpi.job.row_reader import RowReader, described
-from collage_mpi.shards import ShardSet, bounds
+from collage_mpi.shards import ShardSet, members
 from collage_mpi.shards import source as shards_source
 from collage_mpi.shards.inputs import expand_paths, ids_of, source_class
 from collage_mpi.shards.members import Member, MemberIndex
@@ -536,7 +536,7 @@ def test_a_parquet_file_may_not_become_far_more_than_its_bytes(tmp_path, monkeyp
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr(bounds, "LARGEST_UNIT_BYTES", 1 << 20)
+    monkeypatch.setattr(members, "LARGEST_UNIT_BYTES", 1 << 20)
     zeros = pa.table({"image": [bytes([i]) * 100_000 for i in range(30)]})
     pq.write_table(zeros, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     with pytest.raises(DataFault, match=r"row group 0 takes 3,\d{3},\d{3} bytes of memory, from"):
@@ -570,7 +570,7 @@ def test_a_zarr_array_of_huge_chunks_or_too_many_rows_is_refused(tmp_path) -> No
 def test_a_list_that_never_ends_is_not_read_for_ever(tmp_path, files, monkeypatch) -> None:
     path = tmp_path / "list.txt"
     path.write_text("photos/ant/000.png\n" * 50)
-    monkeypatch.setattr(bounds, "UNDECLARED_BYTES", 100)
+    monkeypatch.setattr(members, "UNDECLARED_BYTES", 100)
     monkeypatch.setattr("collage_mpi.shards.listing.stat_of", lambda path: (0, 0, 0))
     with pytest.raises(DataFault, match="is longer than 100 bytes"):
         read(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collage_mpi.launch.startup import END_GRACE_S, INIT_LIMIT_S, Death, Startup
+from collage_mpi.launch.ending import END_GRACE_S, INIT_LIMIT_S, Death, Startup
 
 
 class Clock:

@@ -15,7 +15,7 @@ import pytest
 from results_harness import as_two_teams, make_run
 
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.figures.timeline import _legend
+from collage_mpi.figures.plots import _legend
 from collage_mpi.results import Results, read_results
 from collage_mpi.results.timeline import (
     STATES,

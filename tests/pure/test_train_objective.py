@@ -15,11 +15,11 @@ from collage_mpi.training.settings import TrainSettings
 torch = pytest.importorskip("torch")
 
 from collage_mpi.system.files import save_records  # noqa: E402
-from collage_mpi.training.objective import (  # noqa: E402
+from collage_mpi.training.loop import (  # noqa: E402
     Distilled,
     Labels,
+    running_average,
 )
-from collage_mpi.training.parts import running_average  # noqa: E402
 
 
 def make_batch(present: list[bool]) -> TrainBatch:
