@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 1.0
 SLOW = 2.0  # times the peers' median. The factor is large, as a rank may have few answers yet
-LEAST_ANSWERS = 5  # of a rank, before it can count as slow
+LEAST_ANSWERS = 5  # messages of a rank, before it can count as slow
 _HEAD_LINES = 10  # of the screen that are not rows of the table of ranks
 
 Json = dict[str, Any]

@@ -246,6 +246,7 @@ class TeamSession(ExitStack):
         )
         self.callback(status.close)
         self._told, self._watch = ShownProgress(status, settings), AgreementWatch(self.plan.by_file)
+        files.batch_costs = self.start.batch_costs
         files.begin()
         status.follow(self.publish, files.begin)
 

@@ -28,20 +28,16 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.core.settings import batch_factor
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.results.manifest import Json, finals
 from collage_mpi.results.reader import Results, Run
-from collage_mpi.results.statistics import MISS, quantile_interval
+from collage_mpi.results.statistics import MISS, quantile_interval, times_of_messages
 from collage_mpi.rows import (
-    KIND_CODE,
     KINDS,
     OUTCOME_CODE,
     TASKS,
     columns_of,
-    inputs_of,
-    ran_together,
 )
 
 OVER = 1.2  # times its peers; healthy nodes differ by less
@@ -222,28 +218,17 @@ def service_times_ns(run: Run) -> dict[tuple[int, int, str], np.ndarray]:
     """The service times of each rank: (rank, session, kind) -> (n,) float64 ns, in order of their
     ends.
 
-    Each answered message has one: its compute time, divided by the relative cost of a batch of its
-    size. The cost comes from `batch_costs` of the manifest; without it, it is the number of inputs.
+    Each answered message that took time has one: its compute time, divided by the relative cost of
+    a batch of its size. The cost comes from `batch_costs` of the manifest; without it, it is the
+    number of inputs.
     """
-    tasks = _measured(run)
-    service_ns = tasks["compute_ns"]
-    ran = (tasks["outcome"] == OUTCOME_CODE["answered"]) & (service_ns > 0)
-    costs = run.manifest.get("batch_costs") or {}
-    further = np.array([float(costs.get(kind, 1.0)) for kind in KINDS])
-    inputs = ran_together(tasks, inputs_of(tasks))
-    factor = batch_factor(inputs, further[tasks["kind"]])  # type: ignore[arg-type]
-    tasks, scaled_ns = tasks[ran], (service_ns / factor)[ran]
-    columns = [tasks[name] for name in ("sent_ns", "done_ns", "kind", "session", "rank")]
-    order = np.lexsort(columns)
-    tasks, scaled_ns = tasks[order], scaled_ns[order]
-    message = tasks[["rank", "session", "kind", "done_ns", "sent_ns"]]
-    first = np.append(True, message[1:] != message[:-1])[: len(message)]
-    tasks, scaled_ns = tasks[first], scaled_ns[first]
+    tasks, times_ns = times_of_messages(_measured(run), run.manifest.get("batch_costs") or {})
+    tasks, times_ns = tasks[times_ns > 0], times_ns[times_ns > 0]
     place = tasks[["rank", "session", "kind"]]
     starts = np.flatnonzero(np.append(True, place[1:] != place[:-1])[: len(place)])
     return {
         (int(p["rank"]), int(p["session"]), KINDS[p["kind"]]): times
-        for p, times in zip(place[starts], np.split(scaled_ns, starts[1:]), strict=False)
+        for p, times in zip(place[starts], np.split(times_ns, starts[1:]), strict=False)
     }
 
 
@@ -417,26 +402,24 @@ def _thirds_of(levels: Sequence[_Level]) -> np.ndarray:
 
 
 def trace_of(run: Results) -> np.ndarray:
-    """A trace of the service times of a run's single ranks: (ranks, tasks) float32, seconds.
+    """A trace of the service times of a run's single ranks: (ranks, messages) float32, seconds.
 
-    A row holds the service time of each answered task in the order of their ends, without warm-up
-    groups. All rows have the length of the shortest. Collage ranks are left out, because a trace
-    has times of single images. A run that injects the trace multiplies the times by the cost ratio
-    for a collage.
+    A row holds the time of one image in each answered message, in the order of their ends, without
+    warm-up groups. All rows have the length of the shortest. Collage ranks are left out, because a
+    trace has times of single images. A run that injects the trace multiplies the times by the cost
+    ratio for a collage.
 
     Raises:
         DataFault: no single rank has answered a task.
     """
-    tasks = run.measured_tasks
-    answered = tasks["outcome"] == OUTCOME_CODE["answered"]
-    tasks = tasks[answered & (tasks["kind"] == KIND_CODE[SINGLE])]
-    tasks = np.sort(tasks, order=("session", "done_ns"))
-    service_s = tasks["compute_ns"] / 1e9  # (tasks,) float64
-    timed = service_s > 0
-    rows = [service_s[timed & (tasks["rank"] == rank)] for rank in np.unique(tasks["rank"][timed])]
-    if not rows:
+    found: dict[int, list[np.ndarray]] = defaultdict(list)
+    for (rank, _, kind), times_ns in service_times_ns(run).items():
+        if kind == SINGLE:
+            found[rank].append(times_ns / 1e9)
+    if not found:
         raise DataFault(
             f"no single rank of {run.path} answered measured tasks: a longer run or fewer "
             "--warmup-groups are needed"
         )
+    rows = [np.concatenate(parts) for parts in found.values()]
     return np.stack([row[: min(map(len, rows))] for row in rows]).astype(np.float32)

@@ -19,11 +19,15 @@ a collage network is much weaker than the single network.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from collage_mpi.core.settings import batch_factor
+from collage_mpi.rows import KINDS, OUTCOME_CODE, inputs_of, ran_together
 
 PERCENTILES = (0.5, 0.95, 0.99, 0.999)
 MISS = 0.025  # probability that an end of an interval lies on the wrong side
@@ -31,6 +35,30 @@ _ENOUGH_ABOVE = 60  # values above a level that are needed to estimate how long 
 _SHIFT = 52 - 11  # low bits of a float64's mantissa that are not in the number of its bin
 _BLOCK = 1 << 15  # consecutive values from which the autocorrelation time is estimated
 _ENOUGH_RANKS = 1 << 17  # from this sample size on, the normal approximation is used
+
+
+def times_of_messages(
+    tasks: np.ndarray, batch_costs: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The time of one input in each answered message, by rank, session, kind and end.
+
+    Args:
+        tasks: (n,) of TASK_ROW, or of fewer of its columns.
+        batch_costs: kind -> time of each further input of a batch divided by that of the first.
+
+    Returns:
+        (m,) the first task of each message, and (m,) float64 ns.
+    """
+    further = np.array([float(batch_costs.get(kind, 1.0)) for kind in KINDS])
+    inputs = ran_together(tasks, inputs_of(tasks))
+    factor = batch_factor(inputs, further[tasks["kind"]])  # type: ignore[arg-type]
+    answered = tasks["outcome"] == OUTCOME_CODE["answered"]
+    times_ns, tasks = (tasks["compute_ns"] / factor)[answered], tasks[answered]
+    order = np.lexsort([tasks[name] for name in ("sent_ns", "done_ns", "kind", "session", "rank")])
+    tasks, times_ns = tasks[order], times_ns[order]
+    message = tasks[["rank", "session", "kind", "done_ns", "sent_ns"]]
+    first = np.append(True, message[1:] != message[:-1])[: len(message)]
+    return tasks[first], times_ns[first]
 
 
 def percentile_name(q: float) -> str:

@@ -38,7 +38,8 @@ from collage_mpi.results.manifest import (
     readable,
     wrong_key,
 )
-from collage_mpi.rows import KINDS, OUTCOME_CODE
+from collage_mpi.results.statistics import times_of_messages
+from collage_mpi.rows import KINDS
 from collage_mpi.system.files import reading, write_atomic
 from collage_mpi.system.tell import tell
 
@@ -50,6 +51,9 @@ _LARGEST_BYTES = 16 << 20  # 10,000 ranks are 2 MB
 
 class StatusFiles:
     """Writes the status of one session, from its claim to its end.
+
+    Attributes:
+        batch_costs: as in `times_of_messages`; {} until they are known.
 
     Args:
         out: the run's folder.
@@ -68,6 +72,7 @@ class StatusFiles:
     ) -> None:
         self._out, self._check, self._clock = out, check, clock
         self._every_s = every_s
+        self.batch_costs: Mapping[str, float] = {}
         self._facts = {
             **facts,
             "out": readable(str(out.absolute())),
@@ -146,7 +151,7 @@ class StatusFiles:
             said, tasks = taken
             with self._guarded():
                 if tasks is not None:
-                    add_service_times(said["ranks"], tasks)
+                    add_service_times(said["ranks"], tasks, self.batch_costs)
                 ranks = [*said["ranks"], *self._others()]
                 self._last = {**said, "ranks": ranks, **self._rates(said["done"])}
                 self._write(self._last)
@@ -198,18 +203,20 @@ class StatusFiles:
             tell(f"warning: {self._out / STATUS} cannot be written: {why}. The job goes on")
 
 
-def add_service_times(ranks: list[Json], tasks: np.ndarray) -> None:
+def add_service_times(
+    ranks: list[Json], tasks: np.ndarray, batch_costs: Mapping[str, float]
+) -> None:
     """Add to each rank its number of recent answers and their median service time.
 
     Args:
-        ranks: dicts with `rank`, to which `service_ms` (None without answers) and `answers` are
-            added.
-        tasks: (n,) of TASK_ROW. Each task of a batch counts with the time of the whole batch.
+        ranks: dicts with `rank`, to which `service_ms` (of one input; None without answers) and
+            `answers` (messages) are added.
+        tasks: (n,) of TASK_ROW.
+        batch_costs: as in `times_of_messages`.
     """
-    done = tasks[tasks["outcome"] == OUTCOME_CODE["answered"]]
-    service_ns = done["compute_ns"]
-    order = np.lexsort([service_ns, done["rank"]])
-    numbers, starts, counts = np.unique(done["rank"][order], return_index=True, return_counts=True)
+    found, service_ns = times_of_messages(tasks, batch_costs)
+    order = np.lexsort([service_ns, found["rank"]])
+    numbers, starts, counts = np.unique(found["rank"][order], return_index=True, return_counts=True)
     medians_ns = service_ns[order][starts + (counts - 1) // 2]
     medians_ms = dict(zip(numbers.tolist(), (medians_ns / 1e6).tolist(), strict=True))
     answers = dict(zip(numbers.tolist(), counts.tolist(), strict=True))

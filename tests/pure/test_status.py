@@ -219,11 +219,23 @@ def test_a_run_that_was_none_leaves_no_status(tmp_path: Path) -> None:
 def test_service_times_are_of_answers_alone() -> None:
     tasks = np.zeros(8, TASK_ROW)
     tasks["rank"] = [1, 1, 1, 1, 2, 2, 3, 1]
+    tasks["done_ns"] = range(8)
     tasks["compute_ns"] = np.array([9, 1, 4, 2, 8, 0, 5, 100]) * 10**6
     tasks["outcome"][[5, 6, 7]] = [OUTCOME_CODE[n] for n in ("skipped", "lost", "failed")]
     ranks = [{"rank": number} for number in (1, 2, 3)]
-    add_service_times(ranks, tasks)
+    add_service_times(ranks, tasks, {})
     assert [(r["service_ms"], r["answers"]) for r in ranks] == [(2.0, 4), (8.0, 1), (None, 0)]
+
+
+def test_a_rank_that_takes_smaller_batches_is_seen_to_be_slower() -> None:
+    """The coordinator gives a slow rank less, so that its messages take as long as those of others.
+    Images that were sent again have a task of their own in the message."""
+    tasks = np.zeros(4, TASK_ROW)
+    tasks["rank"], tasks["items"], tasks["done_ns"] = [1, 1, 2, 2], [48, 16, 16, 16], [1, 1, 1, 2]
+    tasks["compute_ns"] = 65 * 10**6
+    ranks = [{"rank": 1}, {"rank": 2}]
+    add_service_times(ranks, tasks, {"single": 1.0})
+    assert [(r["service_ms"], r["answers"]) for r in ranks] == [(65 / 64, 1), (65 / 16, 2)]
 
 
 # ---- who lives --------------------------------------------------------------

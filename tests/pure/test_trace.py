@@ -78,6 +78,15 @@ def test_later_sessions_follow_and_what_took_no_time_is_left_out(tmp_path):
     assert found.min() > 0
 
 
+def test_a_batch_gives_the_time_of_one_of_its_images(tmp_path):
+    given = {"straggler": "pinned", "straggler_median_ms": 50.0, "batch_cost": 0.5}
+    job = RunSettings(scheme="none", assign="pull", batch=8, warmup_groups=0, side=2, **given)
+    simulate_to(job, tmp_path / "run", 400)
+    run = read_results(tmp_path / "run")
+    assert run.tasks["items"].max() > 1
+    assert trace_of(run) == pytest.approx(np.float32(0.05))
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
