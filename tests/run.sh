@@ -124,20 +124,21 @@ on_virtual_hosts() {
 beside on_slurm
 beside on_virtual_hosts
 
-# Two at once where a test starts no ranks; those of a file, which share fixtures, one after another.
-tests mpich tests/loops tests/pure -n 2 --dist loadfile
+# Three workers, since a test waits for processes a third of its time; those of a file, which share
+# fixtures, run one after another.
+tests mpich tests/loops tests/pure -n 3 --dist loadfile
 beside_is_over
 
 # Of what starts ranks, that which no MPI changes runs under one of the two. Ranks wait as much as
-# they compute: two jobs at once.
-tests mpich tests/mpi -n 2 --dist worksteal
-tests openmpi tests/mpi -m "not any_mpi" -n 2 --dist worksteal
+# they compute: three jobs at once.
+tests mpich tests/mpi -n 3 --dist worksteal
+tests openmpi tests/mpi -m "not any_mpi" -n 3 --dist worksteal
 
 # The short fault suite, with the same rounds of chaos each time unless CHAOS_SEED is set. The whole
 # of it: pytest tests/faults --chaos-rounds 100 --fuzz 500
-tests mpich tests/faults --chaos-seed="$seed" -n 2 --dist worksteal
+tests mpich tests/faults --chaos-seed="$seed" -n 3 --dist worksteal
 tests openmpi tests/faults -m "mpi and not any_mpi" --chaos-rounds=2 --chaos-seed="$seed" \
-    -n 2 --dist worksteal
+    -n 3 --dist worksteal
 
 say "skipped"
 cut -f 1,2 "$skipped" | sort | uniq -c | sort -rn
