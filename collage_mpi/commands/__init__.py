@@ -26,5 +26,6 @@ COMMANDS: dict[str, str] = {
     "weights": "download networks; find the score from which a network's answers count",
     "evaluate": "measure accuracy, FLOPs and service time of networks side by side",
     "slurm": "render job scripts for Slurm from settings",
+    "replay": "play the record of a run again: does the core decide the same",
     "doctor": "find what would keep a job from starting here, and how to fix it",
 }

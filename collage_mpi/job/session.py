@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from collage_mpi.core import events as ev
 from collage_mpi.core.core import Core
 from collage_mpi.core.outcomes import Totals
 from collage_mpi.core.schemes import make_scheme
+from collage_mpi.core.settings import CoreSettings
 from collage_mpi.core.table import Table
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.vectors import layout_of
@@ -29,6 +31,7 @@ from collage_mpi.job.leases import count
 from collage_mpi.job.messages import Hello, Start
 from collage_mpi.job.packing import Packer, Reader
 from collage_mpi.job.plan import Plan
+from collage_mpi.job.record import Record, RecordedCore
 from collage_mpi.job.team import Link, Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import COLLAGE, KIND
@@ -41,6 +44,7 @@ from collage_mpi.shards.order import Range
 from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.system.backoff import BATCH_BACKOFF, COORDINATOR_BACKOFF, Backoff
 from collage_mpi.system.bottleneck import Limit, RankUse, Use, limit_of
+from collage_mpi.system.files import writing
 from collage_mpi.system.progress import StatusLines, StatusReporter
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
@@ -144,7 +148,7 @@ class TeamSession(ExitStack):
         wire = self.worker_group.session
         self._start_ns, self.began_ns = clock(), time.time_ns()
         table = Table(settings.group_size, self._start_ns, self.rows.session, settings.warm_groups)
-        core = Core(asked, make_scheme(settings.scheme_settings()), table)
+        core = self._core(asked, table)
         self.totals = core.outcomes.totals
         self.supply.attach(self.totals, table.warm_up_from, build_book(plan))
         in_batches = settings.in_whole_batches and settings.messages > 1
@@ -219,6 +223,20 @@ class TeamSession(ExitStack):
         }
 
     # ---- the parts of a session ---------------------------------------------
+
+    def _core(self, asked: CoreSettings, table: Table) -> Core:
+        """The core, which is recorded if the settings say so. Each team is a session of the run,
+        and so is each time that the run goes on.
+        """
+        settings, session = self.plan.settings, self.rows.session
+        scheme, name = settings.scheme_settings(), settings.record
+        if name is None:
+            return Core(asked, make_scheme(scheme), table)
+        core = RecordedCore(asked, make_scheme(scheme), table)
+        with writing(path := Path(name if session == 1 else f"{name}-{session}")):
+            core.record = Record(path, asked, scheme, table)
+        self.callback(core.record.close)
+        return core
 
     def _open_supply(self) -> None:
         self.reader = self.enter_context(self.open_reader())

@@ -829,6 +829,12 @@ class SurvivalSettings(Settings):
         at_least=0.1,
     )
     status_every_s: float = _survival(5.0, "time between two progress lines", at_least=0.1)
+    record: str | None = _survival(
+        None,
+        "for a bug report: write what the coordinator was told and decided to this file, for "
+        "`collage-mpi replay`. Later sessions and other teams write FILE-2, FILE-3, ...",
+        metavar="FILE",
+    )
     teams: int = _survival(
         1,
         "number of coordinators. The ranks are split into this many equal teams, each with a "

@@ -11,17 +11,20 @@ import io
 import json
 import random
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from fakes import FakeMonitor
 from fuzz import Reader, change_json, damage
 from job_messages import HELLO, WELCOME
 from results_harness import fill, manifest
 from test_lead import Play
+from test_record import a_record
 from wire_tasks import pack_wire_tasks as pack_tasks
 from wire_tasks import unpack_results
 
@@ -29,6 +32,7 @@ from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer, read_greeting
 from collage_mpi.job import messages as said
+from collage_mpi.job.record import MAGIC, Replay
 from collage_mpi.job.row_reader import RowReader, described
 from collage_mpi.job.team import Dismissed, LeadLink
 from collage_mpi.launch.ending import exit_code
@@ -108,6 +112,7 @@ def job_readers(folder: Path) -> list[Reader]:
         *_pending(folder),
         *_lines(),
         *_descriptions(folder),
+        *_records(folder),
         *_surroundings(folder),
     ]
 
@@ -327,6 +332,33 @@ def _descriptions(folder: Path) -> list[Reader]:
 
 
 # ---- surroundings -----------------------------------------------------------
+
+
+def _records(folder: Path) -> list[Reader]:
+    """Of a core; what it was told and gave, too, in blocks whose checksums are right."""
+    path = folder / "record"
+    a_record(path)
+
+    def play(raw: bytes) -> None:
+        path.write_bytes(raw)
+        Replay(path).play()
+
+    def told(rng: random.Random, raw: bytes) -> bytes:
+        block, at = raw[len(MAGIC) :], rng.randrange(2)
+        lengths = [int.from_bytes(block[:4], "big")]
+        blocks = [block[4 : 4 + lengths[0]], block[4 + lengths[0] :]]
+        entries = msgspec.msgpack.decode(zlib.decompress(blocks[at][4 * at :]))
+        place = rng.randrange(len(entries))
+        entries[place] = damage(rng, entries[place])
+        data = zlib.compress(msgspec.msgpack.encode(entries))
+        changed = len(data).to_bytes(4, "big") + data
+        return MAGIC + (changed + blocks[1] if at == 0 else block[: 4 + lengths[0]] + changed)
+
+    sound = [path.read_bytes()]
+    return [
+        Reader("record of a core", sound, play, USER),
+        Reader("record of a core, calls", sound, play, USER, told),
+    ]
 
 
 def _surroundings(folder: Path) -> list[Reader]:

@@ -64,6 +64,7 @@ NAMES = (
     *("pending part", "pending entry", "pending entry, values", "claim", "claim, values"),
     *(f"{what}{how}" for what in ("status lines", "greeting", "description of a shard")
       for how in ("", ", values")),
+    *("record of a core", "record of a core, calls"),
     *("variables, values", "kernel's files of the host", "kernel's files of a process"),
     *("answers .npz", "status", "status, values"),
     *("arrivals .npy", "arrivals .txt", "pictures", "tar"),

@@ -15,6 +15,7 @@ import pytest
 from mortal_jobs import Ended, marked_shard, run_mortal
 
 from collage_mpi.errors import ExitCode
+from collage_mpi.job.record import Replay
 from collage_mpi.launch import ending
 from collage_mpi.results import OUTCOMES, SOURCES, read_results, verify_run
 from collage_mpi.results.number_sets import draw_of
@@ -76,6 +77,14 @@ def outcomes(found, rank: int) -> set[str]:
     """How the tasks of a rank ended."""
     tasks = found.tasks[found.tasks["rank"] == rank]
     return {OUTCOMES[code] for code in tasks["outcome"]}
+
+
+def replayed(path: Path) -> Replay:
+    """A record, played to the same actions."""
+    replay = Replay(path)
+    replay.play()
+    assert replay.difference is None
+    return replay
 
 
 def told(ended: Ended) -> int:
@@ -165,9 +174,10 @@ def test_all_ranks_die_and_resume_completes_the_run(job):
 
 
 @pytest.mark.any_mpi
-def test_a_cascade_loses_ranks_and_is_resumed(job):
-    """Ranks die with a collage; the others send its images alone."""
+def test_a_cascade_loses_ranks_and_is_resumed(job, tmp_path):
+    """Ranks die with a collage; the others send its images alone. The core's record says why."""
     flags = ("--scheme", "cascade", "--endgame", "off", "--audit", "0.2")
+    flags += ("--record", str(tmp_path / "record"))
     ended = job("1:receive:kill:1,2:reply:kill:2,3:compute:kill:3,4:receive:kill:9", *flags)
     found = ended.check(INCOMPLETE)
     tasks = found.tasks[found.tasks["outcome"] == OUTCOMES.index("lost")]
@@ -179,6 +189,10 @@ def test_a_cascade_loses_ranks_and_is_resumed(job):
     due = draw_of(found.manifest).some(found.images) & np.isin(found.images["source"], ASKED_FIRST)
     assert due.sum() > 10
     assert (found.images["audited"][due] > 0).all(), "those that the lost ranks had, too"
+    first, then = replayed(tmp_path / "record"), replayed(tmp_path / "record-2")
+    assert first.end == then.end == "complete"
+    assert first.events["RankLost"] == 4
+    assert first.core.outcomes.totals.images + then.core.outcomes.totals.images == IMAGES
 
 
 @pytest.mark.any_mpi
@@ -268,11 +282,12 @@ def test_a_rank_that_is_stopped_when_its_work_is_done_does_not_keep_the_job(
 
 
 @pytest.mark.parametrize("apart", ["", pytest.param(",apart", marks=pytest.mark.any_mpi)])
-def test_when_rank_0_dies_all_end_and_resume_is_exact(job, apart):
-    ended = job(f"0:images:kill:40{apart}")
+def test_when_rank_0_dies_all_end_and_resume_is_exact(job, tmp_path, apart):
+    ended = job(f"0:images:kill:40{apart}", "--record", str(tmp_path / "record"))
     assert ended.code not in (COMPLETE, int(ExitCode.COMPLETE_WITH_ERRORS))
     assert (time.monotonic_ns() - ended.death_ns(0)) / 1e9 < 20
     assert verify_run(ended.out).exit_code is ExitCode.INCOMPLETE
+    assert replayed(tmp_path / "record").end == ""
     job("", "--resume").check()
 
 
