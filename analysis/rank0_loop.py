@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--ranks", type=int, default=RANKS, help="with a network")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--record", action="store_true", help="as `run --record` does")
     parser.add_argument("--profile", type=Path, help="write that of the loop's last run there")
     args = parser.parse_args()
     common = {"scheme": args.scheme, "single": "null", "depth": 4 * -(-args.ranks // 9)}
@@ -193,6 +194,7 @@ def main() -> None:
             least = np.full(2, np.inf)
             for i in range(args.repeats):
                 own = {"pixels": who, "batch": batch, "out": f"{folder}/{who}-{batch}-{i}"}
+                own |= {"record": f"{folder}/record"} if args.record else {}
                 profile = cProfile.Profile() if args.profile else None
                 least = np.minimum(
                     least, cost_us({**common, **own}, args.images, args.unsure, profile)
