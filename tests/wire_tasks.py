@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.core.events import Answered, Failed
+from collage_mpi.core.events import LOST_REASON, Answered, Failed
 from collage_mpi.mpi.answers import (
     ANSWERED,
     FAILED,
@@ -49,7 +49,7 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
             states = end.cells["state"].tolist()
             lines = iter(end.reasons)
             unread = tuple(
-                Unread(next(lines, "it could not be read"), state == BAD_ROW)
+                Unread(next(lines, LOST_REASON), state == BAD_ROW)
                 if state in (UNREAD, BAD_ROW)
                 else None
                 for state in states

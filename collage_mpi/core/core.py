@@ -654,7 +654,7 @@ class Core:
         for place in np.flatnonzero(~there).tolist():
             position = int(task.positions[place])
             unread = states[place] in (UNREAD, BAD_ROW)
-            reason = next(lines, "it could not be read") if unread else ""
+            reason = next(lines, ev.LOST_REASON) if unread else ""
             if not self.table.state(position) & OPEN:
                 continue
             if unread:

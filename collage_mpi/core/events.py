@@ -15,6 +15,7 @@ from collage_mpi.rows import CELL
 
 Positions = range | np.ndarray  # ascending; (n,) int64 if they are no range
 COMPLETE, COMPLETE_WITH_ERRORS, INCOMPLETE = "complete", "complete_with_errors", "incomplete"
+LOST_REASON = "it could not be read"  # of an image whose reason had no room in the message
 
 
 # ---- events -----------------------------------------------------------------
@@ -102,7 +103,8 @@ class Answered(NamedTuple):
         read_ns: how long it waited for the images to be read.
         decode_ns: time that rank 0 took to unpack the message.
         runtime: index into ANSWERERS.
-        reasons: a line for each cell that could not be read.
+        reasons: a line for each cell that could not be read, or for the first ones; the others
+            have LOST_REASON.
         vectors: (n, floats) float32, what is kept of each image; None if nothing is.
         at_ns: when the answer was received, if that was before the step (C3).
     """

@@ -27,7 +27,8 @@ from collage_mpi.rows import ABSENT, BAD_ROW, CELL, PRESENT, UNREAD, packer
 from collage_mpi.system.bottleneck import Use
 
 ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, 3
-REASON_BYTES = 480
+REASON_BYTES = 4096  # of the lines of a task's reasons
+LINE_BYTES = 60  # a line is not cut shorter; lines without room are left out instead
 
 USE = np.dtype([(name, "<i8") for name in Use._fields])
 BEGIN_BYTES = HEADER.itemsize + USE.itemsize  # of a message, before its results
@@ -46,8 +47,6 @@ RESULT = np.dtype(
         ("n_floats", "<u4"),  # of each vector
     ]
 )
-LOST_REASON = "it could not be read"  # used if the message had no room for the reason
-
 VECTOR = np.dtype("<f4")
 
 _USE, _RESULT, _CELL = map(packer, (USE, RESULT, CELL))
@@ -234,10 +233,14 @@ def unpack_ends(
 
 
 def _text(result: WireResult) -> bytes:
-    """The reason, or a line for each unread image, cut off at REASON_BYTES."""
-    lines = [" ".join(why.reason.split()) for why in result.unread if why is not None]
-    text = "\n".join(lines) if lines else result.reason
-    return text.encode("utf-8", "replace")[:REASON_BYTES]
+    """The reason in a line, or a line for each unread image. They share REASON_BYTES."""
+    reasons = [why.reason for why in result.unread if why is not None] or [result.reason]
+    most = max(LINE_BYTES, REASON_BYTES // len(reasons) - 1)
+    lines = [
+        " ".join(reason.split()).encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
+        for reason in reasons[: (REASON_BYTES + 1) // (most + 1)]
+    ]
+    return "\n".join(lines).encode()
 
 
 def _cells(result: WireResult) -> list[tuple[int, float, int]]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from wire_tasks import Packed, unpack_results
 from wire_tasks import pack_wire_tasks as pack_tasks
 
+from collage_mpi.core.events import LOST_REASON
 from collage_mpi.job import messages
 from collage_mpi.kinds import KINDS
 from collage_mpi.mpi import protocol as wire
@@ -22,7 +23,7 @@ from collage_mpi.mpi.answers import (
     BEGIN_BYTES,
     CELL,
     FAILED,
-    LOST_REASON,
+    LINE_BYTES,
     REASON_BYTES,
     RESULT,
     SKIPPED,
@@ -80,7 +81,7 @@ answered = st.builds(
     runtime=st.integers(0, 255),
 )
 failures = st.builds(
-    WireResult, task=ids, status=st.just(FAILED), reason=st.text("abc äµ", max_size=50)
+    WireResult, task=ids, status=st.just(FAILED), reason=st.text("abcäµ", max_size=50)
 )
 results = answered | failures | st.builds(WireResult, task=ids, status=st.just(SKIPPED))
 faults = st.builds(Unread, st.text("abcäµ", min_size=1, max_size=40), st.booleans())
@@ -182,16 +183,27 @@ def test_what_was_not_read_is_told_item_by_item(batch, unread, failed):
     assert unpack_results(out[:length]) == batch
 
 
-def test_reasons_that_have_no_room_are_told_as_such():
-    long = Unread("x" * (REASON_BYTES - 2), of_input=True)
-    other = Unread("two\nlines", of_input=False)
+@pytest.mark.parametrize(
+    ("images", "told", "most"), [(1, 1, REASON_BYTES - 1), (64, 64, 63), (200, 67, LINE_BYTES)]
+)
+def test_the_images_of_a_task_share_the_room_for_reasons(images, told, most):
+    """A line is cut between characters. Lines beyond the room are left out, and none is half."""
+    long = "\u00e4" * REASON_BYTES
+    unread = tuple(Unread(f"{n}: two\nlines {long}", n % 2 == 0) for n in range(images))
+    out = np.zeros(32_768, np.uint8)
+    (found,) = unpack_results(out[: pack_results(out, 1, [WireResult(1, FAILED, unread=unread)])])
+    assert [why.of_input for why in found.unread] == [why.of_input for why in unread]
+    for n, why in enumerate(found.unread[:told]):
+        assert why.reason.startswith(f"{n}: two lines \u00e4")
+        assert most - 1 <= len(why.reason.encode()) <= most
+    assert {why.reason for why in found.unread[told:]} <= {LOST_REASON}
+
+
+def test_a_reason_of_several_lines_is_told_in_one():
+    sent = WireResult(1, FAILED, reason="RuntimeError: CUDA error\n  at kernel\n")
     out = np.zeros(8192, np.uint8)
-    for unread, told in (((other, long), "two lines"), ((long, other, other), long.reason)):
-        sent = WireResult(1, FAILED, unread=unread)
-        (found,) = unpack_results(out[: pack_results(out, 1, [sent])])
-        assert found.reason == told
-        assert [why.of_input for why in found.unread] == [why.of_input for why in unread]
-    assert found.unread[2] == Unread(LOST_REASON, of_input=False)
+    (found,) = unpack_results(out[: pack_results(out, 1, [sent])])
+    assert found.reason == "RuntimeError: CUDA error at kernel"
 
 
 @given(
@@ -329,13 +341,6 @@ def test_a_reason_that_is_no_text_travels_all_the_same():
     result = WireResult(1, FAILED, reason="bad \ud800 text")
     (found,) = unpack_results(out[: pack_results(out, 1, [result])])
     assert found.reason == "bad ? text"
-
-
-def test_a_long_reason_is_cut():
-    out = np.zeros(2048, np.uint8)
-    result = WireResult(1, FAILED, reason="x" * 5000)
-    (found,) = unpack_results(out[: pack_results(out, 1, [result])])
-    assert len(found.reason) == REASON_BYTES
 
 
 @pytest.mark.parametrize(
