@@ -76,7 +76,8 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "--assign finish": (
         "gave each image to the rank that would end it first",
-        "leave it out: with --assign pull a slow rank passes over what quicker ranks end sooner",
+        "leave it out: with --assign pull a slow rank leaves images to quicker ranks that would "
+        "end them sooner",
     ),
     "--assign least": ("gave each image to the rank with the fewest tasks", "use --assign pull"),
     "doctor --out": ("tried to write results", "use collage-mpi run --dry-run"),

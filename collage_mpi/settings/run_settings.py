@@ -322,8 +322,8 @@ class RedundancySettings(Settings):
     assign: str = _setting(
         "pull",
         "which rank gets an image. turn: the next rank in turn. pull: a rank that has room takes "
-        "the oldest image, and a slow rank passes over what quicker ranks would end sooner; "
-        "collages and other tasks are then handed out in this way too",
+        "the oldest image, and a slow rank leaves images to quicker ranks that would end them "
+        "sooner; collages and other tasks are then handed out in this way too",
         choices=ASSIGNMENTS,
     )
     endgame: str = _setting(
