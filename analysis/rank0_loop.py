@@ -7,7 +7,7 @@ MPI's own cost is measured by `bench/round.py` and stands in the manifest of a r
     python analysis/rank0_loop.py --pixels workers --batch 1 --profile loop.pstats
     python analysis/rank0_loop.py --pixels workers --batch 8 --px 28 --scheme cascade --unsure 0.2
     python analysis/rank0_loop.py --pixels workers --batch 64 --px 28 --ranks 1024 --repeats 1 \
-        --order shuffle:0 --images 10000000           # its memory
+        --order shuffle:0 --images 10000000 --late 10000 --floats 512       # its memory
 
 The ranks' part is timed apart and taken away. A poll finds one message at most, the dearest case.
 CPU time, the least of several runs: other work on the machine changes it less than wall time. With
@@ -30,6 +30,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.handshake import task_bytes
 from collage_mpi.job.lead import build_lead
@@ -50,6 +51,7 @@ from collage_mpi.system.progress import NoLines
 SESSION = 1
 SURE, UNSURE = Score(3, 0.99), Score(3, 0.1)
 GOLDEN = 0.6180339887
+LATE_NS = 60_000_000_000
 EVERY_S = 1e9  # seconds between two lines on how it stands: none come
 RANKS = 9
 IMAGES = 450  # distinct ones, again and again: 68 MB
@@ -58,12 +60,13 @@ IMAGES = 450  # distinct ones, again and again: 68 MB
 class Echo:
     """A transport whose ranks answer each message at the next poll but those before it."""
 
-    def __init__(self, unsure: float = 0.0) -> None:
-        """`unsure`: share of a collage's cells that have a low score."""
+    def __init__(self, unsure: float = 0.0, late: int = 0, floats: int = 0) -> None:
+        """`unsure`: share of a collage's cells that have a low score; late, floats: see main."""
         self.ranks_ns = 0  # CPU that the ranks' part took
-        self._unsure = unsure
+        self._unsure, self._late, self._floats = unsure, late, floats
         self._answers: deque = deque()
-        self._room, self._out = np.empty(1 << 21, np.uint8), np.empty(1 << 16, np.uint8)
+        self._held: deque = deque()  # (when they come, rank, answer)
+        self._room, self._out = np.empty(1 << 21, np.uint8), np.empty(1 << 20, np.uint8)
 
     def buffer(self, nbytes: int) -> np.ndarray:
         return self._room  # what is sent is read at once
@@ -73,18 +76,22 @@ class Echo:
         if read_header(message).type == CANCEL:
             return
         start_ns = time.thread_time_ns()
-        answer = self.answer(message)
-        self.ranks_ns += time.thread_time_ns() - start_ns
-        self._answers.append((rank, answer))
-
-    def answer(self, message: np.ndarray) -> np.ndarray:
         tasks, _ = unpack_tasks(message)
+        answer = self.answer(tasks)
+        self.ranks_ns += time.thread_time_ns() - start_ns
+        if self._late and any(image % self._late == 1 for t in tasks for image, _ in t.items):
+            self._held.append((time.monotonic_ns() + LATE_NS, rank, answer))
+        else:
+            self._answers.append((rank, answer))
+
+    def answer(self, tasks: list[WireTask]) -> np.ndarray:
         results = [
             WireResult(
                 t.task,
                 ANSWERED,
                 9,
                 cells=[UNSURE if self._is_unsure(t, i) else SURE for i, _ in t.items],
+                vectors=np.zeros((len(t.items), self._floats), "<f4") if self._floats else None,
             )
             for t in tasks
         ]
@@ -95,6 +102,8 @@ class Echo:
         return task.kind != SINGLE and image * GOLDEN % 1 < self._unsure
 
     def poll(self) -> list[Received]:
+        while self._held and self._held[0][0] <= time.monotonic_ns():
+            self._answers.append(self._held.popleft()[1:])
         if not self._answers:
             return []
         rank, message = self._answers.popleft()
@@ -107,7 +116,7 @@ class Echo:
         raise AssertionError(f"rank {rank} is lost")
 
 
-def hello(rank: int, kinds: tuple[str, ...]) -> Hello:
+def hello(rank: int, kinds: tuple[str, ...], floats: int) -> Hello:
     return Hello(
         host="",
         pid=rank,
@@ -118,17 +127,17 @@ def hello(rank: int, kinds: tuple[str, ...]) -> Hello:
         service_ns={},
         longest_ns=0,
         classes={},
-        columns=(),
+        columns=(KeptColumn("vector", "<f4", (floats,)),) if floats else (),
         cannot_read="",
     )
 
 
 def cost_us(
-    given: dict, images: int, unsure: float, profile: cProfile.Profile | None
+    given: dict, images: int, echo: Echo, floats: int, profile: cProfile.Profile | None
 ) -> tuple[float, float]:
     """(of the process, of the loop's thread) CPU us an image of one run."""
     asked = RunSettings.from_mapping(given)
-    echo, now_ns = Echo(unsure), time.monotonic_ns()
+    now_ns = time.monotonic_ns()
     plan = make_plan(asked, asked.world_size)
     workers = plan.placement.workers
     plan = replace(plan, order=run_order(asked, images))
@@ -140,7 +149,7 @@ def cost_us(
         session=SESSION,
         detector=FailureDetector(workers, now_ns),
         present=workers,
-        welcome=lambda *told: {rank: hello(rank, kinds[rank]) for rank in workers},
+        welcome=lambda *told: {rank: hello(rank, kinds[rank], floats) for rank in workers},
         start=lambda *told: None,
         end=lambda: None,
     )
@@ -152,7 +161,8 @@ def cost_us(
     process_ns, thread_ns = time.process_time_ns(), time.thread_time_ns()
     with TeamSession(plan, group, lead, writer, audience, lambda: None) as session:
         session.make_ready()
-        work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder), UP_BYTES),)
+        most = UP_BYTES + asked.batch * floats * 4
+        work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder), most),)
         finish = profile.runcall(session.work, *work) if profile else session.work(*work)
         thread_ns = time.thread_time_ns() - thread_ns
         process_ns = time.process_time_ns() - process_ns
@@ -172,6 +182,8 @@ def main() -> None:
     parser.add_argument("--unsure", type=float, default=0.2, help="share of a collage's cells")
     parser.add_argument("--images", type=int, default=9000, help="a run")
     parser.add_argument("--order", default="file", help="file or shuffle:SEED")
+    parser.add_argument("--late", type=int, default=0, help="one image in so many: by a minute")
+    parser.add_argument("--floats", type=int, default=0, help="kept of each image")
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--ranks", type=int, default=RANKS, help="with a network")
     parser.add_argument("--repeats", type=int, default=5)
@@ -180,6 +192,7 @@ def main() -> None:
     args = parser.parse_args()
     common = {"scheme": args.scheme, "single": "null", "depth": 4 * -(-args.ranks // 9)}
     common |= {"singles": args.ranks, "device": "cpu", "status_every_s": EVERY_S}
+    common |= {"save": "scores"} if args.floats else {}
     if args.scheme != "none":
         common |= {"singles": args.ranks - 1, "collage_ranks": 1, "collage": "null"}
         common |= {"confidence": 0.5}
@@ -196,9 +209,9 @@ def main() -> None:
                 own = {"pixels": who, "batch": batch, "out": f"{folder}/{who}-{batch}-{i}"}
                 own |= {"record": f"{folder}/record"} if args.record else {}
                 profile = cProfile.Profile() if args.profile else None
-                least = np.minimum(
-                    least, cost_us({**common, **own}, args.images, args.unsure, profile)
-                )
+                echo = Echo(args.unsure, args.late, args.floats)
+                found = cost_us({**common, **own}, args.images, echo, args.floats, profile)
+                least = np.minimum(least, found)
                 if profile:
                     profile.dump_stats(args.profile)
             said = f"pixels {who}, batch {batch}: {least[0]:.1f} us, of it the loop {least[1]:.1f}"
