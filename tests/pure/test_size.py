@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINES = {"collage_mpi": 33_850, "analysis": 6_000, "tests": 48_100}
-GUIDE_WORDS = 20_500  # every page of docs/ but architecture.md
+GUIDE_WORDS = 20_600  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 5_000
 NO_CODE = {
     tokenize.COMMENT,
