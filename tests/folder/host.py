@@ -350,7 +350,7 @@ class Host:
 
     @property
     def unsent(self) -> bool:
-        return any(file.unsent for file in self._files.values())
+        return bool(self._files) and any(file.unsent for file in self._files.values())
 
     def send_late(self) -> Steps:
         """Send what was written long ago. To be called now and then."""

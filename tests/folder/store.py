@@ -97,8 +97,9 @@ class StoreOs:
         return self._store.hosts[self._name]
 
     def _do(self, op: str, *given: Any) -> Any:
+        now_s = self._store.clock.now_s
         for host in self._store.hosts.values():
-            if host.unsent:
+            if host.unsent and not self._store.plan.silence_s(host.name, now_s):
                 self._store.run(host.send_late())
         return self._store.run(getattr(self._host, op)(*given))
 

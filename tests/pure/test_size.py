@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 33_850, "analysis": 6_000, "tests": 48_100}
+LINES = {"collage_mpi": 34_850, "analysis": 6_000, "tests": 49_300}
 GUIDE_WORDS = 20_600  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 5_000
+ARCHITECTURE_WORDS = 5_800
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -1,0 +1,199 @@
+"""The rules of a cell: which positions are free, what a record may change, and what to propose.
+
+Nothing here reads or writes. A record holds the whole state of its cell, so the last record is
+enough to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import msgspec
+
+from collage_mpi.ledger import spans as sp
+from collage_mpi.ledger.records import (
+    DEATHS,
+    Damage,
+    Hold,
+    Part,
+    Record,
+    decode,
+    digest,
+    lease_name,
+)
+from collage_mpi.ledger.spans import Spans
+
+SHRINK = 3  # bits: a lease of positions that killed a holder is an eighth of the usual one
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an owner wants to change in a cell, in one record.
+
+    Attributes:
+        by: the owner.
+        parts: rows to commit, as far as the owner still holds their positions.
+        take: how many free positions it takes.
+        threshold: the number of the one by which it does them.
+        silent: owners that have died: their positions become free.
+        split: (owner, positions) to take from an owner that lives.
+        leave: give back what it holds.
+    """
+
+    by: str
+    parts: tuple[Part, ...] = ()
+    take: int = 0
+    threshold: int = 0
+    silent: Collection[str] = ()
+    split: tuple[str, Spans] | None = None
+    leave: bool = False
+
+
+@dataclass
+class Cell:
+    """A cell as its last known record says.
+
+    Attributes:
+        start, stop: its positions.
+        record: None if none is known.
+        raw, digest: the record's text, and its digest.
+        packed: the record lies in the place of the first one; those between are gone.
+    """
+
+    start: int
+    stop: int
+    record: Record | None = None
+    raw: bytes = b""
+    digest: str = ""
+    packed: bool = False
+    free: Spans = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.free = ((self.start, self.stop),)
+
+    @property
+    def gen(self) -> int:
+        """Of the last known record; -1 if none is known."""
+        return -1 if self.record is None else self.record.gen
+
+    @property
+    def holds(self) -> tuple[Hold, ...]:
+        """Who holds what."""
+        return () if self.record is None else self.record.holds
+
+    @property
+    def closed(self) -> bool:
+        """Whether every position has a row that counts. No record follows then."""
+        return not self.free and not self.holds
+
+    def held(self, owner: str) -> Spans:
+        """The positions that an owner holds."""
+        return sp.union(*(hold.spans for hold in self.holds if hold.owner == owner))
+
+    def times(self, spans: Spans) -> list[tuple[int, Spans]]:
+        """Positions by the number of holders that died with them, from 0; DEATHS + 1 is or more."""
+        tried = () if self.record is None else self.record.tried
+        parts = [(0, sp.minus(spans, sp.union(*tried)))]
+        parts += [(times, sp.common(spans, each)) for times, each in enumerate(tried, 1)]
+        return [part for part in parts if part[1]]
+
+    def after(self, raw: bytes, gen: int) -> Cell:
+        """The cell after its record `gen`, which was read or made.
+
+        A record that comes next must follow from the last known one. In the place of the first
+        record there may be the last one: then the cell is packed. Raises Damage.
+        """
+        name = lease_name(self.start, gen)
+        record = decode(Record, raw, name)
+        counted = [part.spans for part in record.parts]
+        held = [hold.spans for hold in record.holds]
+        all_of = sp.union(*counted, *held)
+        cell = ((self.start, self.stop),)
+        packed = gen == 0 < record.gen and sp.union(*counted) == cell
+        if (
+            (record.start, record.stop) != cell[0]
+            or (record.gen != gen and not packed)
+            or sp.minus(all_of, cell)
+            or sp.count(all_of) != sum(map(sp.count, (*counted, *held)))
+        ):
+            raise Damage(name, "it is no record of its cell")
+        if gen == self.gen + 1 and not packed and not self._leads_to(record):
+            raise Damage(name, f"it does not follow from {lease_name(self.start, self.gen)}")
+        found = Cell(self.start, self.stop, record, raw, digest(raw), packed)
+        found.free = sp.minus(cell, all_of)
+        return found
+
+    def pack(self) -> None:
+        """Forget the rows of a packed cell: its file has them."""
+        assert self.record is not None
+        self.record = msgspec.structs.replace(self.record, parts=())
+        self.raw = b""
+
+    def _leads_to(self, record: Record) -> bool:
+        before = () if self.record is None else self.record.parts
+        new = sp.union(*(part.spans for part in record.parts[len(before) :]))
+        others = [hold for hold in record.holds if hold.owner != record.by]
+        return (
+            record.prev == self.digest
+            and record.parts[: len(before)] == before
+            and not sp.minus(new, self.held(record.by))
+            and not any(sp.minus(hold.spans, self.held(hold.owner)) for hold in others)
+        )
+
+    def proposed(self, change: Change) -> Record | None:
+        """The next record, with a change in it; None if nothing would change."""
+        holds = {hold.owner: hold for hold in self.holds}
+        mine = self.held(change.by)
+        parts = self.record.parts if self.record else ()
+        tried = [*(self.record.tried if self.record else ())]
+        for part in change.parts:
+            if good := sp.common(part.spans, mine):
+                parts += (msgspec.structs.replace(part, spans=good),)
+                mine = sp.minus(mine, good)
+                tried = [sp.minus(each, good) for each in tried]
+        freed = sp.union(*(holds.pop(owner).spans for owner in change.silent if owner in holds))
+        if freed:
+            tried = _worse(tried, freed)
+        if change.split is not None and change.split[0] in holds:
+            hold = holds.pop(change.split[0])
+            taken = sp.common(hold.spans, change.split[1])
+            if left := sp.minus(hold.spans, taken):
+                holds[hold.owner] = msgspec.structs.replace(hold, spans=left)
+            mine = sp.union(mine, taken)
+        if change.leave:
+            mine = ()
+        elif change.take:
+            mine = sp.union(mine, portion(freed or self.free, change.take, tried))
+        holds.pop(change.by, None)
+        if mine:
+            holds[change.by] = Hold(change.by, mine, change.threshold)
+        while tried and not tried[-1]:
+            tried.pop()
+        said = parts, tuple(sorted(holds.values(), key=lambda hold: hold.owner)), tuple(tried)
+        old = self.record
+        if said == ((old.parts, old.holds, old.tried) if old else ((), (), ())):
+            return None
+        gen = self.gen + 1
+        return Record(self.start, self.stop, gen, self.digest, change.by, *said)
+
+
+def portion(free: Spans, most: int, tried: list[Spans]) -> Spans:
+    """Which of the free positions to take: those that killed fewest holders, and few of these."""
+    for times in range(len(tried) + 1):
+        those = sp.common(free, tried[times - 1]) if times else sp.minus(free, sp.union(*tried))
+        if those:
+            if times > DEATHS:  # they become error rows, at once
+                return those
+            return sp.head(those, 1 if times == DEATHS else max(1, most >> SHRINK * times))
+    return ()
+
+
+def _worse(tried: list[Spans], freed: Spans) -> list[Spans]:
+    """`tried`, after one more holder has died with these positions."""
+    found = [sp.minus(each, freed) for each in tried] + [()] * (DEATHS + 1 - len(tried))
+    before = [sp.minus(freed, sp.union(*tried)), *(sp.common(each, freed) for each in tried)]
+    for times, spans in enumerate(before):
+        at = min(times, DEATHS)
+        found[at] = sp.union(found[at], spans)
+    return found

@@ -1,0 +1,630 @@
+"""An owner: what one job does in the ledger of a run, a few operations a turn.
+
+The job calls `turn` about once a second, from a thread of its own, because a file server can keep
+an operation for minutes. Between turns the job does the positions in `grants` in order, and hands
+over the parts that it has written (`wrote`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.ledger import spans as sp
+from collage_mpi.ledger.cells import Cell, Change
+from collage_mpi.ledger.records import (
+    BEAT_BYTES,
+    COMPLETE,
+    Beat,
+    Complete,
+    Damage,
+    Part,
+    Run,
+    beat_name,
+    complete_name,
+    decode,
+    digest,
+    encode,
+    lease_name,
+    lease_of,
+    news_name,
+    read_beat,
+    run_name,
+)
+from collage_mpi.ledger.spans import Spans
+from collage_mpi.ledger.store import FolderStore
+
+BEAT_S = 2.0
+SILENT_S = 30.0  # file servers pause for seconds; a longer pause of the server counts for nobody
+LOOK_S = 5.0
+LIST_S = 20.0
+FORGET_S = 300.0  # the beats of a silent owner are removed then
+LEASE_S = 10.0  # a lease is so much work
+SHORTEST_S = 1.0  # at the end of the run
+UNSEEN_S = 180.0  # hosts believe for a minute that a name is missing
+LOST_S = 600.0  # without the folder a job waits so long
+NEIGHBOURS = 2  # owners that each owner watches always
+IDLE_LOOKS = 2.0  # operations a second of an owner without work
+PROBES = 4  # untouched cells that are tried in a turn
+LONGEST_PAUSE_S = 16.0
+LOOKS = 64  # cells that an idle turn looks at
+HINTS = 8  # cells that a beat names
+CELL_S = 60.0
+CELLS = 4096
+
+
+class Grant(NamedTuple):
+    """Positions to do now, in order, of the cell that begins at `start`.
+
+    `times`: that many holders died with them. DEATHS: one position, to be done alone. More: an
+    error row.
+    """
+
+    start: int
+    spans: Spans
+    times: int
+
+
+@dataclass
+class Heard:
+    """What an owner's beat said last, since when (by what was watched), and when it was read."""
+
+    raw: bytes | None
+    since_s: float
+    read_s: float
+    beat: Beat | None
+
+
+def cell_size(positions: int, unit: int, rate: float) -> int:
+    """Positions of a cell: work of `CELL_S` at this rate, in whole units, at most CELLS cells."""
+    most = max(int(rate * CELL_S), -(-positions // CELLS), 1)
+    return -(-most // unit) * unit
+
+
+def join(store: FolderStore, mine: Run) -> Run:
+    """The run with this number: the one that is there, or else `mine`, which is made now.
+
+    Raises:
+        EnvironmentFault: it can neither be read nor made.
+        Damage: it is damaged, or of another format.
+    """
+    name = run_name(mine.number)
+    try:
+        raw = store.read(name)
+        if raw is None:
+            store.link(name, encode(mine))
+            store.link(news_name(mine), b" " * len(COMPLETE))
+            raw = store.read(name)
+    except OSError as error:
+        raise EnvironmentFault(f"{name}: cannot be read: {error}. Repeat the command") from error
+    if raw is None:
+        raise EnvironmentFault(f"{name}: cannot be made. Is there room on the disk?")
+    found = decode(Run, raw, name)
+    if found.format != mine.format:
+        raise EnvironmentFault(
+            f"{name}: of format {found.format}; this version has format {mine.format}. Go on with "
+            "the version that began the run"
+        )
+    return found
+
+
+class Owner:
+    """A job in the ledger.
+
+    Attributes:
+        grants: positions that it has got, for the job to do.
+        rate: positions that the job does in a second; the job sets it.
+        begun: start of a cell -> first position that the job has not begun; the job sets it.
+        threshold: number of the threshold that the job goes by; the job sets it.
+        idle: nothing is free; the job waits for others.
+        complete: every position has its row, and the run is marked as complete.
+        counts: what it has done: records, failed, taken over, split, packed.
+    """
+
+    def __init__(
+        self,
+        store: FolderStore,
+        run: Run,
+        unit: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        name: str | None = None,
+    ) -> None:
+        """`unit`: leases have whole units of positions; `name`: 32 random hex digits."""
+        self.name = name or os.urandom(16).hex()
+        self.run, self.rate, self.threshold = run, 0.0, 0
+        self.grants: deque[Grant] = deque()
+        self.begun: dict[int, int] = {}
+        self.idle = self.complete = False
+        self.counts: Counter[str] = Counter()
+        self._store, self._unit, self._clock = store, unit, clock
+        self._random = random.Random(self.name)
+        self._inbox: deque[Part] = deque()
+        self._written: dict[int, list[Part]] = {}
+        self._want = 0
+        # What is known of cells
+        self._cells: dict[int, Cell] = {}
+        self._mine: dict[int, Spans] = {}
+        self._hints: dict[int, int] = {}  # start -> highest gen of a listing or a beat
+        self._place = self._random.randrange(len(run.starts))
+        self._untouched = True  # there may be cells without a record
+        self._open: deque[int] = deque()  # cells that are looked at in turn
+        self._again_s, self._pause_s = clock(), 1.0  # when an idle owner competes again
+        self._to_pack: deque[int] = deque()
+        self._left_over: dict[int, int] = {}  # packed cells -> last record that may be there
+        self._late: dict[int, float] = {}  # cells that are closed and not packed, since when
+        self._unseen: dict[int, float] = {}  # cells whose first record is missing, since when
+        # Who lives
+        now_s = clock()
+        self._beats, self._beat_s, self._watched_s = 0, now_s - BEAT_S, 0.0
+        self._through_s: float | None = None  # when the last beat got through
+        self._fine_s = self._news_s = now_s
+        self._list_s = now_s - LIST_S
+        self._ring: list[str] = []  # other owners, from this one's name on
+        self._ring_s = now_s - LIST_S
+        self._heard: dict[str, Heard] = {}
+        self._silent: set[str] = set()
+        self._gone: set[str] = set()  # silent owners that hold nothing any more
+
+    # ---- for the job -----------------------------------------------------------------
+
+    def held(self, start: int) -> Spans:
+        """The positions of a cell that this job holds, as far as it knows."""
+        return self._mine.get(start, ())
+
+    def wrote(self, part: Part) -> None:
+        """A part is in parts/ and on the disk: commit its rows."""
+        self._inbox.append(part)
+
+    @property
+    def hurry(self) -> bool:
+        """Whether the run nears its end: write parts every LOOK_S, to learn what others took."""
+        return not self._untouched
+
+    @property
+    def waiting(self) -> bool:
+        """Whether written rows wait for their record."""
+        return bool(self._inbox or self._written)
+
+    def turn(self, want: int = 0) -> None:
+        """Do what is due.
+
+        Args:
+            want: positions that the job wants beside those that it has.
+
+        Raises:
+            EnvironmentFault: the folder has not worked for LOST_S.
+            Damage: of the ledger.
+        """
+        with self._patience():
+            self._beat()
+            self._want = want
+            self._commit()
+            self._pack()
+            self._watch()
+            self._take_over()
+            self.idle = self._want > 0 and not self._take()
+            if self.idle:
+                self._seek()
+
+    def leave(self) -> bool:
+        """Commit what is written and give back the rest. False: repeat it, the folder failed."""
+        with self._patience():
+            self._want = 0
+            self._commit()
+            for start in [*self._mine]:
+                self._propose(start, Change(self.name, leave=True))
+            while self._to_pack:
+                self._pack()
+            if not self._mine and not self.waiting:
+                self._store.remove(beat_name(self.name))
+                return True
+        return False
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """An error of the folder ends what is done inside; it is tried again at the next turn."""
+        try:
+            yield
+        except OSError as error:
+            self.counts["errors"] += 1
+            if self._clock() >= self._fine_s + LOST_S:
+                raise EnvironmentFault(
+                    f"the run's folder has not worked for {LOST_S:g} s ({error}). What is written "
+                    "counts; repeat the command once the folder works"
+                ) from error
+
+    # ---- records ---------------------------------------------------------------------
+
+    def _read(self, name: str) -> bytes | None:
+        self.counts["reads"] += 1
+        return self._store.read(name)
+
+    def _cell(self, start: int) -> Cell:
+        return self._cells.get(start) or Cell(start, self.run.end(start))
+
+    def _propose(self, start: int, change: Change) -> bool:
+        """Make the next record of a cell with a change, or learn why not. Returns whether the link
+        was made."""
+        cell = self._cell(start)
+        record = cell.proposed(change)
+        if record is None:
+            return True
+        raw = encode(record)
+        self.counts["records"] += 1
+        if not self._store.link(lease_name(start, record.gen), raw):
+            self.counts["failed"] += 1
+            self._look(start, record.gen)
+            return False
+        if record.gen == 0 or not self._packed(start):
+            self._know(cell.after(raw, record.gen))
+        return True
+
+    def _look(self, start: int, gen: int | None = None) -> None:
+        """Go on to a record of a cell, or else as far as records can be seen.
+
+        Who asks for a record before it is made may believe for a minute that it is missing.
+        """
+        cell = self._cell(start)
+        if cell.packed:
+            return
+        only_first = cell.gen < 0
+        try:
+            at = cell.gen + 1 if gen is None else gen
+            while not cell.packed and (raw := self._read(lease_name(start, at))) is not None:
+                cell, at = cell.after(raw, at), at + 1
+                if gen is not None:
+                    break
+        except Damage:
+            if self._packed(start):
+                return
+            raise
+        if gen and cell.gen < 0:  # packed since somebody told of that record
+            self._look(start, 0)
+            return
+        only_first = only_first and cell.gen == 0
+        if cell.packed or only_first or (cell.gen >= 0 and not self._packed(start)):
+            self._know(cell)
+
+    def _packed(self, start: int) -> bool:
+        """Whether a cell is packed by now, as its first file says, which was never missing.
+
+        A record that somebody makes in a packed cell, because its name is free again, is void.
+        """
+        name = lease_name(start, 0)
+        raw = self._read(name)
+        if raw is None:  # this host may have asked for it before it was made
+            if self._clock() >= self._unseen.setdefault(start, self._clock()) + UNSEEN_S:
+                raise Damage(name, "it is missing, though a later one is there")
+            raise FileNotFoundError(errno.ENOENT, "not to be seen yet", name)
+        self._unseen.pop(start, None)
+        found = Cell(start, self.run.end(start)).after(raw, 0)
+        if found.packed:
+            self._know(found)
+        return found.packed
+
+    def _know(self, cell: Cell) -> None:
+        """Note what a cell says, and what the job has gained or lost by it."""
+        start = cell.start
+        if start not in self._cells:
+            self._open.append(start)
+        gained = sp.minus(cell.held(self.name), self.held(start))
+        for times, spans in cell.times(gained):
+            self.grants.append(Grant(start, spans, times))
+        self._want -= sp.count(gained)
+        self._mine[start] = cell.held(self.name)
+        if not self._mine[start]:
+            del self._mine[start]
+            self.begun.pop(start, None)
+        if cell.packed:
+            cell.pack()
+        self._cells[start] = cell
+
+    def _commit(self) -> None:
+        while self._inbox:
+            part = self._inbox.popleft()
+            for start in self._starts_of(part.spans):
+                spans = sp.common(part.spans, ((start, self.run.end(start)),))
+                here = msgspec.structs.replace(part, spans=spans)
+                self._written.setdefault(start, []).append(here)
+        for start in [*self._written]:
+            parts = tuple(self._written[start])
+            take = self._amount(start) if self._want > 0 else 0
+            self._propose(start, Change(self.name, parts, take, self.threshold))
+            held = self.held(start)
+            left = [part for part in self._written[start] if sp.common(part.spans, held)]
+            self._written[start] = left
+            if not left:
+                del self._written[start]
+                if self._cell(start).closed and not self._cell(start).packed:
+                    self._to_pack.append(start)
+
+    def _starts_of(self, spans: Spans) -> Iterator[int]:
+        run = self.run
+        at = -1
+        for first, stop in spans:
+            begin = run.first + (first - run.first) // run.cell * run.cell
+            for start in range(max(begin, at), stop, run.cell):
+                yield start
+                at = start + run.cell
+
+    def _pack(self) -> None:
+        """Put the last record of a closed cell in the place of the first, and remove the others."""
+        if not self._to_pack:
+            return
+        start = self._to_pack[0]
+        cell = self._cell(start)
+        if not cell.packed:
+            if not self._packed(start):
+                self._store.replace(lease_name(start, 0), cell.raw)
+                self._know(cell.after(cell.raw, 0))
+                self.counts["packed"] += 1
+            self._left_over[start] = cell.gen
+        while (gen := self._left_over.get(start, 0)) > 0:
+            self._store.remove(lease_name(start, gen))
+            self._left_over[start] = gen - 1
+        self._to_pack.popleft()
+
+    # ---- finding work ----------------------------------------------------------------
+
+    def _amount(self, start: int) -> int:
+        """How many positions to take of a cell: fewer when no cell is untouched."""
+        want = self._want
+        if not self._untouched:
+            least = int(self.rate * SHORTEST_S)
+            want = min(want, max(least, -(-sp.count(self._cell(start).free) // 2)))
+        return -(-max(want, 1) // self._unit) * self._unit
+
+    def _take(self) -> bool:
+        """Take free positions. Returns whether some were got, or may be at the next turn."""
+        before = self._want
+        for start in [start for start in self._mine if self._cell(start).free]:
+            self._propose(start, self._taking(start))
+        for _ in range(PROBES):
+            untouched = self._next_untouched()
+            if self._want <= 0 or untouched is None:
+                break
+            if not self._propose(
+                untouched, self._taking(untouched)
+            ):  # somebody was here: go elsewhere
+                self._place = self._random.randrange(len(self.run.starts))
+                if self._clock() >= self._list_s + LOOK_S:
+                    self._list()
+        if self._want > 0 and not self._untouched:
+            free = [start for start in self._open if self._cell(start).free]
+            if free:
+                self._compete(self._random.choice(free), self._taking)
+        return self._want < before or self._untouched
+
+    def _taking(self, start: int) -> Change:
+        return Change(self.name, take=self._amount(start), threshold=self.threshold)
+
+    def _compete(self, start: int, change: Callable[[int], Change | None]) -> None:
+        """Propose what other idle owners may propose too: after a failure wait, ever longer."""
+        if self._clock() < self._again_s:
+            return
+        for hold in self._cell(start).holds[:NEIGHBOURS]:  # they say which record is the last
+            self._hear(hold.owner)
+        if self._hints.get(start, -1) > self._cell(start).gen:
+            self._look(start, self._hints[start])
+        wanted = change(start)
+        if wanted is not None and self._propose(start, wanted):
+            self._pause_s = max(self._pause_s / 2, 1.0)
+        elif wanted is not None:
+            self._again_s = self._clock() + self._random.uniform(0, self._pause_s)
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def _next_untouched(self) -> int | None:
+        """The next cell of which no record is known, from the job's place on, in a circle."""
+        starts = self.run.starts
+        if not self._hints and not self._cells:
+            self._list()
+        for step in range(len(starts) if self._untouched else 0):
+            at = (self._place + step) % len(starts)
+            if starts[at] not in self._cells and starts[at] not in self._hints:
+                self._place = at
+                return starts[at]
+        self._untouched = False
+        return None
+
+    def _list(self) -> None:
+        """See, as a hint, which cells have records."""
+        self._list_s = self._clock()
+        self.counts["lists"] += 1
+        for start, gen in filter(None, map(lease_of, self._store.names("leases"))):
+            self._hint(start, gen)
+
+    def _hint(self, start: int, gen: int) -> None:
+        """Somebody says that there is such a record."""
+        if start in self.run.starts and self._hints.get(start, -1) < gen:
+            self._hints[start] = gen
+
+    def _seek(self) -> None:
+        """Nothing is free: look at cells, one after another; take from others; or end."""
+        if self._clock() >= self._news_s + LOOK_S:
+            self._news_s = self._clock()
+            if (self._read(news_name(self.run)) or b"").startswith(COMPLETE):
+                self.complete = self._read(complete_name(self.run)) is not None
+                return
+        if self._clock() >= self._list_s + LIST_S:
+            self._list()
+        unknown = [start for start in self._hints if start not in self._cells]
+        if unknown:  # those with several records first: they are open
+            self._random.shuffle(unknown)
+            unknown.sort(key=lambda start: self._hints[start] == 0)
+            for start in unknown[:LOOKS]:
+                self._look(start, self._hints[start])
+                if start not in self._cells:  # it was not to be seen: the link will tell
+                    self._propose(start, self._taking(start))
+            return
+        while self._open and self._cell(self._open[0]).packed:
+            self._open.popleft()
+        if all(self._cell(start).closed for start in self._open):
+            self._finish()
+            return
+        looks, said = 0, self._said()
+        for start in [*self._open]:
+            gen = self._cell(start).gen
+            if self._hints.get(start, -1) > gen:
+                self._look(start, self._hints[start])
+            elif (start, gen) not in said:
+                self._look(start)
+            else:
+                continue
+            self._open.remove(start)
+            self._open.append(start)
+            looks += 1
+            cell = self._cell(start)
+            if cell.closed and not cell.packed:
+                self._late.setdefault(start, self._clock())
+                if self._clock() >= self._late[start] + SILENT_S:  # who closed it has died
+                    self._to_pack.append(start)
+            if looks == PROBES:
+                break
+        if not any(self._cell(start).free for start in self._open):
+            self._split()
+
+    def _said(self) -> set[tuple[int, int]]:
+        """The last records (start, gen) that others know, as they said lately."""
+        since_s = self._clock() - 2 * LOOK_S
+        lately = [heard.beat for heard in self._heard.values() if heard.read_s >= since_s]
+        return {(start, gen) for beat in lately if beat for start, gen, _ in beat.at}
+
+    def _split(self) -> None:
+        """Take the later half of what a slow owner has not begun, if it ends sooner."""
+        found = [(*offer, start) for start in self._open for offer in self._offers(start)]
+        if found:
+            longest = max(found)[0]
+            slow = [start for left_s, *_, start in found if left_s >= longest / 2]
+            self._compete(self._random.choice(slow), self._splitting)
+
+    def _splitting(self, start: int) -> Change | None:
+        offers = self._offers(start)
+        if not offers:
+            return None
+        self.counts["split"] += 1
+        return Change(self.name, split=max(offers)[1:], threshold=self.threshold)
+
+    def _offers(self, start: int) -> list[tuple[float, str, Spans]]:
+        """What could be taken of a cell: (how long its holder still needs, holder, positions)."""
+        found = []
+        for hold in self._cell(start).holds:
+            heard = self._heard.get(hold.owner)
+            if hold.owner == self.name or heard is None or heard.beat is None:
+                continue
+            rate = heard.beat.rate
+            at = next((at for cell, _, at in heard.beat.at if cell == start), None)
+            if at is None or rate <= 0 or self.rate <= 0:
+                continue
+            later = sp.minus(hold.spans, ((start, at),)) if at > start else hold.spans
+            begun = int(rate * (self._clock() - heard.read_s + LOOK_S))
+            later = sp.minus(later, sp.head(later, begun))
+            half = sp.count(later) // 2 // self._unit * self._unit
+            left_s = sp.count(hold.spans) / rate
+            if half and half / self.rate + LOOK_S < left_s:
+                spans = sp.minus(later, sp.head(later, sp.count(later) - half))
+                found.append((left_s, hold.owner, spans))
+        return found
+
+    def _finish(self) -> None:
+        """Mark the run as complete."""
+        said = digest("".join(self._cell(start).digest for start in self.run.starts).encode())
+        mine = Complete(self.run.number, len(self.run.starts), said)
+        name = complete_name(self.run)
+        self._store.link(name, encode(mine))
+        raw = self._read(name)
+        if raw is not None:
+            if decode(Complete, raw, name) != mine:
+                raise Damage(name, "it was made of other records than those that are there")
+            self._store.overwrite(news_name(self.run), COMPLETE)
+            self.complete = True
+
+    # ---- who lives -------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        now_s = self._clock()
+        if now_s < self._beat_s + BEAT_S:
+            return
+        self._beat_s = now_s
+        self._beats += 1
+        at = tuple(
+            (start, self._cell(start).gen, self.begun.get(start, start))
+            for start in [*self._mine][:HINTS]
+        )
+        raw = encode(Beat(self._beats, self.rate, at)).ljust(BEAT_BYTES)
+        self.counts["beats"] += 1
+        self._store.overwrite(beat_name(self.name), raw)
+        # Silence of others counts only while this job's beats get through. It may have been
+        # suspended meanwhile, so the time between two of them counts for little more than a beat.
+        self._fine_s = now_s = self._clock()
+        if self._through_s is not None:
+            self._watched_s += min(now_s - self._through_s, 1.5 * BEAT_S)
+        self._through_s = now_s
+
+    def _watch(self) -> None:
+        """Look at the beats of some owners."""
+        now_s = self._clock()
+        if now_s >= self._ring_s + LIST_S:
+            self._ring_s = now_s
+            names = sorted({*self._store.names("beats"), self.name} - self._gone)
+            at = names.index(self.name)
+            self._ring = [name for name in (*names[at + 1 :], *names[:at]) if "." not in name]
+            if self._gone:  # it may have been suspended
+                owner = self._random.choice(sorted(self._gone))
+                self._hear(owner)
+                if self._watched_s - self._heard[owner].since_s >= FORGET_S:
+                    self._store.remove(beat_name(owner))
+        watched = dict.fromkeys(
+            [owner for owner in self._ring if owner not in self._gone][:NEIGHBOURS], LOOK_S
+        )
+        if self.idle:
+            holders = {hold.owner for start in self._open for hold in self._cell(start).holds}
+            every_s = max(LOOK_S, len(holders) / IDLE_LOOKS)
+            for owner in holders - {self.name, *watched}:
+                watched[owner] = every_s
+        for owner, every_s in watched.items():
+            heard = self._heard.get(owner)
+            if heard is None or now_s >= heard.read_s + every_s:
+                self._hear(owner)
+
+    def _hear(self, owner: str) -> None:
+        heard = self._heard.get(owner)
+        raw = self._read(beat_name(owner))
+        now_s = self._clock()
+        if heard is None or heard.raw != raw:
+            beat = read_beat(raw)
+            self._heard[owner] = Heard(raw, self._watched_s, now_s, beat)
+            for start, gen, _ in beat.at if beat else ():
+                self._hint(start, gen)
+            self._silent.discard(owner)
+            self._gone.discard(owner)
+        else:
+            heard.read_s = now_s
+            if self._watched_s - heard.since_s >= SILENT_S:
+                self._silent.add(owner)
+
+    def _take_over(self) -> None:
+        """Take the positions of owners that are silent."""
+        for owner in sorted(self._silent - self._gone):
+            beat = self._heard[owner].beat
+            starts = {at[0] for at in beat.at if at[0] in self.run.starts} if beat else set()
+            starts |= {start for start in self._open if self._cell(start).held(owner)}
+            for start in sorted(starts):
+                self._look(start)
+                if self._cell(start).held(owner):
+                    take = max(self._want, int(self.rate * LEASE_S), self._unit)
+                    self._propose(
+                        start, Change(self.name, (), take, self.threshold, silent=(owner,))
+                    )
+                    self.counts["taken over"] += 1
+            if not any(self._cell(start).held(owner) for start in starts):
+                self._gone.add(owner)

@@ -1,0 +1,194 @@
+"""What the files of the ledger say: typed, bounded and checked, because other jobs wrote them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from collage_mpi.errors import DataFault
+from collage_mpi.ledger.spans import in_order
+
+LARGEST_BYTES = 4 << 20
+BEAT_BYTES = 512
+COMPLETE = b"complete"  # what the news say then
+FORMAT = 1
+DEATHS = 3  # positions that so many holders died with are taken one by one
+
+Owner = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?$")]  # empty: of no record
+Number = Annotated[int, Meta(ge=0, le=1 << 53)]
+Span = tuple[Number, Number]
+Spans = Annotated[tuple[Span, ...], Meta(max_length=1 << 16)]
+T = TypeVar("T")
+_NAME = re.compile(r"(\d{1,16})\.(\d{1,9})")
+
+
+class Damage(DataFault):
+    """A file of the ledger was removed or changed, or does not follow from the one before it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        """`name`: of the file, below the run's folder."""
+        super().__init__(
+            f"{name}: {reason}. Restore the file from a copy, or end all jobs of the run and type "
+            "collage-mpi verify --repair: what follows the damage is moved away and done again."
+        )
+        self.name = name
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Rows that count: those of the spans, in a file of parts/."""
+
+    file: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}-\d{1,9}\.[a-z]{1,8}$")]
+    size: Number
+    crc: Annotated[int, Meta(ge=0, lt=1 << 32)]
+    spans: Spans
+
+
+class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Positions that only their owner may commit. `threshold`: the number of the one they go by."""
+
+    owner: Owner
+    spans: Spans
+    threshold: Number = 0
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The state of a cell after one change. The first record of a cell has gen 0.
+
+    Attributes:
+        start, stop: the positions of the cell.
+        gen: number of the change.
+        prev: digest of the record before.
+        by: whose change it is.
+        parts: all rows of the cell that count, oldest first.
+        holds: who has which of the other positions; those of nobody are free.
+        tried: positions whose holders died: once, twice, three times, and more often.
+    """
+
+    start: Number
+    stop: Number
+    gen: Annotated[int, Meta(ge=0, lt=10**9)]
+    prev: Digest
+    by: Owner
+    parts: Annotated[tuple[Part, ...], Meta(max_length=1 << 15)] = ()
+    holds: Annotated[tuple[Hold, ...], Meta(max_length=1 << 12)] = ()
+    tried: Annotated[tuple[Spans, ...], Meta(max_length=DEATHS + 1)] = ()
+
+
+class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A sign of life of an owner. What it says beside are hints that decide nothing.
+
+    Attributes:
+        count: grows with each beat.
+        rate: positions that the owner does in a second.
+        at: for some cells in which it holds positions, (start, last record known, first position
+            not begun).
+    """
+
+    count: Number
+    rate: float
+    at: tuple[tuple[Number, Number, Number], ...]
+
+
+class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What all jobs of a run share.
+
+    Attributes:
+        number: 1; each later run adds positions to those of the runs before it.
+        first, stop: its positions.
+        cell: positions of a cell; the last one may have fewer.
+        settings: what fixes the run's rows.
+        format: of the ledger.
+    """
+
+    number: Annotated[int, Meta(ge=1, lt=10**6)]
+    first: Number
+    stop: Number
+    cell: Annotated[int, Meta(ge=1, le=1 << 53)]
+    settings: dict[str, Any] = {}
+    format: int = FORMAT
+
+    @property
+    def starts(self) -> range:
+        """Where its cells start."""
+        return range(self.first, self.stop, self.cell)
+
+    def end(self, start: int) -> int:
+        """Where the cell that starts there ends."""
+        return min(start + self.cell, self.stop)
+
+
+class Complete(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Says that a run is complete. `digest` is made of the last records' digests, in order."""
+
+    number: Number
+    records: Number
+    digest: Digest
+
+
+def lease_name(start: int, gen: int) -> str:
+    """The file of a record."""
+    return f"leases/{start}.{gen}"
+
+
+def lease_of(name: str) -> tuple[int, int] | None:
+    """The (start, gen) of a name in leases/; None if it is no name of a record."""
+    match = _NAME.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def beat_name(owner: str) -> str:
+    """The file of an owner's beats."""
+    return f"beats/{owner}"
+
+
+def run_name(number: int) -> str:
+    """The file of a run."""
+    return f"run.{number}.json"
+
+
+def complete_name(run: Run) -> str:
+    """The file that says that a run is complete."""
+    return f"COMPLETE.{run.number}"
+
+
+def news_name(run: Run) -> str:
+    """A file that is there from the beginning: who opens it sees whether the run is complete."""
+    return f"news.{run.number}"
+
+
+def digest(raw: bytes) -> str:
+    """Of a record's text, 32 hex digits."""
+    return hashlib.sha256(raw).hexdigest()[:32]
+
+
+def encode(thing: msgspec.Struct) -> bytes:
+    """As JSON."""
+    return msgspec.json.encode(thing)
+
+
+def decode(kind: type[T], raw: bytes, name: str) -> T:
+    """Read a file's text. Raises Damage."""
+    if len(raw) > LARGEST_BYTES:
+        raise Damage(name, f"it has more than {LARGEST_BYTES} bytes")
+    try:
+        found = msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise Damage(name, f"it is damaged ({error})") from error
+    if isinstance(found, Record):
+        sets = [each.spans for each in found.parts] + [each.spans for each in found.holds]
+        if not all(map(in_order, [*sets, *found.tried])):
+            raise Damage(name, "it is damaged (its positions are not in order)")
+    return found
+
+
+def read_beat(raw: bytes | None) -> Beat | None:
+    """None if there is none, or it was read while it was written."""
+    try:
+        return msgspec.json.decode(raw or b"", type=Beat)
+    except (msgspec.MsgspecError, UnicodeError):
+        return None

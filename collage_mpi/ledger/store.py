@@ -1,0 +1,145 @@
+"""The few operations on the shared folder that the ledger needs, and what they promise.
+
+No reply is trusted: an operation that failed may have been done, also later. The ledger reads back
+what it made.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from collage_mpi.errors import EnvironmentFault
+from collage_mpi.ledger.records import LARGEST_BYTES
+from collage_mpi.system.files import TEMP_MARK
+
+# What a file system without hard links says, and one that does not know links at all.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+STALE_TRIES = 2
+
+
+class FolderStore:
+    """The files of a run, by names such as `leases/0.1`. All methods but `link` raise OSError."""
+
+    def __init__(self, folder: str | Path, disk: Any = os) -> None:
+        """`disk` has the functions of `os` for files."""
+        self._folder, self._disk = str(folder), disk
+
+    def make(self) -> None:
+        """Make the folders of the ledger."""
+        for folder in ("leases", "beats"):
+            with suppress(FileExistsError):
+                self._disk.mkdir(self._at(folder))
+
+    def link(self, name: str, data: bytes) -> bool:
+        """Make a file whole, unless there is one. False: it was not made, or nobody knows.
+
+        Raises EnvironmentFault if there are no hard links.
+        """
+        temp = self._temporary(name)
+        try:
+            self._write_new(temp, data)
+            try:
+                self._disk.link(temp, self._at(name))
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                raise EnvironmentFault(
+                    f"{self._folder}: this file system has no hard links ({error.strerror}), so "
+                    "several jobs cannot share a run here. Choose another --out, or type --alone"
+                ) from error
+            self._sync_folder(name)
+        except OSError:
+            return False
+        finally:
+            with suppress(OSError):
+                self._disk.unlink(temp)
+        return True
+
+    def read(self, name: str) -> bytes | None:
+        """Open a file anew and read it; None if there is none. What exists is seen as it is now;
+        what was made a while ago may be missing."""
+        for tries_left in range(STALE_TRIES, -1, -1):
+            try:
+                return self._read(self._at(name))
+            except FileNotFoundError:
+                return None
+            except OSError as error:  # replaced or removed between open and read
+                if error.errno != errno.ESTALE or not tries_left:
+                    raise
+        return None
+
+    def _read(self, path: str) -> bytes:
+        file = self._disk.open(path, os.O_RDONLY)
+        try:
+            found = b""
+            while more := self._disk.read(file, LARGEST_BYTES + 1 - len(found)):
+                found += more
+            return found
+        finally:
+            self._disk.close(file)
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        """Write a file in place, and sync it."""
+        file = self._disk.open(self._at(name), os.O_WRONLY | os.O_CREAT, 0o666)
+        self._write(file, data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put a whole file in the place of another one, or of none."""
+        temp = self._temporary(name)
+        try:
+            self._write_new(temp, data)
+            self._disk.rename(temp, self._at(name))
+        except OSError:
+            with suppress(OSError):
+                self._disk.unlink(temp)
+            raise
+        self._sync_folder(name)
+
+    def move(self, name: str, to: str) -> None:
+        """Rename a file into a folder, which is made if need be."""
+        with suppress(FileExistsError):
+            self._disk.mkdir(self._at(to).rpartition("/")[0])
+        self._disk.rename(self._at(name), self._at(to))
+
+    def remove(self, name: str) -> None:
+        """Remove a file. It is no error if there is none."""
+        with suppress(FileNotFoundError):
+            self._disk.unlink(self._at(name))
+
+    def names(self, folder: str) -> list[str]:
+        """What was in a folder a while ago."""
+        return list(self._disk.listdir(self._at(folder)))
+
+    def _at(self, name: str) -> str:
+        return f"{self._folder}/{name}"
+
+    def _temporary(self, name: str) -> str:
+        folder, slash, last = name.rpartition("/")
+        mark = f"{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}"
+        return self._at(f"{folder}{slash}.{last}{mark}")
+
+    def _write_new(self, path: str, data: bytes) -> None:
+        self._write(self._disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), data)
+
+    def _write(self, file: int, data: bytes) -> None:
+        try:
+            at = 0
+            while at < len(data):
+                at += self._disk.pwrite(file, data[at:], at)
+            self._disk.fsync(file)
+        finally:
+            self._disk.close(file)
+
+    def _sync_folder(self, name: str) -> None:
+        file = self._disk.open(self._at(name).rpartition("/")[0], os.O_RDONLY)
+        try:
+            self._disk.fsync(file)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            self._disk.close(file)
