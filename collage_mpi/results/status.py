@@ -22,19 +22,21 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.results import MANIFEST, STATUS
+from collage_mpi.results import MANIFEST, MARKER, STATUS
 from collage_mpi.results.claim import LOOK_S, STILL_S, Holder, read_claims
 from collage_mpi.results.manifest import (
     STATUSES,
     Check,
     Json,
     fields,
+    is_finished,
     is_int,
     is_number,
     is_text,
     list_of,
     optional,
     plain,
+    read_manifest,
     readable,
     wrong_key,
 )
@@ -347,7 +349,12 @@ class Watch:
         if count != self._count:
             self._count, self._changed_s = count, now_s
         still_s = now_s - self._moved_s
-        return View(status, self._life(status, claims, still_s), still_s, now_s - self._changed_s)
+        life = self._life(status, claims, still_s)
+        if life == DEAD and (self._run / MARKER).exists():
+            manifest = read_manifest(self._run)
+            if is_finished(self._run, manifest):  # it was killed before its last status
+                status, life = {**status, "state": manifest["status"]}, ENDED
+        return View(status, life, still_s, now_s - self._changed_s)
 
     def _life(self, status: Json, claims: dict[Path, bytes], still_s: float) -> str:
         if not any(not Holder.read(raw).ended for raw in claims.values()):

@@ -297,6 +297,20 @@ def test_a_killed_job_of_this_machine_is_known_at_once(tmp_path: Path) -> None:
     assert "KILLED while starting" in life_line(view, once=True)
 
 
+def test_a_job_that_was_killed_after_its_last_row_has_ended(tmp_path: Path) -> None:
+    """Between its marker and its last status."""
+    full = manifest(90)
+    out = tmp_path / "run"
+    writer = RunWriter.create(out, full)
+    writer.publish({"label": "l", "total": 90, "before": 0}, 5.0)
+    fill(writer, full, range(90))
+    killed = (out / STATUS).read_bytes()
+    writer.close("complete")
+    (out / STATUS).write_bytes(killed)
+    view = Watch(out).look()
+    assert (view.life, view.lost, view.status["state"]) == (ENDED, False, "complete")
+
+
 def test_who_looks_once_is_told_that_nothing_was_watched(tmp_path: Path) -> None:
     StatusFiles(tmp_path, FACTS, 5.0, lambda: None)
     a_claim(tmp_path, 1)
