@@ -269,7 +269,7 @@ class WorkerGroup:
             heard(len(self.steps.answers))
             reason = interrupted()
             if reason is not None:
-                raise _Interrupted(reason)
+                raise _Interrupted(f"{reason}: go on with the same command (run: with --resume)")
         return {r: each for r, each in self.steps.answers.items() if isinstance(each, what)}
 
     def _turn(self) -> bool:

@@ -148,7 +148,7 @@ def test_a_rank_s_fault_is_told_with_its_rank(code, kind):
 
 def test_a_signal_ends_the_wait():
     worker_group = group_of(Workers(3))
-    with pytest.raises(CollageError, match="SIGTERM") as caught:
+    with pytest.raises(CollageError, match=r"SIGTERM: go on .* \(run: with --resume\)") as caught:
         worker_group.welcome(welcomes(3), interrupted=lambda: "stopped by SIGTERM")
     assert caught.value.exit_code is ExitCode.INCOMPLETE
 
