@@ -295,5 +295,5 @@ def open_world(*, fault_tolerant: bool = False) -> tuple[Comm, MPI]:
     net, rank = network_of(here())
     kernel().wait(kernel().random.randint(MS, 400 * MS))
     net.gather(net.up, rank)
-    mpi = MPI(net, rank)
+    mpi = here().own["mpi"] = MPI(net, rank)
     return mpi.COMM_WORLD, mpi

@@ -231,9 +231,11 @@ class Session:
             if early.any():
                 yield f"an unsure answer before the deadline: {rows[early][0]}"
         if said["between"] == "drain" and self.teams == 1 and self.closed:
+            silent_ns = (said["reply_timeout_s"] or 30) * 1000 * MS  # a silent rank is not awaited
             for t0 in np.unique(rows["t0_ns"]).tolist():
                 before = self.tasks[(self.tasks["sent_ns"] < t0) & (self.tasks["outcome"] < LOST)]
-                late = before[before["done_ns"] > t0 + SLACK_NS]
+                waited = before["done_ns"] - before["sent_ns"] < silent_ns
+                late = before[waited & (before["done_ns"] > t0 + SLACK_NS)]
                 if len(late):
                     yield f"a group came in at {t0} before all ranks were idle: {late[0]}"
 

@@ -295,7 +295,8 @@ class Play:
             self._command(
                 "verify", str(self.out), right=(0 if run and run.complete else 6 if run else 3,)
             )
-            if code == 0 and (self.out / "status.json").exists():
+            status = self.out / "status.json"  # after a dry run, of the session before it
+            if code == 0 and not session.dry and status.exists():
                 self._command("top", str(self.out), "--once")
         self.calls += [call for job in jobs for call in job.calls]
         if run is not None and not self.harmed:

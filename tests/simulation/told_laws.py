@@ -13,6 +13,7 @@ from tests.simulation.kernel import MS, SECOND
 if TYPE_CHECKING:
     from tests.simulation.laws import Run
 
+FAILED = 2  # code of an outcome
 COUNTED = re.compile(r"(?i:complete)[^:\n]*: (\d+) of (\d+) images?,")
 BOTH = re.compile(r"(\d+) images went through both networks")
 PROGRESS = re.compile(r": (\d+) of \d+ images? \(")
@@ -33,7 +34,8 @@ def wrong_words(run: Run, told: str, code: int) -> Iterator[str]:
     if done and code in (0, 5, 6) and not run.manifest.get("teams") and int(done[-1]) != mine:
         yield f"it tells of {done[-1]} images of this session, which has {mine}"
     agree = run.manifest["settings"]["agree"]
-    whole = agree and len(run.manifest["sessions"]) == 1
+    failed = (run.tables["tasks"]["outcome"] == FAILED).any()  # some images lack an answer then
+    whole = agree and len(run.manifest["sessions"]) == 1 and not failed
     for count in map(int, BOTH.findall(told)) if whole else ():
         if count < 9 / (1 - agree) - 1e-6:
             yield f"{count} images choose the threshold of agree {agree}"

@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import sys
 import zlib
+from collections import ChainMap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -215,6 +216,13 @@ class CoordinatorMonitor:
         self._released = True
 
 
+class Modules(ChainMap[str, Any]):
+    """`sys.modules`, with MPI once a process has called MPI_Init."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (name == "mpi4py.MPI" and "mpi" in here().own)
+
+
 # ---- what of the package is replaced ------------------------------------------------
 
 
@@ -262,7 +270,7 @@ def install(instead: dict[str, str] | None = None) -> None:
         "queue": standins.make_queue(threading, time),
         "os": os,
         "signal": standins.make_signal(),
-        "sys": StandIn("sys", sys, stdout=stream, stderr=stream),
+        "sys": StandIn("sys", sys, stdout=stream, stderr=stream, modules=Modules(sys.modules)),
         "pathlib": StandIn("pathlib", None, Path=SimulatedPath, PosixPath=SimulatedPath),
         "shutil": StandIn("shutil", shutil, rmtree=_rmtree),
         "socket": StandIn("socket", socket, gethostname=lambda: here().host.name),
