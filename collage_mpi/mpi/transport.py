@@ -276,9 +276,13 @@ class CoordinatorTransport:
         """
         if nbytes > self._answer_bytes:
             self._answer_bytes = nbytes
-            for rank, ring in self._rings.items():
-                ring.close()
-                self._rings[rank] = self._ring(rank)
+            for rank, ring in list(self._rings.items()):
+                try:
+                    ring.close()
+                    self._rings[rank] = self._ring(rank)
+                except self._errors as error:
+                    self.drop(rank)
+                    self._sends.failed[rank] = RankFailure(rank, error)  # the next poll tells
             self._look_at_rings()
 
     def buffer(self, nbytes: int) -> np.ndarray:

@@ -61,6 +61,8 @@ class Request:
 
     def Wait(self) -> None:
         assert self.cancelled
+        if self.rank in self.comm.lost:
+            raise MpiError(f"rank {self.rank} is gone")
         self.over = True
 
 
@@ -365,6 +367,16 @@ def test_a_rank_that_mpi_calls_lost_is_told_and_left_alone():
     transport.close()
     assert [r.cancelled for r in comm.receives if r.rank == 2] == [False] * 2
     assert all(r.cancelled for r in comm.receives if r.rank != 2 and r.message is None)
+
+
+def test_a_rank_that_is_lost_before_larger_answers_are_awaited_is_told_and_left_alone():
+    comm, transport = coordinator()
+    comm.lost = {2}
+    transport.expect(UP_BYTES + 1)
+    assert transport.poll() == [Gone(2, "MPI says: rank 2 is gone", 0)]
+    assert {r.buffer.nbytes for r in comm.posted(3, TAG_UP)} == {UP_BYTES + 1}
+    comm.deliver(3, TAG_UP, b"read")
+    assert [each.message.tobytes() for each in transport.poll()] == [b"read"]
 
 
 def test_a_send_that_is_refused_loses_its_rank():
