@@ -75,7 +75,7 @@ def play(owners: int, cell: int, want: int, case: Case) -> Quick:
                 start, position = todo.pop(0)
                 if not any(a <= position < b for a, b in owner.held(start)):
                     continue
-                owner.begun[start] = position + 1
+                owner.ahead = {cell: (todo[0][1], todo[-1][1] + 1) for cell, _ in todo[:1]}
                 part = Part(f"{number:032x}-{count}.npy", 1, 0, ((position, position + 1),))
                 store.overwrite(f"parts/{part.file}", b"")
                 owner.wrote(part)

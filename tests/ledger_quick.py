@@ -13,7 +13,7 @@ from typing import Any
 
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.cells import Cell
-from collage_mpi.ledger.records import Run, lease_of
+from collage_mpi.ledger.records import MARK_BYTES, Run, lease_of, unmarked
 from tests.ledger_world import Wrong
 
 
@@ -53,7 +53,7 @@ class Quick:
         before = self.cells.get(start) or Cell(start, self.run.end(start))
         if before.packed:
             return  # void
-        after = before.after(data, gen)
+        after = before.after(data if gen else unmarked(data, name)[0], gen)
         if gen != before.gen + 1:
             raise Wrong(f"{name} follows {before.gen}")
         assert after.record is not None
@@ -62,17 +62,15 @@ class Quick:
         self.cells[start] = after
         self.on_record(before, after)
 
-    def replaced(self, name: str, data: bytes) -> None:
-        """Judge a pack."""
-        folder, _, last = name.partition("/")
-        found = lease_of(last) if folder == "leases" else None
-        if found is None:
-            return
-        start, gen = found
-        after = Cell(start, self.run.end(start)).after(data, gen)
-        if not after.packed or after.digest != self.cells[start].digest:
+    def marked(self, name: str, data: bytes) -> None:
+        """Judge what is written to the end of a cell's first file."""
+        start = int(name.partition("/")[2].partition(".")[0])
+        cell = self.cells[start]
+        if unmarked(data, name)[1] != (cell.gen, cell.digest) or not cell.closed:
             raise Wrong(f"cell {start} is packed, and its last record is another one")
-        self.cells[start].packed = True
+        if not data.startswith(self.files[name][1][:-MARK_BYTES]):
+            raise Wrong(f"{name} has changed")
+        cell.packed = True
 
     def removed(self, name: str) -> None:
         """Judge a removal."""
@@ -132,16 +130,15 @@ class QuickStore:
 
     def overwrite(self, name: str, data: bytes) -> None:
         self._begin("overwrite")
-        made = self._truth.files.get(name, (self._truth.step, b""))[0]
-        self._truth.files[name] = made, data
+        made, _ = self._truth.files.get(name, (self._truth.step, b""))
         self._mine.add(name)
+        if name.startswith("leases/"):
+            self._truth.marked(name, data)
+        self._truth.files[name] = made, data
 
     def replace(self, name: str, data: bytes) -> None:
         self._begin("replace")
-        if name.startswith("parts/"):  # nobody reads them here
-            return
-        self._truth.files[name] = self._truth.files[name][0], data
-        self._truth.replaced(name, data)
+        assert name.startswith("parts/")  # nobody reads them here
 
     def remove(self, name: str) -> None:
         self._begin("remove")

@@ -12,6 +12,7 @@ import random
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.cells import Cell
 from collage_mpi.ledger.owner import LEASE_S, LOOK_S, Owner, join
-from collage_mpi.ledger.records import DEATHS, Part, Run
+from collage_mpi.ledger.records import DEATHS, Part, Run, unmarked
 from collage_mpi.ledger.store import FolderStore
 from tests.folder.misbehaviour import Misbehaviour
 from tests.folder.server import ROOT
@@ -151,7 +152,8 @@ class Job:
         lease = max(1, int(self.rate * LEASE_S))
         while True:
             turn_s, leaving = time.now_s, time.now_s >= self.stop_s
-            few = len(self.todo) < max(1, lease // 2)
+            most = 1.5 if owner.waiting else 0.3  # one record commits and takes
+            few = len(self.todo) < max(1, int(most * lease))
             owner.turn(lease if few and not leaving else 0)
             while owner.grants:
                 grant = owner.grants.popleft()
@@ -171,13 +173,11 @@ class Job:
                 data = json.dumps(spans).encode()
                 part = Part(f"{self.name}-{parts}.npy", len(data), zlib.crc32(data), spans)
                 parts += 1
-                try:
+                with suppress(OSError):
                     self.disk.replace(f"parts/{part.file}", data)
-                except OSError:
-                    continue
-                world.wrote(part)
-                owner.wrote(part)
-                done = []
+                    world.wrote(part)
+                    owner.wrote(part)
+                    done = []
             time.wait(max(0.01, turn_s + TURN_S - time.now_s))
 
     def _work(self, owner: Owner) -> Iterator[int]:
@@ -189,7 +189,6 @@ class Job:
             start, position, times = self.todo.popleft()
             if not sp.common(owner.held(start), ((position, position + 1),)):
                 continue
-            owner.begun[start] = position + 1
             self.begun.add(position)
             self.worked_s += 1 / self.rate
             self.busy_s = now_s
@@ -199,6 +198,11 @@ class Job:
                 self.world.die(self)
                 self.world.time.wait(1.0)
             yield position
+        owner.ahead = {}
+        for start, position, _ in reversed(self.todo):  # of each cell the last run of positions
+            first, stop = owner.ahead.get(start, (position + 1, position + 1))
+            if position == first - 1:
+                owner.ahead[start] = position, stop
 
 
 class World:
@@ -211,6 +215,7 @@ class World:
         errors: positions that were answered by an error row.
         calm: nothing goes wrong but that jobs die: no job loses what it has begun.
         takeovers: when, and of whom.
+        splits: how many there were. A slow job may begin a position before it learns of one.
         cells, rows, files: what counts, as last seen.
     """
 
@@ -238,10 +243,9 @@ class World:
         self.written = 0
         self.killers: set[int] = set()
         self.errors: set[int] = set()
-        self.calm = False
+        self.calm, self.splits = False, 0
         self.takeovers: list[tuple[float, Job]] = []
         self.cells: dict[int, Cell] = {}
-        self.firsts: dict[int, int] = {}
         self.rows: dict[int, str] = {}
         self.files: set[str] = set()
 
@@ -298,7 +302,7 @@ class World:
 
     def forget(self) -> None:
         """Somebody has repaired the ledger: judge anew."""
-        self.cells, self.firsts, self.rows = {}, {}, {}
+        self.cells, self.rows = {}, {}
 
     @property
     def run(self) -> Run | None:
@@ -316,19 +320,20 @@ class World:
             if f"{start}.0" not in names:
                 continue
             known = self.cells.get(start) or Cell(start, run.end(start))
-            first = names[f"{start}.0"]
-            if known.gen >= 0 and self.firsts[start] != first:  # packed
-                cell = Cell(start, run.end(start)).after(self._raw(first), 0)
+            first, last = unmarked(self._raw(names[f"{start}.0"]), f"leases/{start}.0")
+            if last is not None and not known.packed:
+                cell = Cell(start, run.end(start))
+                cell = cell.after(self._raw(names[f"{start}.{last[0]}"]), last[0])
                 parts = known.record.parts if known.record else ()
-                if not cell.packed or cell.record.parts[: len(parts)] != parts:
+                if not cell.closed or cell.record.parts[: len(parts)] != parts:
                     raise Wrong(f"cell {start} is packed without rows that counted")
                 self._count(cell.record.parts[len(parts) :])
-                self.firsts[start], self.cells[start] = first, cell
+                cell.packed, self.cells[start] = True, cell
             if self.cells.get(start, known).packed:
                 continue
-            self.firsts[start] = first
             while (ino := names.get(f"{start}.{known.gen + 1}")) is not None:
-                cell = known.after(self._raw(ino), known.gen + 1)
+                raw = self._raw(ino) if known.gen >= 0 else first
+                cell = known.after(raw, known.gen + 1)
                 self._follow(known, cell)
                 self.cells[start] = known = cell
         for file in self.files:
@@ -372,9 +377,10 @@ class World:
 
     def split(self, job: Job, before: Cell, lost: sp.Spans, by: str, after: Cell) -> None:
         """A job lost positions of a cell to another one."""
+        self.splits += 1
         held = before.held(job.name)
         left = sp.minus(held, lost)
-        if sp.minus(lost, after.held(by)) or not left or lost[0][0] < left[-1][1]:
+        if sp.minus(lost, after.held(by)) or sp.count(lost) > sp.count(left):
             raise Wrong(f"a job has lost {lost} of {held} for no reason")
         if self.calm and (begun := job.begun & {*positions(lost)}):
             raise Wrong(f"a job has lost {begun}, which it had begun")

@@ -57,14 +57,13 @@ class Cell:
     Attributes:
         start, stop: its positions.
         record: None if none is known.
-        raw, digest: the record's text, and its digest.
-        packed: the record lies in the place of the first one; those between are gone.
+        digest: of the record's text.
+        packed: the cell's first file says that it is closed, and the digest of its last record.
     """
 
     start: int
     stop: int
     record: Record | None = None
-    raw: bytes = b""
     digest: str = ""
     packed: bool = False
     free: Spans = field(init=False)
@@ -99,10 +98,9 @@ class Cell:
         return [part for part in parts if part[1]]
 
     def after(self, raw: bytes, gen: int) -> Cell:
-        """The cell after its record `gen`, which was read or made.
+        """The cell after its record `gen`, whose text was read or made.
 
-        A record that comes next must follow from the last known one. In the place of the first
-        record there may be the last one: then the cell is packed. Raises Damage.
+        A record that comes next must follow from the last known one. Raises Damage.
         """
         name = lease_name(self.start, gen)
         record = decode(Record, raw, name)
@@ -110,25 +108,17 @@ class Cell:
         held = [hold.spans for hold in record.holds]
         all_of = sp.union(*counted, *held)
         cell = ((self.start, self.stop),)
-        packed = gen == 0 < record.gen and sp.union(*counted) == cell
         if (
-            (record.start, record.stop) != cell[0]
-            or (record.gen != gen and not packed)
+            (record.start, record.stop, record.gen) != (self.start, self.stop, gen)
             or sp.minus(all_of, cell)
             or sp.count(all_of) != sum(map(sp.count, (*counted, *held)))
         ):
             raise Damage(name, "it is no record of its cell")
-        if gen == self.gen + 1 and not packed and not self._leads_to(record):
+        if gen == self.gen + 1 and not self._leads_to(record):
             raise Damage(name, f"it does not follow from {lease_name(self.start, self.gen)}")
-        found = Cell(self.start, self.stop, record, raw, digest(raw), packed)
+        found = Cell(self.start, self.stop, record, digest(raw))
         found.free = sp.minus(cell, all_of)
         return found
-
-    def pack(self) -> None:
-        """Forget the rows of a packed cell: its file has them."""
-        assert self.record is not None
-        self.record = msgspec.structs.replace(self.record, parts=())
-        self.raw = b""
 
     def _leads_to(self, record: Record) -> bool:
         before = () if self.record is None else self.record.parts

@@ -18,8 +18,12 @@ from collage_mpi.ledger.records import (
     lease_name,
     lease_of,
     news_name,
+    unmarked,
 )
 from collage_mpi.ledger.store import FolderStore
+
+MISSING = "it is missing, though a later one is there"
+OTHER = "it is another one than the first record of its cell says"
 
 
 @dataclass
@@ -45,21 +49,9 @@ def examine(store: FolderStore, run: Run) -> Examined:
     for start, gen in sorted(filter(None, map(lease_of, store.names("leases")))):
         listed.setdefault(start, []).append(gen)
     for start in run.starts:
-        cell = Cell(start, run.end(start))
-        name, reason = "", "it is missing, though a later one is there"
-        while not cell.packed:
-            name = lease_name(start, cell.gen + 1)
-            raw = store.read(name)
-            if raw is None:
-                break
-            try:
-                cell = cell.after(raw, cell.gen + 1)
-            except Damage as error:
-                reason = str(error)
-                break
+        cell, name, reason = _walk(store, Cell(start, run.end(start)))
         ends.append(cell.digest)
-        orphans = [gen for gen in listed.get(start, ()) if gen > cell.gen]
-        if orphans and not cell.packed:
+        if orphans := [gen for gen in listed.get(start, ()) if gen > cell.gen]:
             found.damage[name] = reason
             found.orphans += [lease_name(start, gen) for gen in orphans]
             found.again += _counted(store, start, orphans[-1]) - _rows(cell.record)
@@ -69,6 +61,27 @@ def examine(store: FolderStore, run: Run) -> Examined:
         found.damage.setdefault(name, "it was made of other records than those that are there")
         found.orphans.append(name)
     return found
+
+
+def _walk(store: FolderStore, none: Cell) -> tuple[Cell, str, str]:
+    """The last record of a cell that can be believed; the next file, and what is wrong with it."""
+    cell, name = none, lease_name(none.start, 0)
+    try:
+        if (raw := store.read(name)) is None:
+            return none, name, MISSING
+        text, last = unmarked(raw, name)
+        cell = none.after(text, 0)
+        if last is not None:
+            cell, name = none, lease_name(none.start, last[0])
+            if (raw := store.read(name)) is None:
+                return none, name, MISSING
+            cell = none.after(raw, last[0])
+            return (cell, "", "") if cell.digest == last[1] else (none, name, OTHER)
+        while (raw := store.read(name := lease_name(none.start, cell.gen + 1))) is not None:
+            cell = cell.after(raw, cell.gen + 1)
+    except Damage as error:
+        return cell, name, str(error)
+    return cell, name, MISSING
 
 
 def repair(store: FolderStore, run: Run, found: Examined) -> None:

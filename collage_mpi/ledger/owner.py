@@ -13,7 +13,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from collage_mpi.ledger.cells import Cell, Change
 from collage_mpi.ledger.records import (
     BEAT_BYTES,
     COMPLETE,
+    MARK_BYTES,
     Beat,
     Complete,
     Damage,
@@ -37,9 +38,11 @@ from collage_mpi.ledger.records import (
     encode,
     lease_name,
     lease_of,
+    mark,
     news_name,
     read_beat,
     run_name,
+    unmarked,
 )
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
@@ -54,7 +57,7 @@ SHORTEST_S = 1.0  # at the end of the run
 UNSEEN_S = 180.0  # hosts believe for a minute that a name is missing
 LOST_S = 600.0  # without the folder a job waits so long
 NEIGHBOURS = 2  # owners that each owner watches always
-IDLE_LOOKS = 2.0  # operations a second of an owner without work
+IDLE_LOOKS = 1.0  # beats that an owner without work reads in a second
 PROBES = 4  # untouched cells that are tried in a turn
 LONGEST_PAUSE_S = 16.0
 LOOKS = 64  # cells that an idle turn looks at
@@ -124,7 +127,8 @@ class Owner:
     Attributes:
         grants: positions that it has got, for the job to do.
         rate: positions that the job does in a second; the job sets it.
-        begun: start of a cell -> first position that the job has not begun; the job sets it.
+        ahead: start of a cell -> the positions that the job will do last and has not begun, as a
+            span; the job sets it. Without it nobody takes from what it holds while it lives.
         threshold: number of the threshold that the job goes by; the job sets it.
         idle: nothing is free; the job waits for others.
         complete: every position has its row, and the run is marked as complete.
@@ -143,7 +147,7 @@ class Owner:
         self.name = name or os.urandom(16).hex()
         self.run, self.rate, self.threshold = run, 0.0, 0
         self.grants: deque[Grant] = deque()
-        self.begun: dict[int, int] = {}
+        self.ahead: dict[int, sp.Span] = {}
         self.idle = self.complete = False
         self.counts: Counter[str] = Counter()
         self._store, self._unit, self._clock = store, unit, clock
@@ -162,12 +166,13 @@ class Owner:
         self._to_pack: deque[int] = deque()
         self._left_over: dict[int, int] = {}  # packed cells -> last record that may be there
         self._late: dict[int, float] = {}  # cells that are closed and not packed, since when
-        self._unseen: dict[int, float] = {}  # cells whose first record is missing, since when
+        self._unseen: dict[str, float] = {}  # files that are missing, since when
         # Who lives
         now_s = clock()
         self._beats, self._beat_s, self._watched_s = 0, now_s - BEAT_S, 0.0
         self._through_s: float | None = None  # when the last beat got through
-        self._fine_s = self._news_s = now_s
+        self._failed_s: float | None = None  # when the folder failed first since the last beat
+        self._news_s = now_s
         self._list_s = now_s - LIST_S
         self._ring: list[str] = []  # other owners, from this one's name on
         self._ring_s = now_s - LIST_S
@@ -221,7 +226,7 @@ class Owner:
         with self._patience():
             self._want = 0
             self._commit()
-            for start in [*self._mine]:
+            for start in sorted(self._mine.keys() - self._written):
                 self._propose(start, Change(self.name, leave=True))
             while self._to_pack:
                 self._pack()
@@ -237,7 +242,9 @@ class Owner:
             yield
         except OSError as error:
             self.counts["errors"] += 1
-            if self._clock() >= self._fine_s + LOST_S:
+            if self._failed_s is None:
+                self._failed_s = self._clock()
+            if self._clock() >= self._failed_s + LOST_S:
                 raise EnvironmentFault(
                     f"the run's folder has not worked for {LOST_S:g} s ({error}). What is written "
                     "counts; repeat the command once the folder works"
@@ -259,9 +266,12 @@ class Owner:
         record = cell.proposed(change)
         if record is None:
             return True
+        if start not in self._mine and any(hold.owner == self.name for hold in record.holds):
+            self._beat(start)  # so that who finds this job dead knows where to look
         raw = encode(record)
         self.counts["records"] += 1
-        if not self._store.link(lease_name(start, record.gen), raw):
+        room = b"" if record.gen else b" " * MARK_BYTES
+        if not self._store.link(lease_name(start, record.gen), raw + room):
             self.counts["failed"] += 1
             self._look(start, record.gen)
             return False
@@ -277,10 +287,9 @@ class Owner:
         cell = self._cell(start)
         if cell.packed:
             return
-        only_first = cell.gen < 0
         try:
             at = cell.gen + 1 if gen is None else gen
-            while not cell.packed and (raw := self._read(lease_name(start, at))) is not None:
+            while at > 0 and (raw := self._read(lease_name(start, at))) is not None:
                 cell, at = cell.after(raw, at), at + 1
                 if gen is not None:
                     break
@@ -288,29 +297,48 @@ class Owner:
             if self._packed(start):
                 return
             raise
-        if gen and cell.gen < 0:  # packed since somebody told of that record
-            self._look(start, 0)
-            return
-        only_first = only_first and cell.gen == 0
-        if cell.packed or only_first or (cell.gen >= 0 and not self._packed(start)):
+        if cell.gen < 0:
+            self._first(start)
+        elif not self._packed(start):
             self._know(cell)
 
+    def _first(self, start: int) -> None:
+        """Look at a cell of which nothing is known."""
+        name = lease_name(start, 0)
+        raw = self._read(name)
+        if raw is not None:
+            text, last = unmarked(raw, name)
+            if last is None:
+                self._know(Cell(start, self.run.end(start)).after(text, 0))
+            else:
+                self._last(start, last[1])
+
     def _packed(self, start: int) -> bool:
-        """Whether a cell is packed by now, as its first file says, which was never missing.
+        """Whether a cell is packed by now, as its first file says, which is never removed.
 
         A record that somebody makes in a packed cell, because its name is free again, is void.
         """
         name = lease_name(start, 0)
+        _, last = unmarked(self._seen(name), name)
+        if last is not None:
+            self._last(start, last[1])
+        return last is not None
+
+    def _last(self, start: int, digest: str) -> None:
+        """Note the last record of a packed cell."""
+        cell = Cell(start, self.run.end(start), digest=digest, packed=True)
+        cell.free = ()
+        self._know(cell)
+
+    def _seen(self, name: str) -> bytes:
+        """Read a file that is there. This host may have asked for it before it was made."""
         raw = self._read(name)
-        if raw is None:  # this host may have asked for it before it was made
-            if self._clock() >= self._unseen.setdefault(start, self._clock()) + UNSEEN_S:
-                raise Damage(name, "it is missing, though a later one is there")
+        if raw is None:
+            if self._clock() >= self._unseen.setdefault(name, self._clock()) + UNSEEN_S:
+                raise Damage(name, "it is missing, though others say that it is there")
             raise FileNotFoundError(errno.ENOENT, "not to be seen yet", name)
-        self._unseen.pop(start, None)
-        found = Cell(start, self.run.end(start)).after(raw, 0)
-        if found.packed:
-            self._know(found)
-        return found.packed
+        self._unseen.pop(name, None)
+        return raw
 
     def _know(self, cell: Cell) -> None:
         """Note what a cell says, and what the job has gained or lost by it."""
@@ -324,9 +352,7 @@ class Owner:
         self._mine[start] = cell.held(self.name)
         if not self._mine[start]:
             del self._mine[start]
-            self.begun.pop(start, None)
-        if cell.packed:
-            cell.pack()
+            self.ahead.pop(start, None)
         self._cells[start] = cell
 
     def _commit(self) -> None:
@@ -358,17 +384,23 @@ class Owner:
                 at = start + run.cell
 
     def _pack(self) -> None:
-        """Put the last record of a closed cell in the place of the first, and remove the others."""
+        """Write to the end of a closed cell's first file which record is the last, in place, and
+        remove the records between."""
         if not self._to_pack:
             return
         start = self._to_pack[0]
-        cell = self._cell(start)
+        cell, name = self._cell(start), lease_name(start, 0)
         if not cell.packed:
-            if not self._packed(start):
-                self._store.replace(lease_name(start, 0), cell.raw)
-                self._know(cell.after(cell.raw, 0))
+            text, last = unmarked(self._seen(name), name)
+            if last is None:
+                try:
+                    self._store.overwrite(name, text + mark(cell.gen, cell.digest))
+                except PermissionError:  # another user began the cell: it stays as it is
+                    self._to_pack.popleft()
+                    return
+                self._left_over[start] = cell.gen - 1
                 self.counts["packed"] += 1
-            self._left_over[start] = cell.gen
+            self._last(start, cell.digest)
         while (gen := self._left_over.get(start, 0)) > 0:
             self._store.remove(lease_name(start, gen))
             self._left_over[start] = gen - 1
@@ -393,9 +425,8 @@ class Owner:
             untouched = self._next_untouched()
             if self._want <= 0 or untouched is None:
                 break
-            if not self._propose(
-                untouched, self._taking(untouched)
-            ):  # somebody was here: go elsewhere
+            if not self._propose(untouched, self._taking(untouched)):
+                # Somebody was here: go elsewhere.
                 self._place = self._random.randrange(len(self.run.starts))
                 if self._clock() >= self._list_s + LOOK_S:
                     self._list()
@@ -440,8 +471,12 @@ class Owner:
         """See, as a hint, which cells have records."""
         self._list_s = self._clock()
         self.counts["lists"] += 1
+        listed: dict[int, list[int]] = {}
         for start, gen in filter(None, map(lease_of, self._store.names("leases"))):
-            self._hint(start, gen)
+            listed.setdefault(start, []).append(gen)
+        for start, gens in listed.items():
+            # Those between the first and the last one are gone: ask the first one, which knows.
+            self._hint(start, max(gens) if len(gens) > max(gens) else 0)
 
     def _hint(self, start: int, gen: int) -> None:
         """Somebody says that there is such a record."""
@@ -497,7 +532,7 @@ class Owner:
         """The last records (start, gen) that others know, as they said lately."""
         since_s = self._clock() - 2 * LOOK_S
         lately = [heard.beat for heard in self._heard.values() if heard.read_s >= since_s]
-        return {(start, gen) for beat in lately if beat for start, gen, _ in beat.at}
+        return {(start, gen) for beat in lately if beat for start, gen, *_ in beat.at}
 
     def _split(self) -> None:
         """Take the later half of what a slow owner has not begun, if it ends sooner."""
@@ -522,12 +557,12 @@ class Owner:
             if hold.owner == self.name or heard is None or heard.beat is None:
                 continue
             rate = heard.beat.rate
-            at = next((at for cell, _, at in heard.beat.at if cell == start), None)
-            if at is None or rate <= 0 or self.rate <= 0:
+            ahead = [span for cell, _, *span in heard.beat.at if cell == start and span[1]]
+            if not ahead or rate <= 0 or self.rate <= 0:
                 continue
-            later = sp.minus(hold.spans, ((start, at),)) if at > start else hold.spans
-            begun = int(rate * (self._clock() - heard.read_s + LOOK_S))
-            later = sp.minus(later, sp.head(later, begun))
+            first, stop = ahead[0]
+            first += int(rate * (self._clock() - heard.read_s + LOOK_S))
+            later = sp.common(hold.spans, ((first, stop),)) if first < stop else ()
             half = sp.count(later) // 2 // self._unit * self._unit
             left_s = sp.count(hold.spans) / rate
             if half and half / self.rate + LOOK_S < left_s:
@@ -545,27 +580,30 @@ class Owner:
         if raw is not None:
             if decode(Complete, raw, name) != mine:
                 raise Damage(name, "it was made of other records than those that are there")
-            self._store.overwrite(news_name(self.run), COMPLETE)
             self.complete = True
+            with suppress(OSError):  # the others find it by themselves, though later
+                self._store.overwrite(news_name(self.run), COMPLETE)
 
     # ---- who lives -------------------------------------------------------------------
 
-    def _beat(self) -> None:
+    def _beat(self, soon: int | None = None) -> None:
+        """Give a sign of life, if it is due, or if positions of a cell will soon be held."""
         now_s = self._clock()
-        if now_s < self._beat_s + BEAT_S:
+        if soon is None and now_s < self._beat_s + BEAT_S:
             return
         self._beat_s = now_s
         self._beats += 1
+        starts = [*self._mine][:HINTS] + ([] if soon is None else [soon])
         at = tuple(
-            (start, self._cell(start).gen, self.begun.get(start, start))
-            for start in [*self._mine][:HINTS]
+            (start, max(0, self._cell(start).gen), *self.ahead.get(start, (0, 0)))
+            for start in starts
         )
         raw = encode(Beat(self._beats, self.rate, at)).ljust(BEAT_BYTES)
         self.counts["beats"] += 1
         self._store.overwrite(beat_name(self.name), raw)
         # Silence of others counts only while this job's beats get through. It may have been
         # suspended meanwhile, so the time between two of them counts for little more than a beat.
-        self._fine_s = now_s = self._clock()
+        self._failed_s, now_s = None, self._clock()
         if self._through_s is not None:
             self._watched_s += min(now_s - self._through_s, 1.5 * BEAT_S)
         self._through_s = now_s
@@ -603,7 +641,7 @@ class Owner:
         if heard is None or heard.raw != raw:
             beat = read_beat(raw)
             self._heard[owner] = Heard(raw, self._watched_s, now_s, beat)
-            for start, gen, _ in beat.at if beat else ():
+            for start, gen, *_ in beat.at if beat else ():
                 self._hint(start, gen)
             self._silent.discard(owner)
             self._gone.discard(owner)

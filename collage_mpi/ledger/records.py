@@ -13,7 +13,8 @@ from collage_mpi.errors import DataFault
 from collage_mpi.ledger.spans import in_order
 
 LARGEST_BYTES = 4 << 20
-BEAT_BYTES = 512
+BEAT_BYTES = 1024
+MARK_BYTES = 64
 COMPLETE = b"complete"  # what the news say then
 FORMAT = 1
 DEATHS = 3  # positions that so many holders died with are taken one by one
@@ -24,6 +25,7 @@ Number = Annotated[int, Meta(ge=0, le=1 << 53)]
 Span = tuple[Number, Number]
 Spans = Annotated[tuple[Span, ...], Meta(max_length=1 << 16)]
 T = TypeVar("T")
+_MARK = re.compile(rb"\d{1,9} [0-9a-f]{32}")
 _NAME = re.compile(r"(\d{1,16})\.(\d{1,9})")
 
 
@@ -85,13 +87,13 @@ class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         count: grows with each beat.
         rate: positions that the owner does in a second.
-        at: for some cells in which it holds positions, (start, last record known, first position
-            not begun).
+        at: for some cells in which it holds positions, (start, last record known, first, stop):
+            the positions from first to stop it will do last, and has not begun; 0, 0: unknown.
     """
 
     count: Number
     rate: float
-    at: tuple[tuple[Number, Number, Number], ...]
+    at: tuple[tuple[Number, Number, Number, Number], ...]
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -184,6 +186,24 @@ def decode(kind: type[T], raw: bytes, name: str) -> T:
         if not all(map(in_order, [*sets, *found.tried])):
             raise Damage(name, "it is damaged (its positions are not in order)")
     return found
+
+
+def mark(gen: int, digest: str) -> bytes:
+    """What the end of a cell's first file says once the cell is packed: its last record."""
+    return f"{gen} {digest}".encode().ljust(MARK_BYTES)
+
+
+def unmarked(raw: bytes, name: str) -> tuple[bytes, tuple[int, str] | None]:
+    """The text of a cell's first file, and the (gen, digest) of its last record if it is packed.
+
+    Raises Damage.
+    """
+    text, end = raw[:-MARK_BYTES], raw[-MARK_BYTES:].split()
+    if not end:
+        return text, None
+    if len(end) != 2 or not _MARK.fullmatch(b" ".join(end)):
+        raise Damage(name, "its end is damaged")
+    return text, (int(end[0]), end[1].decode())
 
 
 def read_beat(raw: bytes | None) -> Beat | None:
