@@ -191,11 +191,13 @@ def judged(seed: int) -> tuple[str, int, int]:
     return "", world.written, world.total
 
 
-def bounded_part(owners: int, cell: int, part: int, of: int) -> tuple[int, list[str]]:
+def bounded_part(
+    owners: int, cell: int, switches: int, part: int, of: int
+) -> tuple[int, list[str]]:
     """Play every `of`-th case of so many owners and positions in a cell."""
     played, bad = 0, []
     with short_times():
-        for case in islice(cases(owners, 3 if owners == 2 else 2), part, None, of):
+        for case in islice(cases(owners, switches), part, None, of):
             played += 1
             if wrong := found(lambda case: play(owners, cell, cell, case), case):
                 bad.append(f"{owners} owners, cells of {cell}: {wrong}")
@@ -213,20 +215,19 @@ def run_plays(first: int, count: int, at_once: int) -> list[str]:
     return bad
 
 
-def run_bounded(part: int, of: int, at_once: int) -> list[str]:
-    bad, played = [], Counter[int]()
+def run_bounded(owners: int, switches: int, part: int, of: int, at_once: int) -> list[str]:
+    bad, played = [], 0
     with ProcessPoolExecutor(at_once, get_context("fork")) as pool:
-        asked = {
-            pool.submit(bounded_part, owners, cell, part * at_once + each, of * at_once): owners
-            for owners in (2, 3)
+        asked = [
+            pool.submit(bounded_part, owners, cell, switches, part * at_once + n, of * at_once)
             for cell in (3, 2, 1)
-            for each in range(at_once)
-        }
-        for done, owners in asked.items():
+            for n in range(at_once)
+        ]
+        for done in asked:
             count, wrong = done.result()
-            played[owners] += count
+            played += count
             bad += wrong
-    print(f"schedules played, by number of owners: {dict(played)}")
+    print(f"{played} schedules of {owners} owners with at most {switches} switches")
     return bad
 
 
@@ -237,6 +238,8 @@ def main() -> None:
     parser.add_argument("what", choices=("plays", "bounded", "damage", "crowd", "array", "stalls"))
     parser.add_argument("--count", type=int, default=200, help="plays; jobs of a crowd")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
+    parser.add_argument("--owners", type=int, default=2, help="of the schedules")
+    parser.add_argument("--switches", type=int, default=2, help="of the schedules, at most")
     parser.add_argument("--part", type=int, default=0, help="of the schedules, from 0")
     parser.add_argument("--of", type=int, default=1, help="parts of the schedules")
     parser.add_argument("--seconds", type=float, default=300.0, help="work of each job of a crowd")
@@ -247,7 +250,7 @@ def main() -> None:
     if args.what == "plays":
         bad = run_plays(args.first, args.count, args.at_once)
     elif args.what == "bounded":
-        bad = run_bounded(args.part, args.of, args.at_once)
+        bad = run_bounded(args.owners, args.switches, args.part, args.of, args.at_once)
     elif args.what == "damage":
         told = Counter(damaged_play(seed) for seed in seeds)
         print(f"{told[True]} told by name, {told[False]} without harm")
