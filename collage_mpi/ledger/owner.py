@@ -53,14 +53,15 @@ LOOK_S = 5.0
 LIST_S = 20.0
 FORGET_S = 300.0  # the beats of a silent owner are removed then
 LEASE_S = 10.0  # a lease is so much work
-SHORTEST_S = 1.0  # at the end of the run
+SHORTEST_S = 3.0  # at the end of the run
 UNSEEN_S = 180.0  # hosts believe for a minute that a name is missing
 LOST_S = 600.0  # without the folder a job waits so long
 NEIGHBOURS = 2  # owners that each owner watches always
 IDLE_LOOKS = 1.0  # beats that an owner without work reads in a second
-PROBES = 4  # untouched cells that are tried in a turn
-LONGEST_PAUSE_S = 16.0
-LOOKS = 64  # cells that an idle turn looks at
+PROBES = 2  # untouched cells that are tried in a turn
+PAUSES_S = 2.0, 16.0  # of an idle owner whose link was refused
+CHECKS = 4  # open cells that an idle turn looks at
+LOOKS = 64  # cells that an idle turn looks at for the first time
 HINTS = 8  # cells that a beat names
 CELL_S = 60.0
 CELLS = 4096
@@ -162,7 +163,7 @@ class Owner:
         self._place = self._random.randrange(len(run.starts))
         self._untouched = True  # there may be cells without a record
         self._open: deque[int] = deque()  # cells that are looked at in turn
-        self._again_s, self._pause_s = clock(), 1.0  # when an idle owner competes again
+        self._again_s, self._pause_s = clock(), PAUSES_S[0]  # when an idle owner competes again
         self._to_pack: deque[int] = deque()
         self._left_over: dict[int, int] = {}  # packed cells -> last record that may be there
         self._late: dict[int, float] = {}  # cells that are closed and not packed, since when
@@ -273,7 +274,7 @@ class Owner:
         room = b"" if record.gen else b" " * MARK_BYTES
         if not self._store.link(lease_name(start, record.gen), raw + room):
             self.counts["failed"] += 1
-            self._look(start, record.gen)
+            self._look(start)
             return False
         if record.gen == 0 or not self._packed(start):
             self._know(cell.after(raw, record.gen))
@@ -449,10 +450,10 @@ class Owner:
             self._look(start, self._hints[start])
         wanted = change(start)
         if wanted is not None and self._propose(start, wanted):
-            self._pause_s = max(self._pause_s / 2, 1.0)
+            self._pause_s = max(self._pause_s / 2, PAUSES_S[0])
         elif wanted is not None:
             self._again_s = self._clock() + self._random.uniform(0, self._pause_s)
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            self._pause_s = min(2 * self._pause_s, PAUSES_S[1])
 
     def _next_untouched(self) -> int | None:
         """The next cell of which no record is known, from the job's place on, in a circle."""
@@ -523,7 +524,7 @@ class Owner:
                 self._late.setdefault(start, self._clock())
                 if self._clock() >= self._late[start] + SILENT_S:  # who closed it has died
                     self._to_pack.append(start)
-            if looks == PROBES:
+            if looks == CHECKS:
                 break
         if not any(self._cell(start).free for start in self._open):
             self._split()
