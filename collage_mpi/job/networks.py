@@ -25,8 +25,8 @@ from collage_mpi.job.messages import Changed, Hello, Measured, Welcome
 from collage_mpi.kinds import KIND, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Answer, Computation, Loading, Predictor
-from collage_mpi.models.named import OFFLINE, is_foreign, is_function
-from collage_mpi.models.null import NullPredictor
+from collage_mpi.models.named import OFFLINE, is_foreign, is_function, is_null
+from collage_mpi.models.null import parse_null
 from collage_mpi.models.own import RAISED, raised_at_first
 from collage_mpi.models.runtimes import Changeable, Trial, change_over, read_record
 from collage_mpi.models.waiting import WaitingNetwork
@@ -77,7 +77,7 @@ class NetworkLoader:
             UsageError, EnvironmentFault, DataFault: as in `models.load_predictor`, and of a trace.
         """
         network, delays = KIND[kind].network, welcome.how.delays
-        told = spec == "null" or is_foreign(spec)  # weights files know their shapes
+        told = is_null(spec) or is_foreign(spec)  # weights files know their shapes
         how = replace(welcome.how, geometry=welcome.geometry if told else None)
         if (spec, network, how) not in self._loaded:
             with uncollected():
@@ -88,9 +88,8 @@ class NetworkLoader:
         return WaitingNetwork(found, kind, self.rank, delays)
 
     def _load(self, spec: str, kind: str, how: Loading) -> Predictor:
-        if spec == "null" and not how.names_columns:
-            assert how.geometry is not None
-            return NullPredictor(kind, how.geometry)
+        if is_null(spec) and not how.names_columns:
+            return parse_null(spec, kind, how.geometry)
         assert how.tuning is not None  # the welcome says it
         if is_foreign(spec) and not is_function(spec):
             os.environ.setdefault(OFFLINE, "1")  # rank 0 has downloaded what all ranks need

@@ -73,7 +73,7 @@ def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predicto
             "networks with weights, and for your own that give them"
         )
     if is_null(spec):
-        return parse_null(spec, kind)
+        return parse_null(spec, kind, how.geometry)
     if is_foreign(spec):
         from collage_mpi.models.own import load_foreign
 

@@ -16,6 +16,7 @@ from collage_mpi.models.tuning import NO_TUNING
 # key -> default of "null:key=value,..."
 NULL_DEFAULTS = {"height": 28, "width": 28, "channels": 1, "side": 3, "cell_px": 28, "classes": 10}
 NULL_DEFAULTS |= {"wrong": 0}
+SHAPE_KEYS = ("height", "width", "channels")
 LEAST_SURE = 0.6  # the lowest probability of an answer where some are wrong
 NULL_CLASSES = 10  # classes of a null network if nothing else decides their number
 
@@ -79,16 +80,21 @@ class NullPredictor(BeginsLater):
         return self.predict(batch), {}
 
 
-def parse_null(spec: str, kind: str) -> NullPredictor:
+def parse_null(spec: str, kind: str, geometry: Geometry | None = None) -> NullPredictor:
     """Build the null network of a spec such as "null" or "null:cell_px=224,channels=3".
 
-    With "null:wrong=30" 30 % of the answers are wrong.
+    With "null:wrong=30" 30 % of the answers are wrong. What the spec does not name is as in
+    `geometry`, that of the job.
 
     Raises:
         UsageError: a key is unknown, or a value is not a positive whole number, or `wrong` is more
             than 50.
     """
-    values = dict(NULL_DEFAULTS)
+    values, shape = dict(NULL_DEFAULTS), None
+    if geometry is not None:
+        values |= dict(side=geometry.side, cell_px=geometry.cell_px)
+        values["classes"] = geometry.classes or NULL_CLASSES
+        shape = geometry.image_shape
     for part in filter(None, spec.partition(":")[2].split(",")):
         key, _, value = part.partition("=")
         if key not in values:
@@ -96,8 +102,9 @@ def parse_null(spec: str, kind: str) -> NullPredictor:
         if not value.isdecimal() or int(value) < 1:
             raise UsageError(f"{spec!r}: {key} is {value!r}; it needs a whole number from 1")
         values[key] = int(value)
+        shape = None if key in SHAPE_KEYS else shape
     if values["wrong"] > 50:
         raise UsageError(f"{spec!r}: wrong is {values['wrong']}; it needs a percentage up to 50")
-    shape = (values["height"], values["width"], values["channels"])
-    geometry = Geometry(shape, values["side"], values["cell_px"], values["classes"])
-    return NullPredictor(kind, geometry, values["wrong"] / 100)
+    shape = shape or tuple(values[key] for key in SHAPE_KEYS)
+    found = Geometry(shape, values["side"], values["cell_px"], values["classes"])
+    return NullPredictor(kind, found, values["wrong"] / 100)

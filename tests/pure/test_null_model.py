@@ -12,7 +12,7 @@ from collage_mpi.encoding.collage import Encoder, decode
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import UsageError
 from collage_mpi.models import describe, load_predictor
-from collage_mpi.models.info import Geometry
+from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.models.null import NullPredictor
 
 
@@ -66,6 +66,14 @@ def test_specs() -> None:
     assert (network.cells, network.classes, network.device) == (4, 4, "cpu")
     assert network.fingerprint != load_predictor("null", "collage").fingerprint
     assert len(network.fingerprint) == 64
+
+
+def test_what_a_spec_does_not_name_is_as_in_the_job() -> None:
+    how = Loading(geometry=Geometry((8, 8, 3), 2, 8, 5))
+    network = load_predictor("null:wrong=30", "collage", how)
+    assert network.predict(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 4, 5)
+    assert load_predictor("null:classes=7", "single", how).classes == 7
+    assert load_predictor("null:height=4,width=4", "single", how).shape == (4, 4, 1)
 
 
 @pytest.mark.parametrize(
