@@ -14,7 +14,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageEr
 from collage_mpi.settings.flags import Arguments, add_setting_flags, flags_of, over_file, switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size
-from collage_mpi.system.files import reading
+from collage_mpi.system.files import reading, writing
 from collage_mpi.system.printable import counted, say
 from collage_mpi.system.tell import tell
 
@@ -186,7 +186,9 @@ def _check_shards(settings: RunSettings) -> None:
 
 
 def _check_out(settings: RunSettings, resume: bool) -> None:
-    """Raise if the output folder would be refused, or if another job writes to it."""
+    """Raise if the output folder would be refused, if another job writes to it, or if there is no
+    folder for the record.
+    """
     from collage_mpi.job.resume import has_run
     from collage_mpi.results.folder import check_place, refuse_writer
 
@@ -194,6 +196,9 @@ def _check_out(settings: RunSettings, resume: bool) -> None:
         refuse_writer(Path(settings.out))
     else:
         check_place(Path(settings.out), shared=settings.shared_out == "on")
+    if settings.record is not None:
+        with writing(path := Path(settings.record)):
+            path.parent.stat()
 
 
 def _forecast(
