@@ -126,6 +126,17 @@ class Case:
         return self.limit < sum(map(rows_of, self.shards))
 
     @property
+    def hasty(self) -> bool:
+        """Whether a slow rank may count as silent, or as lost."""
+        limits_s = [float(s) for word, s in pairwise(self.pace) if word == "--reply-timeout-s"]
+        return "--slow-ranks" in self.pace or min(limits_s, default=30.0) < 2
+
+    @property
+    def limits_silence(self) -> bool:
+        """Whether a rank that computes for seconds counts as silent."""
+        return "--reply-timeout-s" in self.pace
+
+    @property
     def measures_batch(self) -> bool:
         return ("--batch", "auto") in pairwise(self.work)
 
@@ -230,12 +241,14 @@ def wider(case: Case) -> Case:
     sessions = tuple(_stalled(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     sessions = tuple(_cut(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     sessions = tuple(_failing(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
+    sessions = tuple(_struck(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     if rng.random() > 0.7:  # else copies at the end make up for a task that is forgotten
         work += ("--endgame", "off")
     work, in_pace = _in_runs(f"runs of {case.seed}", work, [*pace])
     work += _measured_batch(case.seed)
     work += _seldom(case.seed, work)
     case = replace(case, work=work, pace=tuple(in_pace), sessions=sessions)
+    case = _with_a_team_that_comes_back(_with_a_very_slow_rank(case))
     return _with_pictures(replace(case, read=case.seed % 4 == 0))
 
 
@@ -277,7 +290,7 @@ def _wider_session(rng: random.Random, session: Session, at_work: bool) -> Sessi
         if at_work:
             fault = replace(fault, at_ms=fault.at_ms // 5, at_work=True)
         faults.append(fault)
-    more = rng.choices(((), ("--status-every-s", "0.2")), (4, 1))[0]
+    more = rng.choice(((), ("--status-every-s", "0.2")))
     return replace(session, faults=tuple(faults), more=more, dry=rng.random() < 0.05)
 
 
@@ -308,6 +321,51 @@ def _failing(seed: str, session: Session) -> Session:
     at_ms, for_ms = rng.randint(0, 300), rng.choice((20, 300, 3000, 40_000))
     fault = Fault("failing network", at_ms, rng.randrange(32), for_ms, at_work=True)
     return replace(session, faults=(*session.faults, fault))
+
+
+def _struck(seed: str, session: Session) -> Session:
+    """In some sessions that outlive their ranks one or two are lost or silent while they work, or
+    the networks of all ranks raise for a while."""
+    rng = random.Random(f"struck {seed}")
+    if not session.tolerant or rng.random() > 0.35:
+        return session
+    kinds = ("kill rank", "kill rank", "exit rank", "delay rank", "delay rank", "failing networks")
+    more, at_work = [], rng.random() < 0.7
+    for kind in rng.sample(kinds, rng.choice((1, 1, 2))):
+        for_ms = rng.choice((60, 400)) if kind == "failing networks" else rng.randint(300, 5000)
+        rank, number = rng.randrange(32), rng.randrange(1000)
+        at_ms = rng.randint(0, 500) if at_work else rng.randint(380, 900)
+        more.append(Fault(kind, at_ms, rank, for_ms, number, at_work=at_work))
+    return replace(session, faults=(*session.faults, *more))
+
+
+def _with_a_very_slow_rank(case: Case) -> Case:
+    """In some cases one rank still computes for seconds when all images have their answers."""
+    rng = random.Random(f"very slow {case.seed}")
+    if case.teams > 1 or case.measures_batch or rng.random() > 0.06:
+        return case
+    pace = ("--straggler", "pinned", "--straggler-median-ms", "250", "--slow-ranks", "1:30")
+    first = replace(case.sessions[0], faults=(), hosts=1, between=())
+    work = (*case.work, "--endgame", "on", "--batch", "1")
+    return replace(case, work=work, pace=(*pace, "--credit", "1"), sessions=(first,))
+
+
+def _with_a_team_that_comes_back(case: Case) -> Case:
+    """In some cases of several teams the coordinator of one is not heard for so long that it is
+    given up, and then goes on, while the others work."""
+    rng = random.Random(f"comes back {case.seed}")
+    if case.teams == 1 or case.measures_batch or rng.random() > 0.25:
+        return case
+    kind = rng.choice(("stall messages", "stall messages", "delay rank"))
+    fault = Fault(kind, rng.randint(0, 200), -1, rng.randint(2100, 4000), at_work=True)
+    sessions = [replace(s, faults=(), tolerant=True, hosts=3) for s in case.sessions]
+    sessions[0] = replace(sessions[0], faults=(fault,), late_ms=0)
+    drawn = [word for word in pairwise(case.pace) if word[0] in ("--depth", "--order", "--credit")]
+    pace = [word for pair in drawn for word in pair]
+    pace += ["--straggler", "lognormal", "--straggler-median-ms", str(rng.choice((100, 300)))]
+    pace += ["--straggler-sigma", "0.2", "--reply-timeout-s", "1", "--start-timeout-s", "20"]
+    work = (*case.work, "--batch", "1")
+    return replace(case, work=work, pace=tuple(pace), sessions=tuple(sessions))
 
 
 def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:
@@ -342,8 +400,8 @@ def _delays(rng: random.Random) -> tuple[str, ...]:
         words = ("--straggler", model, "--straggler-median-ms", str(median_ms))
         words += ("--straggler-sigma", "0.5", "--straggler-seed", str(rng.randrange(100)))
     if median_ms and rng.random() < 0.15:
-        words += ("--slow-ranks", f"{rng.randint(1, 2)}:{rng.choice((3, 30))}")
-    timeouts = rng.choice(((), ("2", "20"), ("2", "20"), ("2", "20")))
+        words += ("--slow-ranks", f"{rng.randint(1, 2)}:{rng.choice((3, 12, 30))}")
+    timeouts = rng.choice(((), ("2", "20"), ("2", "20"), ("0.5" if median_ms <= 10 else "2", "20")))
     if timeouts:
         words += ("--reply-timeout-s", timeouts[0], "--start-timeout-s", timeouts[1])
     return words

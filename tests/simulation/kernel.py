@@ -107,7 +107,9 @@ class Kernel:
         self.violations: list[str] = []
         self.log: list[str] = []
         self.steps = 0
-        self.stretch = self.random.choice((2, 8, 20))
+        self.settled = False  # nothing has ended or been stopped since `run` asked
+        self.stretch = self.random.choice((4, 10, 30))
+        self.rows_a_part = self.random.choice((0, 0, 5, 16))
         self._events: list[tuple[int, int, Callable[[], object]]] = []
         self._number = 0
         self._pid = 1000
@@ -143,15 +145,22 @@ class Kernel:
         return process
 
     def run(self, until: Callable[[], bool], limit_ns: int) -> bool:
-        """Run until `until` says so; False if nothing is left to do or the limit is over."""
-        while not until():
+        """Run until `until` says so; False if nothing is left to do or the limit is over.
+
+        Only the end of a process, or what makes `settled` False, can change what `until` says.
+        """
+        self.settled = False
+        while True:
+            if not self.settled:
+                if until():
+                    return True
+                self.settled = True
             if not self._events or self._events[0][0] > limit_ns:
                 return False
             at_ns, _, act = heapq.heappop(self._events)
             self.now_ns = max(self.now_ns, at_ns)
             self.steps += 1
             act()
-        return True
 
     def where(self, process: Process) -> str:
         """Where the threads of a process wait."""
@@ -240,7 +249,7 @@ class Kernel:
         assert thread is not None
         process.pollers.append(thread)
         thread.polls += 1
-        patience = 1 << min(6, thread.polls // 64)  # else an hour of silence takes an hour
+        patience = 1 << min(8, thread.polls // 16)  # else an hour of silence takes an hour
         self.wait(min(max(1, for_ns) * self.stretch * patience, LONGEST_POLL_NS))
         if thread in process.pollers:
             process.pollers.remove(thread)
@@ -275,7 +284,7 @@ class Kernel:
     def end(self, process: Process, code: int, *, wait: bool = True) -> None:
         """A process ends; if it is the running one, this does not return."""
         if process.code is None:
-            process.code, process.ended_ns = code, self.now_ns
+            process.code, process.ended_ns, self.settled = code, self.now_ns, False
             self.log.append(f"{self.now_ns / 1e9:.6f} {process.name} ended with {code}")
             if self.current is not None and self.current.process is process:
                 opened = [each.path for each in process.descriptors.values()]

@@ -9,7 +9,7 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -33,6 +33,7 @@ _READ |= {"audited": "u1", "other": "i8", "score": "f4"}
 _READ |= {"t0_ns": "i8", "latency_ns": "i8", "sent_ns": "i8", "done_ns": "i8", "rank": "i4"}
 NO_ROWS = np.dtype([*_READ.items()])  # of a table without a part
 LASTING = r"(parts|vectors|index)/|(manifest|summary|status)\.json$|COMPLETE$|report\.html$"
+HISTORY = {"sessions": ("session", "status"), "thresholds": ("session", "since_ns", "confidence")}
 MOST_OPEN = 16  # files of a process at once
 _WORD = (1 << 64) - 1
 
@@ -275,6 +276,34 @@ def unwritten(run: Run | None, table: str, sent: list[int | None]) -> list[str]:
     return faults
 
 
+def too_early(out: Path, name: str) -> Iterator[str]:
+    """What must be on the disk when a file gets its name."""
+    part = re.fullmatch(r"parts/images-(\d+)-(\d+)\.npy", name)
+    if name != "COMPLETE" and not part:
+        return
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    if part is None:
+        if not (out / "summary.json").exists():
+            yield "a run is marked that has no summary"
+        return
+    vectors = out / f"vectors/vectors-{part[1]}-{part[2]}.parquet"
+    if manifest.get("extras") and not vectors.exists():
+        yield f"{name} is there before its vectors"
+    if not manifest.get("networks"):
+        yield f"{name} is there, and the manifest does not say of which networks"
+
+
+def forgotten(before: Run, run: Run) -> Iterator[str]:
+    """A later session adds to what the manifest says of earlier ones."""
+    for name, keys in HISTORY.items():
+        was, now = (
+            [tuple(entry.get(key) for key in keys) for entry in each.manifest.get(name) or ()]
+            for each in (before, run)
+        )
+        if now[: len(was)] != was:
+            yield f"the manifest had {was} as {name}, and has {now}"
+
+
 def litter(out: Path) -> list[str]:
     """What a job leaves in its folder though it has ended in its own way."""
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
@@ -282,9 +311,14 @@ def litter(out: Path) -> list[str]:
     return [f"the job leaves {', '.join(sorted(found)[:4])}"] if found else []
 
 
+def claims_left(out: Path) -> list[str]:
+    """Claims of a session that has ended by itself, whether it worked or not."""
+    return [f"the claim {path.name} is left" for path in out.glob("claim-*")]
+
+
 def ended(out: Path, run: Run) -> list[str]:
     """What a session leaves that has ended by itself, on a disk that takes all."""
-    faults = [f"the claim {path.name} is left" for path in out.glob("claim-*")]
+    faults = claims_left(out)
     state = json.loads((out / "status.json").read_bytes())["state"]
     if state != run.manifest["status"]:
         faults.append(f"status.json says {state} of a run that is {run.manifest['status']}")
@@ -361,7 +395,7 @@ def untrue(
     if code in (0, 5):
         right = complete and rows == expected and status == COMPLETE[code == 5]
         return [] if right and bool(errors) == (code == 5) else [f"{how}, status {status}"]
-    if code == 6 and complete and not unseen:
+    if code == 6 and (complete or rows == expected) and not unseen:
         return [how]
     return [] if code in excused else [f"{how}, and nothing that explains it"]
 

@@ -18,6 +18,7 @@ from tests.simulation.kernel import MS, Kernel, Process, Thread
 from tests.simulation.standins import here, kernel
 
 POISON = 0xA5
+SOON_NS = 1000 * MS  # in which a coordinator that runs sees that a process has ended
 TASKS = 12  # tag of messages with tasks
 
 
@@ -177,6 +178,7 @@ class Network:
 
     def send(self, send: Send) -> None:
         if send.tag == TASKS:
+            self._lives(send)
             self.processes[send.target].own["has work"] = True
             while self.at_work:
                 self.at_work.pop()()
@@ -188,6 +190,15 @@ class Network:
         if send.eager:
             self.kernel.after(self.kernel.random.randint(1, delay_ns), send.finish)
         self.kernel.at(at_ns, lambda: self._arrive(send))
+
+    def _lives(self, send: Send) -> None:
+        """Nobody gives work to a rank whose process has ended some time ago."""
+        to, source = self.processes[send.target], self.processes[send.source]
+        seen_ns = max(to.ended_ns, source.frozen_ns) + SOON_NS
+        if not to.alive and to.code < 0 and self.kernel.now_ns > seen_ns:
+            ago_s = (self.kernel.now_ns - to.ended_ns) / 1e9
+            text = f"rank {send.target} gets work {ago_s:.1f} s after its end"
+            self.kernel.violations.append(text)
 
     def _arrive(self, send: Send) -> None:
         if not send.complete and not self.alive(send.source):

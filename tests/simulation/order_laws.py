@@ -83,6 +83,7 @@ class Session:
         yield from self._pace()
         yield from self._sizes()
         yield from self._losses()
+        yield from self._kept()
         yield from self._judged()
 
     def _columns(self) -> Iterator[str]:
@@ -300,6 +301,16 @@ class Session:
             known = lost["layer"] == "timeout" and limit_s and silent_s is not None
             if known and silent_s < 2 * limit_s * 0.99:
                 yield f"lost after {silent_s} s, with a reply timeout of {limit_s}: {lost}"
+
+    def _kept(self) -> Iterator[str]:
+        """No image has an error row whose group's collage, with all of its images, was answered."""
+        tasks = self.tasks[(self.tasks["kind"] != SINGLE) & (self.tasks["outcome"] == ANSWERED)]
+        sizes = dict(zip(*np.unique(self.images["group"], return_counts=True), strict=True))
+        unread = np.char.startswith(self.images["reason"], b"on ")  # which no network was asked for
+        for row in self.images[~self.images["answered"] & ~unread]:
+            for task in tasks[tasks["group"] == row["group"]]:
+                if task["items"] == sizes[row["group"]] and self.batch == 1:
+                    yield f"an error row of an image that was answered by {task}: {row}"
 
     def _judged(self) -> Iterator[str]:
         """An answer of the first network counts by the threshold of its time, and none before."""

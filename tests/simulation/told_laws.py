@@ -13,10 +13,10 @@ from tests.simulation.kernel import MS, SECOND
 if TYPE_CHECKING:
     from tests.simulation.laws import Run
 
-FAILED = 2  # code of an outcome
 COUNTED = re.compile(r"(?i:complete)[^:\n]*: (\d+) of (\d+) images?,")
 BOTH = re.compile(r"(\d+) images went through both networks")
 PROGRESS = re.compile(r": (\d+) of \d+ images? \(")
+START_NS = SECOND  # in which ranks start
 LATE_NS = 4 * SECOND  # a status that is due is written by then
 
 
@@ -33,9 +33,11 @@ def wrong_words(run: Run, told: str, code: int) -> Iterator[str]:
     done = PROGRESS.findall(told)
     if done and code in (0, 5, 6) and not run.manifest.get("teams") and int(done[-1]) != mine:
         yield f"it tells of {done[-1]} images of this session, which has {mine}"
+    last = [each for each in run.manifest["sessions"] if each["session"] == run.manifest["session"]]
+    final = (last[0].get("final") if last else None) or {}
     agree = run.manifest["settings"]["agree"]
-    failed = (run.tables["tasks"]["outcome"] == FAILED).any()  # some images lack an answer then
-    whole = agree and len(run.manifest["sessions"]) == 1 and not failed
+    ended = (run.tables["tasks"]["outcome"] <= 1).all()  # answered, or not needed any more
+    whole = agree and len(run.manifest["sessions"]) == 1 and not final.get("lost") and ended
     for count in map(int, BOTH.findall(told)) if whole else ():
         if count < 9 / (1 - agree) - 1e-6:
             yield f"{count} images choose the threshold of agree {agree}"
@@ -43,8 +45,6 @@ def wrong_words(run: Run, told: str, code: int) -> Iterator[str]:
         yield "an incomplete job does not say how it goes on"
     if code in (2, 3, 4, 6) and not re.search(r"collage-mpi run:|incomplete:|warning:", told):
         yield f"exit code {code} without a word"
-    last = [each for each in run.manifest["sessions"] if each["session"] == run.manifest["session"]]
-    final = (last[0].get("final") if last else None) or {}
     for lost in final.get("lost") or ():
         if not re.search(rf"ranks? (\d+, )*{lost['rank']}\b.*lost", told):
             yield f"it does not tell that rank {lost['rank']} is lost"
@@ -77,10 +77,15 @@ class Statuses:
             self.tell(f"status.json: {status['done']} done of {status['total']}")
         if status.get("errors", 0) > status["done"]:
             self.tell(f"status.json: {status['errors']} errors of {status['done']}")
+        if status["state"].startswith("complete") and not self._path.with_name("COMPLETE").exists():
+            self.tell(f"status.json: {status['state']}, and there is no marker")
         if (last.get("run_id"), last.get("session")) != (status["run_id"], status["session"]):
             return
         for name in ("count", "elapsed_s", *(() if self.falls else ("done", "errors"))):
             if status.get(name, 0) < last.get(name, 0):  # the first one counts no errors
                 self.tell(f"status.json: {name} was {last[name]}, and is {status.get(name)}")
+        from_begin = (last["state"], status["state"]) == ("starting", "ending")
+        if self.calm and from_begin and gap_ns > status["every_s"] * SECOND + START_NS:
+            self.tell(f"status.json was not written while {status['total']} images were done")
         if self.calm and gap_ns > status["every_s"] * 1.1 * SECOND + LATE_NS:
             self.tell(f"status.json was not written for {gap_ns // MS} ms")

@@ -8,6 +8,8 @@ from typing import Any
 
 from tests.simulation.standins import kernel
 
+UNREAD, BAD_ROW = 2, 3  # states of a cell
+
 
 def watched(core: type) -> type:
     """The core's class, which notes each invariant that its events or actions break.
@@ -36,6 +38,7 @@ class Laws:
         self.core, self.most = core, core.settings
         self.now_ns = 0
         self.credit: dict[int, int] = {}  # of ranks that take work
+        self.kinds: dict[int, frozenset[str]] = {}
         self.reported: set[int] = set()
         self.arrived: set[int] = set()
         self.resolved: set[int] = set()
@@ -48,6 +51,9 @@ class Laws:
         self.retired: set[int] = set()
         self.tries: dict[tuple[int, str], int] = {}  # image, kind -> the attempt that failed
         self.failures: Counter[tuple[int, str]] = Counter()
+        self.least = 0.0  # score, of the last threshold
+        self.failed_in_row: Counter[int] = Counter()  # of a rank, with images that had not failed
+        self.idle_ns: int | None = None  # since when images wait, and no rank has any
         self.admitted = 0
         self.closed = self.stopped = self.finished = False
 
@@ -60,6 +66,9 @@ class Laws:
             self.broken("time runs back", now_ns)
         if self.finished:
             self.broken("a step after Finish (7)", events)
+        if self.idle_ns is not None and now_ns - self.idle_ns > self._patience_ns():
+            waiting = self.arrived - self.resolved
+            self.broken(f"nothing is done for {(now_ns - self.idle_ns) / 1e9:.1f} s", waiting)
         self.now_ns = now_ns
         self.over.clear()
         self.cancelled.clear()
@@ -69,6 +78,7 @@ class Laws:
     def _take(self, name: str, event: Any) -> None:
         if name == "RankReady":
             self.credit[event.rank] = event.credit
+            self.kinds[event.rank] = frozenset(event.kinds)
             self.reported.add(event.rank)
         elif name == "Arrived":
             first = max(event.first, self.core.next)
@@ -87,8 +97,15 @@ class Laws:
             if task is None or task.rank != event.rank or event.rank in self.lost:
                 self.broken("the end of a task that is not out there (1, 6)", event)
             elif name == "Failed":
+                self._count_failure(task, event)
                 self._failed(task)
+            elif name == "Answered":
+                self.failed_in_row[event.rank] = 0
         elif name == "RankLost":
+            if event.rank in self.lost:
+                self.broken("a rank is lost twice", event)
+            if event.why.startswith("no answer for") and event.rank not in self.silent:
+                self.broken("a rank is lost for a silence that was not told", event)
             self.lost.add(event.rank)
             self.reported.add(event.rank)
             self.silent.discard(event.rank)
@@ -96,12 +113,40 @@ class Laws:
             for task in [task for task in self.live.values() if task.rank == event.rank]:
                 self.over.add(task.id)
                 self._failed(self.live.pop(task.id))
+        elif name == "Threshold":
+            least = 2.0 if event.confidence is None else event.confidence
+            if least < self.least:
+                self.broken(f"a threshold of {self.least} is lowered", event)
+            self.least = least
         elif name == "Left" and {*event.tasks} - self.live.keys() - self.over:
             self.broken("a message leaves that is not out there", event)
         elif name == "InputClosed":
             self.closed = True
         elif name == "StopRequested":
             self.stopped = True
+
+    def _count_failure(self, task: Any, event: Any) -> None:
+        """A rank fails with images that no other task failed with, and that can be read."""
+        bad = (event.cells["state"] == UNREAD) | (event.cells["state"] == BAD_ROW)
+        again = any(n for (image, _), n in self.failures.items() if image in images_of(task))
+        self.failed_in_row[event.rank] += not (bad.any() or again)
+
+    def _retired_too_late(self) -> None:
+        """A rank that fails and fails gets no more work, if others hold its networks."""
+        takes = self.credit.keys() - self.lost - self.silent - self.retired
+        for rank, count in self.failed_in_row.items():
+            if count < self.most.max_failures or rank not in takes or self.core.stopping:
+                continue
+            kinds = self.kinds[rank]
+            if all(any(k in self.kinds[other] for other in takes - {rank}) for k in kinds):
+                self.broken(f"a rank failed {count} times in a row and is not retired", rank)
+
+    def _patience_ns(self) -> int:
+        """How long the core may wait although no rank is silent and none has work."""
+        frozen_ns = kernel().here.frozen_ns
+        if frozen_ns > kernel().now_ns - 3 * 10**9:
+            return 1 << 62
+        return 2 * 10**9 + (self.most.linger_ns or 0)
 
     def _failed(self, task: Any) -> None:
         for image in images_of(task) if not task.spare else ():
@@ -116,11 +161,28 @@ class Laws:
             self.broken("a task is cancelled that is needed", self.cancelled - self.resolved)
         own = kernel().here.own
         own["tasks sent"], own["images resolved"] = len(self.message), len(self.resolved)
+        self._rooms()
+        self._retired_too_late()
+        able = self.credit.keys() - self.lost - self.retired
+        idle = able and not (self.live or self.silent or self.core.stopping or self.finished)
+        if not idle or not self.arrived - self.resolved:
+            self.idle_ns = None
+        elif self.idle_ns is None:
+            self.idle_ns = self.now_ns
         coming = self.live or self.core.wake_ns is not None or self.core.stopping is not None
         coming = coming or self.finished or (self.admitted > len(self.arrived) and not self.closed)
         all_told = len(self.reported) >= self.most.ranks
         if all_told and not coming and self.arrived - self.resolved:
             self.broken("images wait for nothing (4)", self.arrived - self.resolved)
+
+    def _rooms(self) -> None:
+        """What a rank's messages take of its credit is what is out there."""
+        out: dict[int, set[int]] = {rank: set() for rank in self.core.ranks.known}
+        for number, task in self.live.items():
+            out[task.rank].add(self.message[number])
+        for rank, known in self.core.ranks.known.items():
+            if known.messages != len(out[rank]):
+                self.broken("a room is not given back, or twice", (rank, known.messages, out[rank]))
 
     def _act(self, name: str, action: Any) -> None:
         if name == "Send":
@@ -134,6 +196,7 @@ class Laws:
             self.resolved |= images
         elif name in ("Retire", "Recall"):
             (self.retired.add if name == "Retire" else self.retired.discard)(action.rank)
+            self.failed_in_row[action.rank] = 0
         elif name == "Cancel":
             task = self.live.get(action.task)
             if action.task not in self.over and (task is None or task.rank != action.rank):

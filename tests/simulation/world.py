@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
+import os
+import stat
 import sys
 import zlib
 from collections import ChainMap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from tests.simulation import disk, network, standins
@@ -42,6 +45,11 @@ class Job:
     calls: list[Call] = field(default_factory=list)
     code: int | None = None
 
+    @property
+    def settings(self) -> list[str]:
+        """The words that are the same wherever the run's folder lies."""
+        return [word for word in self.words if "/" not in word]
+
     def start(self) -> None:
         """Start the ranks, host by host."""
         size = len(self.hosts)
@@ -72,6 +80,10 @@ class Job:
         """A rank that hangs before MPI is up is waited for by all others: their user ends it."""
         if len(self.net.up) < len(self.hosts) and not self.over:
             self.kill("MPI is not up")
+
+    def leads(self, rank: int) -> bool:
+        """Whether the rank is a coordinator."""
+        return rank % (len(self.ranks) // self.teams) == 0
 
     @property
     def over(self) -> bool:
@@ -253,6 +265,7 @@ def install(instead: dict[str, str] | None = None) -> None:
         instead: module of the package -> the text of a source with a defect.
     """
     import argparse
+    import ast
     import concurrent.futures
     import platform
     import shutil
@@ -260,15 +273,17 @@ def install(instead: dict[str, str] | None = None) -> None:
     import typing
     from functools import cache
 
+    import jinja2
+
     found_disk = Disk("/")
     time, threading = standins.make_time(), standins.make_threading()
-    os = standins.make_os(found_disk.names())
+    found_os = standins.make_os(found_disk.names())
     stream = standins.Stream()
     modules = {
         "time": time,
         "threading": threading,
         "queue": standins.make_queue(threading, time),
-        "os": os,
+        "os": found_os,
         "signal": standins.make_signal(),
         "sys": StandIn("sys", sys, stdout=stream, stderr=stream, modules=Modules(sys.modules)),
         "pathlib": StandIn("pathlib", None, Path=SimulatedPath, PosixPath=SimulatedPath),
@@ -290,6 +305,7 @@ def install(instead: dict[str, str] | None = None) -> None:
             Future=standins.Future,
             ThreadPoolExecutor=standins.ThreadPoolExecutor,
         ),
+        "jinja2": StandIn("jinja2", jinja2, Environment=_page_environment()),
         "mpi4py": None,
     }
     changes = {
@@ -306,7 +322,9 @@ def install(instead: dict[str, str] | None = None) -> None:
         },
         "collage_mpi.job.session": {"Core": standins.Around(watched)},
         "collage_mpi.models.null": {"NullPredictor": standins.Around(slow)},
-        "collage_mpi.commands.parser": {"build_parser": standins.Around(cache)},  # each process's
+        "collage_mpi.system.table": {"to_text": _table_text},  # no law reads how a table is drawn
+        "collage_mpi.commands.parser": {"build_parser": standins.Around(_once)},  # each process's
+        "collage_mpi.job.provenance": {"_version": standins.Around(_once)},
         "collage_mpi.job.networks": {
             "WaitingNetwork": standins.Around(partial(partial, sleep=_wait_s))  # no poll
         },
@@ -315,6 +333,8 @@ def install(instead: dict[str, str] | None = None) -> None:
             "finalize": lambda comm, mpi, code: mpi.Finalize(),
         },
         "collage_mpi.settings.batches": {"BATCHES_A_RANK": 2},  # a seed has few images
+        "collage_mpi.results.row_sink": {"RowSink": standins.Around(_in_small_parts)},
+        "collage_mpi.job.coordinator": {"ROWS": 16, "WRITE_EVERY_NS": 200 * MS},
         "collage_mpi.faults.process_monitor": {
             "ProcessMonitor": Monitor,
             "CoordinatorMonitor": CoordinatorMonitor,
@@ -323,9 +343,13 @@ def install(instead: dict[str, str] | None = None) -> None:
     }
     names = {"open": disk.open_file, "print": _print}
     argparse._ = str  # type: ignore[attr-defined]  # looks for translations on the disk
+    ast.literal_eval = lru_cache(1024)(ast.literal_eval)  # numpy reads an array's header by it
     standins.install(modules, names, changes, instead or {})
     for name in ("cli", "commands.run", "job.main", "job.run", "report.page", "results.verify"):
         importlib.import_module(f"collage_mpi.{name}")
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 20, 20)  # the collector took a fifteenth of what a seed takes
 
 
 def slow(network: type) -> type:
@@ -342,7 +366,7 @@ def slow(network: type) -> type:
 
         def begin(self, batch: Any) -> Any:
             own = here().own
-            if zlib.crc32(" ".join(own["job"].words).encode()) % 2:
+            if zlib.crc32(" ".join(own["job"].settings).encode()) % 2:
                 return super().begin(batch)
             began_ns = kernel().now_ns
             free_ns = max(own.get("device free", 0), began_ns)
@@ -355,7 +379,9 @@ def slow(network: type) -> type:
             return Computation(finish, lambda: kernel().now_ns >= until_ns)
 
         def found(self, batch: Any, began_ns: int) -> Any:
-            if kernel().now_ns < here().own.get("fails until", 0) and here().own.get("has work"):
+            fails = here().own.get("fails kind", "") in ("", self.kind)
+            fails &= kernel().now_ns < here().own.get("fails until", 0)
+            if fails and here().own.get("has work"):
                 raise RuntimeError("the network fails")
             if here().own.get("has work"):
                 name = "backup" if self.kind == "single" and self._wrong else self.kind
@@ -374,6 +400,45 @@ def _wait_s(seconds: float) -> None:
 def _service_ns() -> int:
     drawn = "--straggler" in here().own["job"].words
     return 0 if drawn else kernel().random.randint(0, 20) * MS
+
+
+def _once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, asked once for all jobs: `play.forget` does not see its cache."""
+    asked = lru_cache(None)(function)
+    return lambda *args: asked(*args)
+
+
+def _page_environment() -> Callable[..., Any]:
+    """Of `jinja2.Environment`: one for all processes, which compiles each template once."""
+    import jinja2
+
+    made: list[Any] = []
+
+    def environment(**how: Any) -> Any:
+        made[:] = made or [jinja2.Environment(**how)]
+        return made[0]
+
+    return environment
+
+
+def _table_text(drawn: Any, width: int | None = None) -> str:
+    """Of `system.table`: the cells of tables, and lines of text, as they are."""
+    if hasattr(drawn, "renderables"):
+        return "\n".join(map(_table_text, drawn.renderables))
+    texts = getattr(drawn, "texts", None)
+    return str(drawn) if texts is None else "\n".join(map(" ".join, texts()))
+
+
+def _in_small_parts(sink: Any) -> Any:
+    """The class of what takes rows: in half of the jobs a part has only few of them."""
+    init = sink.__init__
+
+    def begin(self: Any, *args: Any, **options: Any) -> None:
+        few = kernel().rows_a_part
+        init(self, *args, **({"rows_per_part": few, "flush_s": 0.3} if few else {}), **options)
+
+    sink.__init__ = begin
+    return sink
 
 
 def _nothing(*args: Any) -> None:
@@ -396,10 +461,29 @@ def _uuid4() -> Any:
 
 def _ask_here(task: str, paths: Sequence[Any], limit_s: float | None) -> list[dict[str, Any]]:
     """Of `shards.guard`: shards are first opened in this process."""
-    from collage_mpi.shards.guard import _answer
-
     limits = {name: here().own.pop(name, 0) for name in disk.LIMITS}  # a child has its own
     try:
-        return [_answer(task, path) for path in paths]
+        return [_answer(task, str(path)) for path in paths]
     finally:
         here().own.update(limits)
+
+
+def _answer(task: str, path: str) -> dict[str, Any]:
+    """What is said of a shard; of a file that is the same as before, what was said of it then."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return _asked(task, path, None)
+    if path.endswith(".h5") and stat.S_ISREG(found.st_mode):
+        return _asked_once(task, path, (found.st_ino, found.st_mtime_ns, found.st_size))
+    return _asked(task, path, None)
+
+
+def _asked(task: str, path: str, stamp: tuple[int, ...] | None) -> dict[str, Any]:
+    from collage_mpi.shards.guard import _answer as answer
+
+    found: dict[str, Any] = answer(task, SimulatedPath(path))
+    return found
+
+
+_asked_once = lru_cache(64)(_asked)
