@@ -455,7 +455,7 @@ class Play:
         elif kind == "stop rank" and process is not job.ranks[0]:  # that one nobody outlives
             process.frozen_ns, kernel.settled = FOREVER_NS, False
         elif kind == "delay rank":
-            process.frozen_ns = until_ns
+            process.frozen_ns = max(process.frozen_ns, until_ns)
         elif kind == "stall messages":
             job.net.stalled_ns[job.ranks.index(process)] = until_ns
         elif kind == "failing network":
@@ -498,7 +498,7 @@ class Play:
             host.wall_ns += (fault.number - 500) * 10 * SECOND
         elif kind == "take-over" and len(jobs) == 1:
             for each in alive:
-                each.frozen_ns = until_ns
+                each.frozen_ns = max(each.frozen_ns, until_ns)
             jobs.append(self._launch(replace(session, faults=())))
         elif kind == "second launch" and len(jobs) == 1:
             jobs.append(self._launch(replace(session, faults=())))
