@@ -35,12 +35,12 @@ from collage_mpi.models.architecture import (
     REFERENCE_HEAD,
     Architecture,
     Backbone,
+    HeadSpec,
     preset,
     read_architecture,
 )
 from collage_mpi.models.collage_net import build_network
 from collage_mpi.models.info import Loading, Predictor
-from collage_mpi.models.specs import HeadSpec
 from collage_mpi.models.tuning import PLAIN, Tuning
 from collage_mpi.models.weights import save_weights
 

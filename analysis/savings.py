@@ -23,9 +23,9 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
-from collage_mpi.models.specs import AcceptSpec
+from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.rows import PRESENT
-from collage_mpi.simulation.replayed_answers import Answers, read_answers
+from collage_mpi.simulation.simulator import Answers, read_answers
 from collage_mpi.system.files import UNREADABLE_OR_GONE
 from collage_mpi.training.threshold import (
     TwoStages,

@@ -184,7 +184,7 @@ def _answers(
     import numpy as np
 
     from collage_mpi.encoding.collage import decode
-    from collage_mpi.simulation.replayed_answers import save_answers
+    from collage_mpi.simulation.simulator import save_answers
     from collage_mpi.training.measure import (
         QUICK_SIDE,
         AskedImages,

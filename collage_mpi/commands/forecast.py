@@ -38,9 +38,8 @@ from collage_mpi.job.session import build_encoder, open_reader
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.tuning import NO_TUNING
-from collage_mpi.results.folder import check_place
 from collage_mpi.results.manifest import read_manifest
-from collage_mpi.results.writer import RunWriter
+from collage_mpi.results.writer import RunWriter, check_place
 from collage_mpi.settings.run_settings import RunSettings, with_every_answer
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.order import Order

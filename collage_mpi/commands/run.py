@@ -190,7 +190,7 @@ def _check_out(settings: RunSettings, resume: bool) -> None:
     folder for the record.
     """
     from collage_mpi.job.resume import has_run
-    from collage_mpi.results.folder import check_place, refuse_writer
+    from collage_mpi.results.writer import check_place, refuse_writer
 
     if resume and has_run(settings.out):
         refuse_writer(Path(settings.out))

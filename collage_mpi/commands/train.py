@@ -14,20 +14,22 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models.architecture import (
     BY_SIDE,
+    HEADS,
     PRESETS,
     REFERENCE,
     REFERENCE_BACKBONES,
     REFERENCE_COLLAGE_PX,
     REFERENCE_HEAD,
+    YOLO,
     Architecture,
     Backbone,
+    HeadSpec,
     default_architecture,
     parse_stages,
     parse_stem,
     preset,
 )
 from collage_mpi.models.info import NetworkInfo
-from collage_mpi.models.specs import HEADS, YOLO, HeadSpec
 from collage_mpi.removed import removed
 from collage_mpi.settings.flags import add_flags
 from collage_mpi.settings.run_settings import NetworkSettings
@@ -123,8 +125,7 @@ def execute(args: TrainArguments) -> int:
 
 def _train(args: TrainArguments) -> int:
     from collage_mpi.models.predictor import usable_device
-    from collage_mpi.training.finish import store
-    from collage_mpi.training.loop import Trainer
+    from collage_mpi.training.loop import Trainer, store
     from collage_mpi.training.sources import load
 
     data, facts, settings = load(args, lambda shape: settings_of(args, shape))
@@ -151,7 +152,7 @@ def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData) -> str:
     images.
     """
     from collage_mpi.models import describe
-    from collage_mpi.training.finish import held_savings
+    from collage_mpi.training.loop import held_savings
     from collage_mpi.training.sources import teacher_loading
     from collage_mpi.training.threshold import told_savings
 
@@ -177,7 +178,7 @@ def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData) -> str:
 def _worth(metadata: dict[str, Any]) -> str:
     """Describes the accuracy on the validation images, or why it is unknown."""
     from collage_mpi.results.statistics import wilson_interval
-    from collage_mpi.training.finish import MIN_FOR_TEMPERATURE
+    from collage_mpi.training.loop import MIN_FOR_TEMPERATURE
 
     training = metadata["training"]
     accuracy, n = training.get("validation_accuracy"), training["validation_images"]

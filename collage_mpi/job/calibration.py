@@ -15,7 +15,7 @@ import numpy as np
 
 from collage_mpi.core.events import Judged
 from collage_mpi.job.messages import SetThreshold
-from collage_mpi.models.specs import AcceptSpec
+from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.results.statistics import (
     differing_interval,
     least_counted,

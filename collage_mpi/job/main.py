@@ -22,7 +22,7 @@ from collage_mpi.job.networks import NetworkLoader
 from collage_mpi.job.team import LeadLink
 from collage_mpi.job.worker import Worker
 from collage_mpi.job.worker_group import STOP_LIMIT_S, WorkerGroup
-from collage_mpi.launch.scratch import noted_signal
+from collage_mpi.launch.mpiexec import noted_signal
 from collage_mpi.mpi.protocol import CONTROL_BYTES
 from collage_mpi.mpi.transport import (
     CoordinatorTransport,

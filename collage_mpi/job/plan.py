@@ -20,6 +20,7 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.job.calibration import calibration_first
 from collage_mpi.kinds import COLLAGE, KIND, KINDS, SINGLE
 from collage_mpi.models import describe
+from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.models.asking import Described, ask
 from collage_mpi.models.info import (
     Geometry,
@@ -31,7 +32,6 @@ from collage_mpi.models.info import (
 from collage_mpi.models.named import PREFIXES, is_foreign, is_function, read_spec
 from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.runtimes import candidates
-from collage_mpi.models.specs import AcceptSpec
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results import INDEX_FOLDER
 from collage_mpi.results.parts import sessions_of
@@ -56,8 +56,8 @@ from collage_mpi.shards.order import (
     Shuffle,
 )
 from collage_mpi.shards.pictures import is_enlarged, parse_fit
+from collage_mpi.shards.reader import as_before
 from collage_mpi.shards.remote import url_of
-from collage_mpi.shards.resumed import as_before
 from collage_mpi.shards.schema import CHANNELS, read_class_names
 from collage_mpi.shards.source import ReadAs
 from collage_mpi.system.environment import launcher_size

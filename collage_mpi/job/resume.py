@@ -16,8 +16,8 @@ from typing import Any
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.job.provenance import digests, named_files
 from collage_mpi.results import MANIFEST, MARKER, RunWriter
-from collage_mpi.results.folder import refuse_foreign
 from collage_mpi.results.manifest import read_manifest, recorded_settings
+from collage_mpi.results.writer import refuse_foreign
 from collage_mpi.settings.run_settings import FILE_SETTINGS, RunSettings, with_profile
 from collage_mpi.shards.inputs import expand_paths, source_of
 from collage_mpi.system.printable import counted

@@ -60,7 +60,7 @@ from collage_mpi.results.status import StatusFiles
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
-from collage_mpi.shards.resumed import member_changes
+from collage_mpi.shards.reader import member_changes
 from collage_mpi.system.files import write_atomic
 from collage_mpi.system.limits import fault_of
 from collage_mpi.system.progress import NoLines

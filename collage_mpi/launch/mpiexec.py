@@ -1,4 +1,9 @@
-"""Finds the installed MPI that fits mpi4py, and builds the command line that starts ranks."""
+"""Finds the installed MPI that fits mpi4py, and builds the command line that starts ranks.
+
+A launch has a temporary folder for the launcher's files while the job runs. Launch removes it at the
+end, and its guard process if launch was killed. Launch also writes the signal that stops a job
+into it, because the launcher may pass another signal to the ranks.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +14,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from tempfile import gettempdir
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.launch.scratch import PREFIX
 from collage_mpi.plugins import PACKAGES, pip_line
 from collage_mpi.system.environment import HOST_FILES, STATUS_VARIABLE
+from collage_mpi.system.forked import FOLDER_VARIABLE
 from collage_mpi.system.launchers import FAMILIES, VARIABLE, Launcher, Site, launcher_of
 from collage_mpi.system.process_tree import ask
 
@@ -317,3 +323,38 @@ def mpi4py_library() -> str:
 def abi_of(vendor: str) -> str:
     """The family of a library, from a text with the vendor that mpi4py names."""
     return "openmpi" if "Open MPI" in vendor else "mpich"
+
+
+PREFIX = "collage-mpi-launch-"
+SIGNAL = "signal"
+
+
+@contextmanager
+def held(folder: str | None) -> Iterator[None]:
+    """Within this context the folder exists, if there is to be one."""
+    if folder is None:
+        yield
+        return
+    with suppress(OSError):  # such as a full disk: a launcher that needs the folder says so
+        os.mkdir(folder, 0o700)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def note_signal(folder: str | None, name: str) -> None:
+    """Tell the ranks of this host which signal launch received."""
+    if folder is not None:
+        with suppress(OSError):
+            (Path(folder) / SIGNAL).write_text(name)
+
+
+def noted_signal(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The signal that launch received; None if no launch of this host has noted one."""
+    folder = environ.get(FOLDER_VARIABLE)
+    try:
+        name = (Path(folder) / SIGNAL).read_text(errors="replace") if folder else ""
+    except OSError:
+        return None
+    return name if name in signal.Signals.__members__ else None

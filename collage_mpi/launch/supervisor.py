@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
 from collage_mpi.launch.ending import TIME_LIMIT, Cut, Death, Ending, Reached, Startup, never_up
-from collage_mpi.launch.mpiexec import LaunchPlan
-from collage_mpi.launch.scratch import VARIABLE, held, note_signal
+from collage_mpi.launch.mpiexec import LaunchPlan, held, note_signal
 from collage_mpi.system.environment import STATUS_VARIABLE, without_rank
-from collage_mpi.system.forked import serving
+from collage_mpi.system.forked import FOLDER_VARIABLE, serving
 from collage_mpi.system.hard_exit import UCX, shared_memory, unlink
 from collage_mpi.system.process_tree import caught, end_family, guarded, holders_of
 from collage_mpi.system.progress import display_for, split_statuses
@@ -305,7 +304,12 @@ class _Stream:
 
 def _environment(plan: LaunchPlan, word: str) -> dict[str, str]:
     name, _, value = word.partition("=")
-    return {**without_rank(os.environ), **plan.env, name: value, VARIABLE: plan.scratch or ""}
+    return {
+        **without_rank(os.environ),
+        **plan.env,
+        name: value,
+        FOLDER_VARIABLE: plan.scratch or "",
+    }
 
 
 def _started(plan: LaunchPlan, environment: dict[str, str]) -> subprocess.Popen[bytes]:

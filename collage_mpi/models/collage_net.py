@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.models.architecture import TINY, Architecture, Backbone
+from collage_mpi.models.architecture import APART, TINY, YOLO, Architecture, Backbone, HeadSpec
 from collage_mpi.models.backbones import ConvNorm, ResNet, Tiny, Trunk
 from collage_mpi.models.info import NetworkInfo
-from collage_mpi.models.specs import APART, YOLO, HeadSpec
 from collage_mpi.plugins import pip_line
 
 # The modules from the image to the last feature map, in order. The first line is used whose modules

@@ -20,7 +20,7 @@ from collage_mpi.encoding.vectors import (
 )
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
-from collage_mpi.models.specs import AcceptSpec, HeadSpec
+from collage_mpi.models.architecture import AcceptSpec, HeadSpec
 from collage_mpi.models.tuning import OWN, Tuning
 from collage_mpi.system.printable import counted
 from collage_mpi.workload.straggler_settings import NO_DELAYS, StragglerSettings

@@ -20,10 +20,9 @@ from msgspec import Meta, Struct
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
-from collage_mpi.models.architecture import read_architecture
+from collage_mpi.models.architecture import AcceptSpec, HeadSpec, read_architecture, read_spec
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.named import advice_for
-from collage_mpi.models.specs import AcceptSpec, HeadSpec, read_spec
 from collage_mpi.system.files import require_regular, save_file, sha256_of_stream
 from collage_mpi.system.records import read_record
 

@@ -28,8 +28,7 @@ from collage_mpi.results.parts import began_ns, clock_offsets_ns, launch_of
 from collage_mpi.results.reader import Results, Run, distinct, open_run
 from collage_mpi.results.render import compare, notes, points, warnings
 from collage_mpi.results.statistics import PERCENTILES, percentile_name
-from collage_mpi.results.summary import summarise
-from collage_mpi.results.tally import GroupTally, Tally
+from collage_mpi.results.summary import GroupTally, Tally, summarise
 from collage_mpi.results.timeline import STRAGGLER, Timeline, look_of, looks, make_timeline
 from collage_mpi.results.vectors import extras_of
 from collage_mpi.results.verify import VerifyReport, verify_run

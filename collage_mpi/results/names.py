@@ -275,7 +275,7 @@ def _ids(
     used if it is there, also if the source is gone."""
     from collage_mpi.shards.inputs import source_class
     from collage_mpi.shards.members import MemberIndex
-    from collage_mpi.shards.resumed import content_of
+    from collage_mpi.shards.reader import content_of
 
     ids: dict[int, Sequence[str]] = {}
     for number, entry in known.items():

@@ -19,13 +19,13 @@ from collage_mpi.shards.source import ReadAs, Source
 from collage_mpi.system.files import reading
 
 HOMES = {  # name of a source -> its class, in the order in which `takes` is called
-    "images": "openshard.OpenShard",
+    "images": "guard.OpenShard",
     "tar": "tars.TarSource",
     "parquet": "parquet.ParquetSource",
     "zarr": "zarrs.ZarrSource",
     "list": "listing.ListSource",
     "folder": "listing.FolderSource",
-    "foreign": "openshard.ForeignShard",
+    "foreign": "guard.ForeignShard",
 }
 HDF5 = ("images", "foreign")  # the content of the file decides which
 IN_FOLDERS = (".h5", ".tar", ".parquet")  # in a folder, each such file is a source

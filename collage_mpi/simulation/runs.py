@@ -21,10 +21,15 @@ from collage_mpi.results import MANIFEST, SUMMARY, Results, summarise
 from collage_mpi.results.manifest import plain
 from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.results.statistics import percentile
-from collage_mpi.results.tally import TaskTally
+from collage_mpi.results.summary import TaskTally
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.replayed_answers import Answers, answers_file
-from collage_mpi.simulation.simulator import FINGERPRINT, SimulatedJob, Simulation
+from collage_mpi.simulation.simulator import (
+    FINGERPRINT,
+    Answers,
+    SimulatedJob,
+    Simulation,
+    answers_file,
+)
 from collage_mpi.system.files import reading, sha256_of_file, write_atomic, writing
 from collage_mpi.workload.straggler_settings import check_ranks, deaths_of, make_delays
 

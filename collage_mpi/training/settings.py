@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from collage_mpi.kinds import COLLAGE, SINGLE
-from collage_mpi.models.architecture import NORMS, Architecture, Backbone, default_architecture
+from collage_mpi.models.architecture import (
+    NORMS,
+    Architecture,
+    Backbone,
+    HeadSpec,
+    default_architecture,
+)
 from collage_mpi.models.info import check_kind
-from collage_mpi.models.specs import HeadSpec
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, Settings, default_of, setting
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.models.specs import AcceptSpec
+from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.system.table import Table, to_text
 
 Answers = Sequence[tuple[int, float] | None]

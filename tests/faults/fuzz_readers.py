@@ -416,7 +416,7 @@ def _training(folder: Path) -> list[Reader]:
     import torch
     from safetensors.numpy import save
 
-    from collage_mpi.models.state_dicts import read_state
+    from collage_mpi.models.libraries import read_state
     from collage_mpi.training.loop import load_checkpoint, save_checkpoint
     from collage_mpi.training.sources import read_views
 
@@ -469,7 +469,7 @@ def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.results import STATUS
     from collage_mpi.results.status import StatusFiles, Watch
     from collage_mpi.rows import TASK_ROW
-    from collage_mpi.simulation.replayed_answers import read_answers, save_answers
+    from collage_mpi.simulation.simulator import read_answers, save_answers
     from collage_mpi.system.table import to_text
     from collage_mpi.workload.arrivals import load_times_ns
 

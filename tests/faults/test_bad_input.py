@@ -17,8 +17,8 @@ from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.writer import differences
 from collage_mpi.shards import ReadAhead, ShardSet, guard
 from collage_mpi.shards import reader as shards_reader
-from collage_mpi.shards.openshard import OpenShard
-from collage_mpi.shards.resumed import as_before
+from collage_mpi.shards.guard import OpenShard
+from collage_mpi.shards.reader import as_before
 from collage_mpi.shards.schema import BadShard
 
 pytestmark = pytest.mark.faults

@@ -79,7 +79,7 @@ NOT_TRIED = {
     ("encoding/vectors", "pack"): "a user's texts as bytes, which they are in this process",
     ("shards/order", "__init__"): "its seed's digest",
     ("doctor/examine", "probe"): CHILD,
-    ("launch/scratch", "noted_signal"): "any text that is no signal's name is none",
+    ("launch/mpiexec", "noted_signal"): "any text that is no signal's name is none",
     ("launch/ending", "marker_text"): "any text is a marker",
     ("models/asking", "_child"): CHILD,
     ("models/asked", "main"): "its parent's request",

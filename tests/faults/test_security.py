@@ -28,7 +28,7 @@ from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
 from collage_mpi.mpi.tasks import WireTask, pack_cancel, unpack_cancel, unpack_tasks
 from collage_mpi.prep.work import shard_paths
 from collage_mpi.results import RunWriter, export_run, read_results, verify_run
-from collage_mpi.results.folder import check_place
+from collage_mpi.results.writer import check_place
 from collage_mpi.shards import write_shard
 from collage_mpi.slurm import KINDS, SlurmSettings, render
 
@@ -39,7 +39,7 @@ SABOTEUR = ROOT / "tests" / "mpi" / "programs" / "saboteur.py"
 SOURCES = sorted([*ROOT.glob("collage_mpi/**/*.py"), *ROOT.glob("analysis/**/*.py"),
                   *ROOT.glob("data_prep/**/*.py")])  # fmt: skip
 # May be imported for the names of its exceptions, and nothing of it may be called.
-EXCEPTIONS_ONLY = {"collage_mpi/models/state_dicts.py": {"pickle.UnpicklingError"}}
+EXCEPTIONS_ONLY = {"collage_mpi/models/libraries.py": {"pickle.UnpicklingError"}}
 UNPICKLERS = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib")
 SHELLS = ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput",
           "commands.getoutput", "pty.spawn")  # fmt: skip

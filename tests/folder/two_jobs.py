@@ -32,7 +32,8 @@ import numpy as np
 from results_harness import CELLS, fill, manifest
 
 from collage_mpi.errors import CollageError
-from collage_mpi.results import MANIFEST, RunWriter, claim, folder, parts, verify_run
+from collage_mpi.results import MANIFEST, RunWriter, claim, parts, verify_run
+from collage_mpi.results import writer as results_writer
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.reader import known_run
 from collage_mpi.rows import IMAGES
@@ -101,7 +102,7 @@ def work(host: str, out: Path, resume: bool, uid: int, log: Path, pace: float) -
     boot.write_text(host)
     process_tree.BOOT_ID, claim.node = boot, lambda: host
     claim.BEAT_S, claim._POLL_S = 1.0 / pace, 0.2 / pace
-    folder.LOOK_S = 5.0 / pace
+    results_writer.LOOK_S = 5.0 / pace
     parts_write, parts.write_part = parts.write_part, write_part
     if uid:
         os.setgid(uid)

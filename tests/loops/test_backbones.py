@@ -19,12 +19,12 @@ from collage_mpi.models.architecture import (
     REFERENCE_COLLAGE_PX,
     REFERENCE_HEAD,
     Backbone,
+    HeadSpec,
     preset,
     read_architecture,
 )
 from collage_mpi.models.backbones import Tiny
 from collage_mpi.models.collage_net import build_network
-from collage_mpi.models.specs import HeadSpec
 from collage_mpi.shards import write_shard
 from collage_mpi.training.loop import start_from
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from collage_mpi.errors import CollageError
-from collage_mpi.models.state_dicts import read_state
+from collage_mpi.models.libraries import read_state
 
 STATE = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.zeros(2)}
 

@@ -25,11 +25,11 @@ from collage_mpi.commands import launch as command
 from collage_mpi.job.main import StopFlag
 from collage_mpi.launch import ending, mpiexec, supervisor
 from collage_mpi.launch.ending import TIME_LIMIT, Ending, exit_code, never_up
-from collage_mpi.launch.mpiexec import LaunchPlan
-from collage_mpi.launch.scratch import PREFIX, VARIABLE, held, note_signal
+from collage_mpi.launch.mpiexec import PREFIX, LaunchPlan, held, note_signal
 from collage_mpi.launch.supervisor import Limits, Supervisor
 from collage_mpi.system import process_tree
 from collage_mpi.system.environment import STATUS_VARIABLE
+from collage_mpi.system.forked import FOLDER_VARIABLE
 from collage_mpi.system.launchers import FAMILIES
 from collage_mpi.system.process_tree import GUARD, process_table
 
@@ -465,14 +465,14 @@ def test_a_rank_says_which_signal_launch_was_sent_where_it_can(monkeypatch, tmp_
     monkeypatch.setenv("COLLAGE_MPI_STATUS", "word")
     flag._caught(signal.SIGTERM, None)
     assert flag.reason() == "stopped by SIGTERM through the launcher"
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     note_signal(str(tmp_path), "SIGHUP")
     assert flag.reason() == "stopped by SIGHUP"
     note_signal(str(tmp_path), "\x1b[2J")
     assert flag.reason() == "stopped by SIGTERM through the launcher"
     note_signal(str(tmp_path), "SIGHUP")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(VARIABLE, "")  # no folder: not the current one
+    monkeypatch.setenv(FOLDER_VARIABLE, "")  # no folder: not the current one
     assert flag.reason() == "stopped by SIGTERM through the launcher"
 
 

@@ -16,7 +16,7 @@ from collage_mpi.models import describe, load_predictor
 from collage_mpi.models.info import Loading
 from collage_mpi.models.weights import describe_weights, read_tensors, save_weights
 from collage_mpi.shards import write_shard
-from collage_mpi.simulation.replayed_answers import read_answers
+from collage_mpi.simulation.simulator import read_answers
 
 torch = pytest.importorskip("torch")
 
@@ -241,7 +241,7 @@ def test_saved_answers_are_those_of_the_networks(
 
 
 def test_an_absent_cell_is_marked_in_the_saved_answers(tmp_path: Path) -> None:
-    from collage_mpi.simulation.replayed_answers import save_answers
+    from collage_mpi.simulation.simulator import save_answers
 
     answers = {"single": [(1, 0.5), (2, 0.75)], "collage": [None, (2, 0.25)]}
     save_answers(tmp_path / "a.npz", 2, np.array([1, 2]), answers, NAMES)

@@ -48,7 +48,7 @@ SAME: dict[tuple[str, str], str] = {
         "lags = int(noise[0]) if len(noise) else len(sums) - (0)",
     ): "a slice ends where its array does",
     (
-        "collage_mpi/results/tally.py",
+        "collage_mpi/results/summary.py",
         "first, last = self.span_ns.get(session, (1 << (62), -(1 << 63)))",
     ): "146 years",
     (

@@ -10,7 +10,7 @@ import pytest
 from collage_mpi import cli
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job.plan import make_plan
-from collage_mpi.models.specs import AcceptSpec, read_spec
+from collage_mpi.models.architecture import AcceptSpec, read_spec
 from collage_mpi.models.weights import describe_weights, with_accept
 from collage_mpi.settings.run_settings import RunSettings, with_accept_of
 from collage_mpi.shards import ShardSet, write_shard

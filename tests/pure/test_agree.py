@@ -26,7 +26,7 @@ from collage_mpi.job.calibration import (
 )
 from collage_mpi.job.handshake import ServiceCosts
 from collage_mpi.job.messages import SetThreshold
-from collage_mpi.models.specs import AcceptSpec
+from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.results.manifest import FORMAT, VERSION, check_manifest
 from collage_mpi.rows import AUDIT_CODE, IMAGES, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings, with_accept_of, with_every_answer

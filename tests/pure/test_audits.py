@@ -12,7 +12,7 @@ from test_simulator import FREE
 from collage_mpi.results import read_results, render_summary, summarise, verify_run
 from collage_mpi.results.export import export_run
 from collage_mpi.results.number_sets import NO_DRAW, Draw, draw_of
-from collage_mpi.results.tally import ImageTally
+from collage_mpi.results.summary import ImageTally
 from collage_mpi.rows import AUDITS, KEY_ROW, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import simulate_in_memory

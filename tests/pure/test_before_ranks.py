@@ -103,7 +103,7 @@ def test_a_folder_where_nothing_may_be_written_is_told_of_before_any_rank_starts
     """The tests may run as root, who may write anywhere."""
     may = os.access
     refuse = lambda path, mode: not mode & os.W_OK and may(path, mode)  # noqa: E731
-    monkeypatch.setattr("collage_mpi.results.folder.os.access", refuse)
+    monkeypatch.setattr("collage_mpi.results.writer.os.access", refuse)
     assert launched("--", *RUN, "--out", "o") == 3
     assert "no right to write to" in capsys.readouterr().err
     assert started == []
@@ -111,7 +111,7 @@ def test_a_folder_where_nothing_may_be_written_is_told_of_before_any_rank_starts
 
 def test_a_run_that_another_job_goes_on_with_is_told_of_too(started, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("collage_mpi.job.resume.has_run", lambda out: True)
-    monkeypatch.setattr("collage_mpi.results.folder.find_writer", lambda *_: ("node 7, pid 9", {}))
+    monkeypatch.setattr("collage_mpi.results.writer.find_writer", lambda *_: ("node 7, pid 9", {}))
     monkeypatch.setattr(
         "collage_mpi.job.resume.resumed_settings",
         lambda given, source, ranks: collage_mpi.RunSettings.from_mapping(given, source),

@@ -35,7 +35,7 @@ from collage_mpi.results.statistics import (
     percentile_name,
     quantile_interval,
 )
-from collage_mpi.results.tally import Tally, TaskTally
+from collage_mpi.results.summary import Tally, TaskTally
 from collage_mpi.rows import IMAGES, KEY_ROW, KIND_CODE, TASK_ROW, TableLayout
 
 RNG = np.random.default_rng(22)

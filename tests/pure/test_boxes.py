@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from collage_mpi.encoding.collage import decode
 from collage_mpi.errors import DataFault, UsageError
-from collage_mpi.models.architecture import REFERENCE_HEAD
+from collage_mpi.models.architecture import REFERENCE_HEAD, HeadSpec, read_spec
 from collage_mpi.models.collage_net import (
     CONFIDENCE,
     OVERLAP,
@@ -20,7 +20,6 @@ from collage_mpi.models.collage_net import (
     jaccard,
     suppress,
 )
-from collage_mpi.models.specs import HeadSpec, read_spec
 
 
 def cells(*found: tuple[list[float], list[float]], side: int = 2) -> list[tuple[int, float] | None]:
@@ -108,8 +107,8 @@ def test_what_training_asks_for_is_read_as_each_cells_answer(head: HeadSpec, sid
     """The outputs of loss nothing decode into every cell's own class, on 13 x 13 squares too."""
     torch = pytest.importorskip("torch")
     from collage_mpi.models.collage_net import yolo_scores
-    from collage_mpi.training.batches import TrainBatch
     from collage_mpi.training.loop import Labels, YoloObjective
+    from collage_mpi.training.sources import TrainBatch
 
     cells, classes, edge = side * side, side * side + 1, head.map_size(side)
     objective = YoloObjective(Labels(0.0), head, side)

@@ -35,7 +35,8 @@ from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import build_encoder
 from collage_mpi.models.tuning import NO_TUNING
-from collage_mpi.results import RunWriter, folder
+from collage_mpi.results import RunWriter
+from collage_mpi.results import writer as results_writer
 from collage_mpi.results.claim import Holder
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, reader, write_shard
@@ -133,7 +134,7 @@ def test_a_folder_without_rights_is_told(shard, tmp_path, capsys, monkeypatch):
 
 
 def test_a_folder_that_another_job_writes_to_is_told(shard, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(folder, "find_writer", lambda *_: (Holder("h", 7), {}))
+    monkeypatch.setattr(results_writer, "find_writer", lambda *_: (Holder("h", 7), {}))
     assert dry_run("--shards", shard, *NULL, "--out", tmp_path / "out") == 3
     assert "another job is writing here (host h, pid 7)" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from collage_mpi.job.provenance import make_manifest
 from collage_mpi.results import INDEX_FOLDER, RunWriter, read_results
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.shards.resumed import member_changes
+from collage_mpi.shards.reader import member_changes
 
 BROKEN = 5
 

@@ -29,7 +29,7 @@ from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.models import describe, load_predictor
 from collage_mpi.settings.flags import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.replayed_answers import read_answers
+from collage_mpi.simulation.simulator import read_answers
 from collage_mpi.slurm import SlurmSettings
 from collage_mpi.workload.arrivals import load_trace
 

@@ -16,7 +16,7 @@ from tails import Tail, measure_tail
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.models import describe
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.simulation.replayed_answers import save_answers
+from collage_mpi.simulation.simulator import save_answers
 from collage_mpi.system.fields import with_shipped
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"

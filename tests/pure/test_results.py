@@ -33,8 +33,7 @@ from collage_mpi.results import (
 )
 from collage_mpi.results.manifest import check_manifest
 from collage_mpi.results.reader import label_of
-from collage_mpi.results.summary import ranks_used
-from collage_mpi.results.tally import Tally
+from collage_mpi.results.summary import Tally, ranks_used
 from collage_mpi.rows import (
     ENCODED,
     IMAGE_ROW,

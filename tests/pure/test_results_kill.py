@@ -33,7 +33,7 @@ from collage_mpi.results import (
     writer,
 )
 from collage_mpi.results.manifest import read_manifest
-from collage_mpi.results.tally import ThresholdTally
+from collage_mpi.results.summary import ThresholdTally
 from collage_mpi.rows import IMAGE_ROW, IMAGES
 from collage_mpi.system import files
 

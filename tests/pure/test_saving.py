@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from collage_mpi.models.specs import AcceptSpec
+from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.training.threshold import TwoStages, find_savings, saving_of, told_savings
 
 CELLS, RATIO = 4, 0.8

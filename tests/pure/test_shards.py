@@ -21,9 +21,8 @@ from hypothesis.extra import numpy as hnp
 from collage_mpi.errors import DataFault, EnvironmentFault, ShardFault
 from collage_mpi.shards import ShardSet, ShardWriter, write_shard
 from collage_mpi.shards import reader as reader_module
-from collage_mpi.shards.guard import inspect_here
+from collage_mpi.shards.guard import OpenShard, inspect_here
 from collage_mpi.shards.inputs import expand_paths, open_source
-from collage_mpi.shards.openshard import OpenShard
 from collage_mpi.shards.schema import (
     ShardInfo,
     chunk_rows,

@@ -20,9 +20,8 @@ from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.rows import ABSENT, PRESENT, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import Costs, costs_of
-from collage_mpi.simulation.replayed_answers import read_answers, save_answers
 from collage_mpi.simulation.runs import of_seed, run_job, simulate_in_memory
-from collage_mpi.simulation.simulator import SimulatedJob
+from collage_mpi.simulation.simulator import SimulatedJob, read_answers, save_answers
 
 COLLAGE = SOURCE_CODE["collage"]
 

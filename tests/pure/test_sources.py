@@ -32,7 +32,7 @@ from collage_mpi.shards import source as shards_source
 from collage_mpi.shards.inputs import expand_paths, ids_of, source_class
 from collage_mpi.shards.members import Member, MemberIndex
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
-from collage_mpi.shards.resumed import as_before, member_changes
+from collage_mpi.shards.reader import as_before, member_changes
 from collage_mpi.shards.source import ReadAs
 
 AS = ReadAs(FIT)

@@ -16,7 +16,8 @@ from collage_mpi.models.architecture import (
     parse_stages,
     parse_stem,
 )
-from collage_mpi.training.batches import (
+from collage_mpi.training.settings import TrainSettings
+from collage_mpi.training.sources import (
     BatchMaker,
     draw_moves,
     move,
@@ -24,7 +25,6 @@ from collage_mpi.training.batches import (
     random_presence,
     split,
 )
-from collage_mpi.training.settings import TrainSettings
 
 
 def make_settings(kind: str = "collage", **changes: object) -> TrainSettings:

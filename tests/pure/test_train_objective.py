@@ -9,8 +9,8 @@ import pytest
 
 from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import default_architecture
-from collage_mpi.training.batches import TrainBatch
 from collage_mpi.training.settings import TrainSettings
+from collage_mpi.training.sources import TrainBatch
 
 torch = pytest.importorskip("torch")
 

@@ -120,7 +120,7 @@ DEFECTS = (
         "what an ended session did not sync is relied on",
         (
             (
-                "results/folder.py",
+                "results/writer.py",
                 "        if folder.is_dir():\n            sync",
                 "        if False:\n            sync",
             ),
