@@ -25,9 +25,8 @@ from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError
 from collage_mpi.models import describe, load_predictor
-from collage_mpi.models.info import Loading, NetworkInfo, Predictor
+from collage_mpi.models.info import PLAIN, Loading, NetworkInfo, Predictor
 from collage_mpi.models.predictor import usable_device
-from collage_mpi.models.tuning import PLAIN
 from collage_mpi.shards import ShardSet
 
 WARM = 5  # calls before those that count

@@ -40,8 +40,7 @@ from collage_mpi.models.architecture import (
     read_architecture,
 )
 from collage_mpi.models.collage_net import build_network
-from collage_mpi.models.info import Loading, Predictor
-from collage_mpi.models.tuning import PLAIN, Tuning
+from collage_mpi.models.info import PLAIN, Loading, Predictor, Tuning
 from collage_mpi.models.weights import save_weights
 
 WAYS = {

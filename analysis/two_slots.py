@@ -22,8 +22,7 @@ from preset_speed import REFERENCE_PX, predictor_of
 from collage_mpi.core.work import Task, Work
 from collage_mpi.job.networks import result_of
 from collage_mpi.models.architecture import REFERENCE_BACKBONES, Backbone
-from collage_mpi.models.info import MOST_BEGUN, Answer, Computation, Predictor
-from collage_mpi.models.tuning import PLAIN
+from collage_mpi.models.info import MOST_BEGUN, PLAIN, Answer, Computation, Predictor
 from collage_mpi.mpi.answers import pack_results
 from collage_mpi.mpi.tasks import ITEM, WireTask, pack_tasks, task_message_bytes, unpack_tasks
 

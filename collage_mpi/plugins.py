@@ -72,8 +72,7 @@ class Names(Collection[str], Generic[Added]):
                 f"{self._what} {name!r} ({entry.value} of {packages}) {wrong}. "
                 f"Update the package, or: pip uninstall {package.name}"
             )
-        added: type[Added] = loaded
-        return added
+        return loaded
 
     def _wrong(self, loaded: object, name: str) -> str:
         base = f"{self._base.__module__}.{self._base.__name__}"

@@ -57,7 +57,6 @@ TABLE: dict[str, tuple[str, str]] = {
     "bench": ("costs of rank 0 in a run, as a file", "use collage-mpi simulate --costs RUN"),
     "trace": ("service times of runs as a trace", "use collage-mpi export RUN --to trace"),
     "shards": ("described and checked shards", "use collage-mpi prep inspect, or prep verify"),
-    "fetch": ("filled the cache of networks", "use collage-mpi weights fetch"),
     "--like": (
         "simulated a finished run beside it",
         "use collage-mpi simulate --costs RUN, with the settings of the run",

@@ -326,5 +326,4 @@ def wait_ns(images: np.ndarray) -> np.ndarray:
     """
     known = images["read_ns"] + images["compute_ns"]
     encoded = np.where(np.isin(images["source"], ENCODED), images["encode_ns"], 0)
-    found: np.ndarray = images["latency_ns"] - known - encoded
-    return found
+    return images["latency_ns"] - known - encoded

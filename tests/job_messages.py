@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collage_mpi.encoding.vectors import Extras
 from collage_mpi.job.messages import Hello, Welcome
-from collage_mpi.models.info import Geometry, Loading
-from collage_mpi.models.tuning import PLAIN
+from collage_mpi.models.info import PLAIN, Geometry, Loading
 
 WELCOME = Welcome(
     networks={},

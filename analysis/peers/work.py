@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from collage_mpi.models import load_predictor
-from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.models.info import PLAIN, Geometry, Loading
 from collage_mpi.models.named import is_foreign
-from collage_mpi.models.tuning import PLAIN
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.fields import with_shipped
 

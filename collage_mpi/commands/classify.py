@@ -156,7 +156,7 @@ def ranks_here(command: str, ranks: int | None, device: str) -> int:
 
 def _check_id(pictures: str, column: str) -> None:
     """Raises UsageError if the column cannot name the images of the input."""
-    from collage_mpi.results.names import InputColumns
+    from collage_mpi.results.export import InputColumns
     from collage_mpi.shards.inputs import examine, expand_paths
     from collage_mpi.shards.schema import ShardInfo
     from collage_mpi.shards.source import ReadAs
@@ -167,8 +167,7 @@ def _check_id(pictures: str, column: str) -> None:
 
 
 def _export(args: ClassifyArguments) -> None:
-    from collage_mpi.results.export import export_run
-    from collage_mpi.results.names import NameBook
+    from collage_mpi.results.export import NameBook, export_run
     from collage_mpi.results.reader import open_run
 
     run = open_run(args.run)

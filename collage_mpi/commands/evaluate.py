@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.kinds import BACKUP, COLLAGE, KIND, NETWORK_SETTINGS, SINGLE
+from collage_mpi.kinds import COLLAGE, KIND, NETWORK_SETTINGS, SINGLE
 from collage_mpi.models import describe, load_predictor
-from collage_mpi.models.info import Geometry, Loading, NetworkInfo, check_fit
+from collage_mpi.models.info import PLAIN, PRECISIONS, Geometry, Loading, NetworkInfo, check_fit
 from collage_mpi.models.named import is_foreign
-from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.settings.run_settings import NetworkSettings
 from collage_mpi.system.fields import REQUIRED, same, setting
@@ -183,14 +182,8 @@ def _answers(
     """Kind -> n answers (class, score), and (n,) labels, for the same images in the same order."""
     import numpy as np
 
-    from collage_mpi.encoding.collage import decode
     from collage_mpi.simulation.simulator import save_answers
-    from collage_mpi.training.measure import (
-        QUICK_SIDE,
-        AskedImages,
-        answers_of,
-        single_scores,
-    )
+    from collage_mpi.training.measure import QUICK_SIDE, AskedImages, answers_of
 
     order = np.arange(len(shards))
     if args.shuffle is not None:
@@ -199,16 +192,12 @@ def _answers(
     labels = shards.labels()
     if labels is None:
         raise DataFault("the shards have no labels; accuracy needs labelled shards")
-    answers = {}
-    if SINGLE in predictors:
-        with advancing(len(order), SINGLE) as advance:
-            scores = single_scores(predictors[SINGLE], AskedImages(shards, order, advance))
-        answers[SINGLE] = decode(scores)
-    side: int | None = args.side
-    for kind in {COLLAGE, BACKUP} & predictors.keys():
-        side = predictors[kind].info.side or side or QUICK_SIDE
+    answers, side = {}, args.side
+    for kind, predictor in predictors.items():
+        if kind != SINGLE:
+            side = predictor.info.side or side or QUICK_SIDE
         with advancing(len(order), kind) as advance:
-            answers[kind] = answers_of(predictors[kind], AskedImages(shards, order, advance))
+            answers[kind] = answers_of(predictor, AskedImages(shards, order, advance))
     if args.save_answers is not None:
         assert side is not None
         names = predictors[SINGLE].info.class_names

@@ -55,8 +55,7 @@ class ExportArguments(Arguments):
 
 def execute(args: ExportArguments) -> int:
     """Export the run, and print the file names, one a line. Returns 0."""
-    from collage_mpi.results.export import export_run
-    from collage_mpi.results.names import NameBook
+    from collage_mpi.results.export import NameBook, export_run
     from collage_mpi.results.reader import open_run
     from collage_mpi.rows import IMAGES
 

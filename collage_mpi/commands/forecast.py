@@ -37,7 +37,7 @@ from collage_mpi.job.run import Ask, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder, open_reader
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import SINGLE
-from collage_mpi.models.tuning import NO_TUNING
+from collage_mpi.models.info import NO_TUNING
 from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.writer import RunWriter, check_place
 from collage_mpi.settings.run_settings import RunSettings, with_every_answer

@@ -13,9 +13,8 @@ from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
 from collage_mpi.models import describe, load_predictor
-from collage_mpi.models.info import Loading, NetworkInfo, check_fit
+from collage_mpi.models.info import PLAIN, PRECISIONS, Loading, NetworkInfo, check_fit
 from collage_mpi.models.named import OFFLINE, PREFIXES, read_spec
-from collage_mpi.models.tuning import PLAIN, PRECISIONS
 from collage_mpi.settings.flags import Arguments
 from collage_mpi.settings.run_settings import NetworkSettings
 from collage_mpi.system.fields import REQUIRED, same, setting

@@ -34,6 +34,7 @@ from collage_mpi.job.plan import Plan
 from collage_mpi.job.row_reader import RowReader, Wanted, described
 from collage_mpi.kinds import KIND
 from collage_mpi.models import load_predictor
+from collage_mpi.models.info import COMPILE, NO_TUNING, OWN_TUNING, PLAIN, TORCH, Tuning
 from collage_mpi.models.named import OFFLINE, is_foreign
 from collage_mpi.models.runtimes import (
     TRIED,
@@ -43,7 +44,6 @@ from collage_mpi.models.runtimes import (
     read_record,
     unfinished,
 )
-from collage_mpi.models.tuning import COMPILE, NO_TUNING, OWN_TUNING, PLAIN, TORCH, Tuning
 from collage_mpi.plugins import pip_line
 from collage_mpi.shards.order import Order
 from collage_mpi.system.environment import local_size, threads_per_rank, without_rank

@@ -21,9 +21,8 @@ from collage_mpi.job.plan import LARGEST_INPUT_BYTES, Plan, check_top_k
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
-from collage_mpi.models.info import Loading
+from collage_mpi.models.info import Loading, tunings_text
 from collage_mpi.models.named import is_foreign, is_function
-from collage_mpi.models.tuning import tunings_text
 from collage_mpi.mpi.answers import answer_message_bytes
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.tasks import FILE, PLACE, cancel_message_bytes, task_message_bytes

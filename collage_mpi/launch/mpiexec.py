@@ -1,7 +1,7 @@
 """Finds the installed MPI that fits mpi4py, and builds the command line that starts ranks.
 
-A launch has a temporary folder for the launcher's files while the job runs. Launch removes it at the
-end, and its guard process if launch was killed. Launch also writes the signal that stops a job
+A launch has a temporary folder for the launcher's files while the job runs. Launch removes it at
+the end, and its guard process if launch was killed. Launch also writes the signal that stops a job
 into it, because the launcher may pass another signal to the ranks.
 """
 
@@ -84,7 +84,7 @@ class NoLauncher(EnvironmentFault):
 class LaunchPlan:
     """A launcher's command line, the environment variables to add for it, and the number of ranks.
 
-    `scratch` is a folder for the files of the launcher (see `launch.scratch`). If there are
+    `scratch` is a folder for the files of the launcher (see `held`). If there are
     `modules`, a server imports them and forks the ranks (see `system.forked`). `tolerant`: the job
     survives lost workers.
     """

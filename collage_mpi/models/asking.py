@@ -130,8 +130,7 @@ def _child(request: dict[str, Any], environment: dict[str, str]) -> dict[str, An
         message = f"{request['spec']}: it was not loaded within {LIMIT_S:,.0f} s"
         return {"fault": EnvironmentFault.__name__, "message": message}
     try:
-        told: dict[str, Any] = json.loads(said.lines[-1])
-        return told
+        return json.loads(said.lines[-1])
     except (ValueError, IndexError):
         message = (
             f"{request['spec']}: loading it ended a process with exit code {said.code} "

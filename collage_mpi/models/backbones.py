@@ -32,8 +32,7 @@ class ConvNorm(nn.Module):
         self.norm = _norm(norm, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.norm(self.conv(x))
-        return found
+        return self.norm(self.conv(x))
 
 
 class ResidualBlock(nn.Module):
@@ -75,8 +74,7 @@ class Trunk(nn.Module):
         self.features_out = architecture.features
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.blocks(torch.relu_(self.stem(x)))
-        return found
+        return self.blocks(torch.relu_(self.stem(x)))
 
 
 class ResNet(nn.Module):
@@ -89,8 +87,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.trunk(x).mean(dim=(2, 3))  # (n, features)
-        found: Tensor = self.classifier(pooled)[:, None]  # (n, 1, classes)
-        return found
+        return self.classifier(pooled)[:, None]  # (n, 1, classes)
 
 
 def fold_norms(network: nn.Module, shape: tuple[int, ...]) -> int:
@@ -182,8 +179,7 @@ def channels_last(network: nn.Module) -> nn.Module:
     """
     if any(weights.dim() == 5 for weights in network.parameters()):
         return network
-    found: torch.nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return found
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def stored_arrays(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, np.ndarray]:
@@ -235,5 +231,4 @@ class Tiny(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.classifier(self.layers(x).mean(dim=(2, 3)))
-        return found
+        return self.classifier(self.layers(x).mean(dim=(2, 3)))

@@ -49,8 +49,7 @@ class VisionSingle(nn.Module):
         self.heads = (f"trunk.{names[-1]}.",)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.trunk(_three(x))[:, None]  # (n, 1, classes)
-        return found
+        return self.trunk(_three(x))[:, None]  # (n, 1, classes)
 
 
 class ConvTrunk(nn.Module):
@@ -144,8 +143,7 @@ class CollageNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.pooled(x)  # (n, features, side, side)
         cells = pooled.flatten(2).transpose(1, 2)  # (n, side*side, features), row by row
-        found: Tensor = self.classifier(cells)
-        return found
+        return self.classifier(cells)
 
     def pooled(self, x: Tensor) -> Tensor:
         """(n, features, side, side): the trunk's map of the collage, averaged over each cell."""
@@ -163,8 +161,7 @@ class ApartNet(CollageNet):
         rows = x.permute(0, 2, 3, 1).reshape(n, side, px, side, px, channels)
         cells = rows.transpose(2, 3).reshape(n * side * side, px, px, channels)
         features = self.trunk(cells.permute(0, 3, 1, 2)).mean(dim=(2, 3))  # (n*cells, features)
-        found: Tensor = features.reshape(n, side, side, -1).permute(0, 3, 1, 2)
-        return found
+        return features.reshape(n, side, side, -1).permute(0, 3, 1, 2)
 
 
 class YoloNet(nn.Module):
@@ -193,8 +190,7 @@ class YoloNet(nn.Module):
             pooled = torch.relu_(self.around(pooled))
         out = self.boxes(pooled)  # (n, anchors*(5+classes), G, G)
         n, _, rows, columns = out.shape
-        found: Tensor = out.permute(0, 2, 3, 1).reshape(n, rows, columns, self.anchors, -1)
-        return found
+        return out.permute(0, 2, 3, 1).reshape(n, rows, columns, self.anchors, -1)
 
 
 def build_network(
@@ -313,8 +309,7 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     shared = np.clip(high - low, 0, None).prod(axis=2)  # (m, k)
     areas = [np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=1) for b in (one, other)]
     union = areas[0][:, None] + areas[1] - shared
-    found: np.ndarray = shared / np.maximum(union, 1e-12)
-    return found
+    return shared / np.maximum(union, 1e-12)
 
 
 def cell_boxes(side: int) -> np.ndarray:

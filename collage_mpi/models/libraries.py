@@ -164,8 +164,7 @@ def _logits(out: Any) -> Tensor:
     """The logits in the output of a network: the tensor named "logits", or the first one."""
     if isinstance(out, dict):
         out = out.get("logits", next(iter(out.values())))
-    found: Tensor = out[0] if isinstance(out, tuple | list) else out
-    return found
+    return out[0] if isinstance(out, tuple | list) else out
 
 
 def load_named(named: Named, how: Loading) -> tuple[nn.Module, Declared]:

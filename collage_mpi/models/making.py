@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from collage_mpi.errors import DataFault
-from collage_mpi.models.info import Answer
+from collage_mpi.models.info import COMPILE, ONNX, OPENVINO, TORCH, Answer
 from collage_mpi.models.libraries import LEAST, channels_are_last
 from collage_mpi.models.named import read_spec
 from collage_mpi.models.predictor import TorchPredictor
@@ -33,7 +33,6 @@ from collage_mpi.models.runtimes import (
     unfinished,
     why_unequal,
 )
-from collage_mpi.models.tuning import COMPILE, ONNX, OPENVINO, TORCH
 from collage_mpi.system.printable import one_line
 
 OPSET = 17  # of ONNX; the newest that torch's exporter without other packages knows well

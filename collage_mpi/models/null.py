@@ -10,8 +10,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import COLLAGE
-from collage_mpi.models.info import BeginsLater, Geometry, check_kind
-from collage_mpi.models.tuning import NO_TUNING
+from collage_mpi.models.info import NO_TUNING, BeginsLater, Geometry, check_kind
 
 # key -> default of "null:key=value,..."
 NULL_DEFAULTS = {"height": 28, "width": 28, "channels": 1, "side": 3, "cell_px": 28, "classes": 10}

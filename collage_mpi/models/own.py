@@ -58,6 +58,7 @@ from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.gate import admit
 from collage_mpi.models.info import (
+    OWN_TUNING,
     TOLERANCE,
     BeginsLater,
     Declared,
@@ -69,7 +70,6 @@ from collage_mpi.models.info import (
     own_info,
 )
 from collage_mpi.models.named import FUNCTION, HOW, is_function, read_spec
-from collage_mpi.models.tuning import OWN_TUNING
 
 UNKNOWN_CLASSES = (
     "classes is None where nobody names the classes and no label shows how many there are: "

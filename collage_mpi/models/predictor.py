@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,10 @@ from collage_mpi.models.architecture import read_architecture
 from collage_mpi.models.backbones import COUNTER, channels_last, fold_norms
 from collage_mpi.models.collage_net import build_network, reading_of
 from collage_mpi.models.info import (
+    COMPILE,
     MOST_BEGUN,
+    ONNX,
+    PLAIN,
     TOLERANCE,
     Answer,
     Computation,
@@ -34,11 +37,12 @@ from collage_mpi.models.info import (
     Geometry,
     Loading,
     NetworkInfo,
+    Tuning,
     columns_of,
+    memory_fault,
     own_info,
 )
 from collage_mpi.models.named import HOW, is_onnx
-from collage_mpi.models.tuning import COMPILE, ONNX, PLAIN, Tuning, memory_fault
 from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.system.printable import counted, one_line
 
@@ -122,14 +126,6 @@ class CudaGpu:
         self._runs.wait_stream(torch.cuda.default_stream(self._device))
 
 
-@dataclass(frozen=True)
-class _HostBuffers:
-    """The pinned buffers of one computation, while it is in progress."""
-
-    given: Tensor  # (n, H, W, C) uint8
-    found: Tensor  # outputs
-
-
 class _Captured:
     """The graph and the buffers for one batch size.
 
@@ -148,25 +144,23 @@ class _Captured:
             self._taken = gpu.event()  # after the copy from `_arrived` to `_given`
         self._taken.synchronize()
         self._launch, self._found = gpu.capture(lambda: forward(given))
-        buffers = (
-            _HostBuffers(gpu.pinned(given), gpu.pinned(self._found)) for _ in range(MOST_BEGUN)
-        )
-        self._free = list(buffers)
+        # The pinned input and output of each computation that may be in progress
+        self._free = [(gpu.pinned(given), gpu.pinned(self._found)) for _ in range(MOST_BEGUN)]
 
     def begin(self, batch: np.ndarray) -> Computation[Tensor]:
         """Copy the batch to the GPU, run the graph and copy its output back."""
-        gpu, buffers = self._gpu, self._free[-1]
-        buffers.given[: len(batch)].copy_(torch.from_numpy(batch))  # the rest is padding
+        gpu, (given, found) = self._gpu, self._free[-1]
+        given[: len(batch)].copy_(torch.from_numpy(batch))  # the rest is padding
         with gpu.copying():
             self._taken.wait()
-            gpu.copy(self._arrived, buffers.given)
+            gpu.copy(self._arrived, given)
             arrived = gpu.event()
         with gpu.running():
             arrived.wait()
             gpu.copy(self._given, self._arrived)
             self._taken = gpu.event()
             self._launch()
-            gpu.copy(buffers.found, self._found)
+            gpu.copy(found, self._found)
             done = gpu.event()
         self._free.pop()
 
@@ -174,8 +168,8 @@ class _Captured:
             try:
                 done.synchronize()  # durations include the GPU's work (C3)
             finally:
-                self._free.append(buffers)
-            return buffers.found[: len(batch)]
+                self._free.append((given, found))
+            return found[: len(batch)]
 
         return Computation(finish, partial(_has_ended, done))
 
@@ -452,8 +446,7 @@ class TorchPredictor:
         if self._embeds:  # concatenated for the launcher: (n, 1, classes + d)
             logits, features = found
             return torch.cat([logits.float(), features.float()[:, None]], dim=2)
-        outputs: torch.Tensor = found.float()
-        return outputs
+        return found.float()
 
 
 def _other_than(dtype: torch.dtype) -> str:

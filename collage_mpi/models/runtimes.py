@@ -26,9 +26,17 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.models.info import Answer, Computation
+from collage_mpi.models.info import (
+    COMPILE,
+    ONNX,
+    OPENVINO,
+    TORCH,
+    Answer,
+    Computation,
+    Tuning,
+    processor_facts,
+)
 from collage_mpi.models.named import is_function, is_onnx
-from collage_mpi.models.tuning import COMPILE, ONNX, OPENVINO, TORCH, Tuning, processor_facts
 from collage_mpi.plugins import pip_line
 from collage_mpi.system.environment import without_rank
 from collage_mpi.system.printable import one_line
@@ -252,8 +260,7 @@ def _openvino(file: Path, precision: str, threads: int) -> Call:
         network = openvino.Core().compile_model(str(file), "CPU", told)
 
     def call(batch: np.ndarray) -> np.ndarray:
-        found: np.ndarray = network(batch, share_inputs=True)[0]
-        return found
+        return network(batch, share_inputs=True)[0]
 
     return call
 
@@ -268,8 +275,7 @@ def _onnx(file: Path, precision: str, threads: int) -> Call:
     (given,) = session.get_inputs()
 
     def call(batch: np.ndarray) -> np.ndarray:
-        found: np.ndarray = session.run(None, {given.name: batch})[0]
-        return found
+        return session.run(None, {given.name: batch})[0]
 
     return call
 
@@ -280,8 +286,7 @@ def _compiled(file: Path, precision: str, threads: int) -> Call:
     network: Any = torch._inductor.aoti_load_package(str(file))
 
     def call(batch: np.ndarray) -> np.ndarray:
-        found: np.ndarray = network(torch.from_numpy(batch)).numpy()
-        return found
+        return network(torch.from_numpy(batch)).numpy()
 
     return call
 

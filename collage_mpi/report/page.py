@@ -22,8 +22,8 @@ from collage_mpi import __version__
 from collage_mpi.errors import UsageError
 from collage_mpi.report import tables
 from collage_mpi.report.tables import name_or_number
+from collage_mpi.results.export import from_shards, image_names
 from collage_mpi.results.manifest import readable, recorded_settings
-from collage_mpi.results.names import from_shards, image_names
 from collage_mpi.results.parts import began_ns, clock_offsets_ns, launch_of
 from collage_mpi.results.reader import Results, Run, distinct, open_run
 from collage_mpi.results.render import compare, notes, points, warnings
@@ -238,8 +238,7 @@ def _near(groups: np.ndarray, tally: Tally) -> np.ndarray:
     if slowest is None:
         return np.zeros(len(groups), bool)
     off = np.abs(groups["group"] - slowest["group"])
-    found: np.ndarray = (groups["session"] == slowest["session"]) & (off <= ABOUT)
-    return found
+    return (groups["session"] == slowest["session"]) & (off <= ABOUT)
 
 
 def _about(run: Run, groups: np.ndarray, tally: Tally) -> dict[int, tuple[int, int]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collage_mpi.results.export import export_run as export_run
-    from collage_mpi.results.names import image_names as image_names
+    from collage_mpi.results.export import image_names as image_names
     from collage_mpi.results.reader import Results as Results
     from collage_mpi.results.reader import follow as follow
     from collage_mpi.results.reader import read_results as read_results
@@ -39,8 +39,7 @@ REPORT = "report.html"
 EXPORT = "export"  # the folder that `export` writes to by default
 
 _NAMES = {  # module -> its public names
-    "export": "export_run",
-    "names": "image_names",
+    "export": "export_run image_names",
     "reader": "Results follow read_results",
     "render": "compare render_comparison render_summary",
     ".rows": "KINDS OUTCOMES SOURCES",

@@ -51,10 +51,6 @@ def _is_count(value: Any) -> bool:
     return is_int(value) and value >= 0
 
 
-def _is_session(value: Any) -> bool:
-    return is_int(value) and 1 <= value < 65_535  # a u2 column
-
-
 def _is_dict(value: object) -> bool:
     return isinstance(value, dict)
 
@@ -71,10 +67,6 @@ def list_of(check: Check) -> Check:
 
 def _dict_of(check: Check) -> Check:
     return lambda value: isinstance(value, dict) and all(map(check, value.values()))
-
-
-def _pair_of(check: Check) -> Check:
-    return lambda value: list_of(check)(value) and len(value) == 2
 
 
 def wrong_key(value: Mapping[str, Any], checks: Mapping[str, Check]) -> str | None:
@@ -118,7 +110,7 @@ _THRESHOLD = fields(
     since_ns=_is_count,
     **dict.fromkeys(("images", "audited", "differing"), optional(_is_count)),
 )
-_RANGES = list_of(_pair_of(_is_count))
+_RANGES = list_of(lambda v: list_of(_is_count)(v) and len(v) == 2)
 _SHARD = fields(
     path=optional(is_text),
     fingerprint=is_text,
@@ -129,7 +121,8 @@ _SHARD = fields(
 
 _REQUIRED: dict[str, tuple[Check, str]] = {
     "run_id": (is_text, "a string"),
-    "session": (_is_session, "a number of the session, from 1"),
+    # a u2 column
+    "session": (lambda v: is_int(v) and 1 <= v < 65_535, "a number of the session, from 1"),
     "shards": (list_of(_SHARD), "a list of {path, fingerprint, count}"),
     "rows": (_is_count, "the number of images expected"),
     "accepted": (_dict_of(_dict_of(_RANGES)), "session -> table -> [[first, last], ...] of parts"),

@@ -50,7 +50,7 @@ from collage_mpi.rows import (
 from collage_mpi.system.files import reading
 
 if TYPE_CHECKING:
-    from collage_mpi.results.names import ImageNames
+    from collage_mpi.results.export import ImageNames
 
 
 class Run:
@@ -232,8 +232,7 @@ class StoredRun(Run):
             return np.zeros(len(images), bool)
         own = flat_keys(images)
         at = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
-        found: np.ndarray = (keys[at] == own) & (images["session"] < since[at])
-        return found
+        return (keys[at] == own) & (images["session"] < since[at])
 
     def outdated_rows(self) -> np.ndarray:
         """The rows of pictures that have changed since, (n,) of IMAGE_ROW. Raises as `pieces`."""
@@ -260,8 +259,7 @@ class StoredRun(Run):
         if len(self._superseded):
             errors = np.flatnonzero(rows["source"] == SOURCE_CODE["error"])
             counts[errors] = ~np.isin(columns_of(rows[errors], _ATTEMPT), self._superseded)
-        found: np.ndarray = rows[counts == counted]
-        return found
+        return rows[counts == counted]
 
     @cached_property
     def _superseded(self) -> np.ndarray:
@@ -279,8 +277,7 @@ class StoredRun(Run):
         if len(keys):
             tried += [rows[np.isin(flat_keys(rows), keys)] for rows in attempts()]
         found = np.concatenate(tried)
-        superseded: np.ndarray = found[~rows_that_count(found)]
-        return superseded
+        return found[~rows_that_count(found)]
 
 
 # The columns that `rows_that_count` needs.
@@ -329,20 +326,17 @@ class Results(Run):
     @cached_property
     def measured_images(self) -> np.ndarray:
         """The rows of images without warm-up groups."""
-        found: np.ndarray = self.images[~self.images["warmup"]]
-        return found
+        return self.images[~self.images["warmup"]]
 
     @cached_property
     def measured_groups(self) -> np.ndarray:
         """The rows of groups without warm-up groups."""
-        found: np.ndarray = self.groups[~self.groups["warmup"]]
-        return found
+        return self.groups[~self.groups["warmup"]]
 
     @cached_property
     def measured_tasks(self) -> np.ndarray:
         """The rows of tasks without warm-up groups."""
-        found: np.ndarray = self.tasks[~self.tasks["warmup"]]
-        return found
+        return self.tasks[~self.tasks["warmup"]]
 
     @cached_property
     def kept_values(self) -> KeptValues:
@@ -447,7 +441,7 @@ class Results(Run):
         return pandas_frame(self, *self._asked(table, names))
 
     def _asked(self, table: str, names: ImageNames | None) -> tuple[str, ImageNames]:
-        from collage_mpi.results.names import image_names
+        from collage_mpi.results.export import image_names
 
         known = [each.name for each in TABLES]
         if table not in known:

@@ -247,8 +247,7 @@ def _short_tasks(run: Run) -> np.ndarray:
 
 def _measured(run: Run) -> np.ndarray:
     tasks = _short_tasks(run)
-    found: np.ndarray = tasks[~tasks["warmup"]]
-    return found
+    return tasks[~tasks["warmup"]]
 
 
 def _levels(run: Run) -> list[_Level]:
@@ -270,7 +269,7 @@ def _levels(run: Run) -> list[_Level]:
     found = []
     for place in sorted(times, key=str):
         times_ns = np.concatenate([*times[place], np.empty(0)])
-        known = quantile_interval(times_ns, 0.5, miss)
+        known, thirds = quantile_interval(times_ns, 0.5, miss), np.array_split(times_ns, 3)
         found.append(
             _Level(
                 **vars(place),
@@ -279,7 +278,7 @@ def _levels(run: Run) -> list[_Level]:
                 unanswered=unanswered.get((place.rank, place.kind), 0),
                 median_ns=float(np.median(times_ns)) if len(times_ns) else None,
                 ends_ns=known.ends,
-                thirds_ns=_thirds(times_ns) if known.ends else (),
+                thirds_ns=tuple(map(float, map(np.median, thirds))) if known.ends else (),
             )
         )
     return found
@@ -391,14 +390,9 @@ def _ends(levels: Sequence[_Level]) -> Ends:
     return float(low), float(high)
 
 
-def _thirds(times_ns: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(np.median(part)) for part in np.array_split(times_ns, 3))
-
-
 def _thirds_of(levels: Sequence[_Level]) -> np.ndarray:
     """(3,) ns, medians over the levels."""
-    found: np.ndarray = np.median([level.thirds_ns for level in levels], axis=0)
-    return found
+    return np.median([level.thirds_ns for level in levels], axis=0)
 
 
 def trace_of(run: Results) -> np.ndarray:

@@ -362,15 +362,13 @@ class TimedSample(BoundedSample):
 def _bins_of(values: np.ndarray) -> np.ndarray:
     """(n,) int64, the number of each value's bin, which is monotonic in the value."""
     numbers = np.abs(values.astype(np.float64)).view(np.int64) >> _SHIFT
-    found: np.ndarray = np.where(values < 0, -numbers, numbers)
-    return found
+    return np.where(values < 0, -numbers, numbers)
 
 
 def _middles(numbers: np.ndarray) -> np.ndarray:
     """(n,) float64, the middle of each bin; 0 for bin 0."""
     bits = (np.abs(numbers) << _SHIFT) + (1 << (_SHIFT - 1))
-    found: np.ndarray = np.sign(numbers) * bits.view(np.float64)
-    return found
+    return np.sign(numbers) * bits.view(np.float64)
 
 
 LEVEL = 0.95

@@ -249,7 +249,7 @@ def read_status(run: Path) -> Json:
             f"{path}: damaged: {key} is missing or has a wrong type. A running job of this version "
             f"writes {path.name} again; collage-mpi verify {run} reads the rows instead"
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _no_status(run: Path) -> EnvironmentFault:

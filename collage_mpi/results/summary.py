@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.kinds import COLLAGE, SHARED_KINDS, SINGLE
-from collage_mpi.models.tuning import tunings_text
+from collage_mpi.models.info import tunings_text
 from collage_mpi.results import SUMMARY
 from collage_mpi.results.manifest import Json, finals, plain, readable
 from collage_mpi.results.number_sets import SessionNumberSets, draw_of
@@ -307,8 +307,7 @@ class ThresholdTally:
         later_ns = self._began_ns.get(session, 0) - self._began_ns.get(first, 0)
         since_ns = [each["since_ns"] for each in self._held if each["session"] == first]
         before = sum(each["session"] < first for each in self._held)
-        found: np.ndarray = before + np.searchsorted(since_ns, times_ns + later_ns)
-        return found
+        return before + np.searchsorted(since_ns, times_ns + later_ns)
 
     def counts(self) -> list[dict[str, int]]:
         """The counts of each threshold: images; audited, the images drawn for an audit that both

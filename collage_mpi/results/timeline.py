@@ -162,7 +162,7 @@ def _side_by_side(run: Results, session: int) -> np.ndarray:
 
 
 def _bars(shown: np.ndarray, tasks: np.ndarray, session: int) -> Iterator[Bar]:
-    service_ns = _service_ns(tasks)
+    service_ns = tasks["compute_ns"]
     answered = tasks["outcome"] == OUTCOMES.index("answered")
     limits = {
         code: STRAGGLER * float(np.median(service_ns[answered & (tasks["kind"] == code)]))
@@ -170,7 +170,7 @@ def _bars(shown: np.ndarray, tasks: np.ndarray, session: int) -> Iterator[Bar]:
     }
     lanes = dict.fromkeys(map(_message, shown), 0)  # message -> tasks of it that were yielded
     for row, end_ns, size in zip(shown, _ends_ns(shown), ran_together(shown), strict=True):
-        service = int(_service_ns(row))
+        service = int(row["compute_ns"])
         outcome = OUTCOMES[row["outcome"]]
         lane = lanes[_message(row)] if size > 1 else 0
         lanes[_message(row)] += int(size > 1 and service > 0)
@@ -202,7 +202,7 @@ def _ends_ns(tasks: np.ndarray) -> list[int]:
     ends: list[int] = tasks["done_ns"].tolist()
     last, free_ns = None, 0
     for i in range(len(tasks) - 1, -1, -1):
-        service = int(_service_ns(tasks[i]))
+        service = int(tasks[i]["compute_ns"])
         if service == 0:
             continue  # it did not run
         message = _message(tasks[i])
@@ -218,11 +218,6 @@ def _ends_ns(tasks: np.ndarray) -> list[int]:
 def _message(task: np.ndarray) -> tuple[int, int, int]:
     """Rank, sent_ns and done_ns, which identify the message of a task."""
     return int(task["rank"]), int(task["sent_ns"]), int(task["done_ns"])
-
-
-def _service_ns(tasks: np.ndarray) -> np.ndarray:
-    found: np.ndarray = tasks["compute_ns"]
-    return found
 
 
 def trace_events(timeline: Timeline) -> Json:

@@ -41,8 +41,8 @@ from collage_mpi.kinds import (
     SPARE_KINDS,
     TABLE,
 )
+from collage_mpi.models.info import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.models.named import check_trust, is_foreign, is_function, is_null
-from collage_mpi.models.tuning import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.removed import removed_setting
 from collage_mpi.system.fields import AUTO, Settings, about, by_name, names, setting
 from collage_mpi.system.printable import counted, shown

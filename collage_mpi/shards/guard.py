@@ -299,8 +299,7 @@ def _rows_of(file: Any, name: str, dtype: str, count: int) -> np.ndarray:
     item = _dataset(file, name, [dtype], 1)
     if item.shape != (count,):
         raise DataFault(f"{name!r} has shape {item.shape}; needed: ({count},)")
-    found: np.ndarray = item[...]
-    return found
+    return item[...]
 
 
 def _class_names(file: Any) -> tuple[str, ...] | None:

@@ -42,8 +42,7 @@ def source_class(name: str) -> type[Source]:
     """
     if name in HOMES:
         module, _, of = HOMES[name].partition(".")
-        own: type[Source] = getattr(import_module(f"collage_mpi.shards.{module}"), of)
-        return own
+        return getattr(import_module(f"collage_mpi.shards.{module}"), of)
     added = SOURCES.load(name)
     if added is None:
         raise UsageError(f"source {name!r} is not known; known are {', '.join(SOURCES)}")

@@ -64,16 +64,14 @@ class Listed(Permutation):
 
     def indices(self, positions: np.ndarray) -> np.ndarray:
         """See `Permutation`."""
-        found: np.ndarray = self._order[positions]
-        return found
+        return self._order[positions]
 
     def positions(self, indices: np.ndarray) -> np.ndarray:
         """See `Permutation`."""
         if self._positions is None:
             self._positions = np.empty_like(self._order)
             self._positions[self._order] = np.arange(self.images)
-        found: np.ndarray = self._positions[indices]
-        return found
+        return self._positions[indices]
 
     def key(self) -> bytes:
         """See `Permutation`."""

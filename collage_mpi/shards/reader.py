@@ -554,8 +554,7 @@ def as_before(
 
 def content_of(entry: Mapping[str, Any]) -> str:
     """The fingerprint of a source when the run's last session began."""
-    content: str = entry.get("content") or entry["fingerprint"]
-    return content
+    return entry.get("content") or entry["fingerprint"]
 
 
 def _changed_rows(info: ShardInfo, entry: Mapping[str, Any], indexes: Path) -> list[int] | None:

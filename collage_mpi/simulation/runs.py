@@ -4,7 +4,6 @@ several seeds, to compare them by the figures of all seeds together.
 
 from __future__ import annotations
 
-import json
 import signal
 import uuid
 from collections.abc import Sequence
@@ -18,10 +17,9 @@ import numpy as np
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.kinds import BACKUP, COLLAGE
 from collage_mpi.results import MANIFEST, SUMMARY, Results, summarise
-from collage_mpi.results.manifest import plain
 from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.results.statistics import percentile
-from collage_mpi.results.summary import TaskTally
+from collage_mpi.results.summary import TaskTally, save_summary
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import (
     FINGERPRINT,
@@ -30,7 +28,7 @@ from collage_mpi.simulation.simulator import (
     Simulation,
     answers_file,
 )
-from collage_mpi.system.files import reading, sha256_of_file, write_atomic, writing
+from collage_mpi.system.files import reading, sha256_of_file, writing
 from collage_mpi.workload.straggler_settings import check_ranks, deaths_of, make_delays
 
 Json = dict[str, Any]
@@ -172,10 +170,9 @@ def run_job(job: SimulatedJob) -> Json:
     kept = {key: results.manifest[key] for key in ("settings", "inputs", "simulated")}
     summary = {**summarise(results), **kept}
     if out is not None:
-        text = json.dumps(summary, indent=1, default=plain)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-            write_atomic(out / SUMMARY, (text.encode(), b"\n"))
+        save_summary(summary, out, None)
     return summary
 
 

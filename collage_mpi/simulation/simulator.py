@@ -92,8 +92,7 @@ class Answers:
 
     def label(self, images: np.ndarray) -> np.ndarray:
         """True classes of simulated images, (n,) int64."""
-        found: np.ndarray = self.labels[(self.start + images) % len(self.labels)]
-        return found
+        return self.labels[(self.start + images) % len(self.labels)]
 
     def cells(self, kind: str, positions: Positions) -> np.ndarray:
         """The kind's answers for these images, (n,) of CELL; absent if the kind was not
@@ -101,8 +100,7 @@ class Answers:
         known = self.known.get(kind)
         if known is None:
             return np.zeros(len(positions), CELL)
-        found: np.ndarray = known[(self.start + np.asarray(positions)) % len(known)]
-        return found
+        return known[(self.start + np.asarray(positions)) % len(known)]
 
 
 def save_answers(

@@ -32,10 +32,9 @@ from collage_mpi.models.collage_net import (
     jaccard,
     yolo_scores,
 )
-from collage_mpi.models.info import Loading, NetworkInfo
+from collage_mpi.models.info import Loading, NetworkInfo, processor_facts
 from collage_mpi.models.libraries import load_tensors
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.tuning import processor_facts
 from collage_mpi.models.weights import save_weights
 from collage_mpi.system.files import save_file, save_records
 from collage_mpi.system.process_tree import STOP_SIGNALS, caught
@@ -557,8 +556,7 @@ class Trainer:
         normalised = (pixels.float() / 255 - self._mean) / self._std
         enabled = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            found: Tensor = model(normalised).float()
-            return found
+            return model(normalised).float()
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:

@@ -18,10 +18,9 @@ from collage_mpi import __version__
 from collage_mpi.encoding.collage import Encoder, decode
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE, SPARE_KINDS
-from collage_mpi.models.info import NetworkInfo, Predictor
+from collage_mpi.models.info import NetworkInfo, Predictor, processor_facts
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.tuning import processor_facts
 from collage_mpi.training.threshold import Answers, TwoStages, find_savings, judge, right
 
 if TYPE_CHECKING:

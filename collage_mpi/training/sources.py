@@ -173,8 +173,7 @@ def move(images: np.ndarray, moves: np.ndarray, shift_px: int) -> np.ndarray:
     columns = left[:, None] + np.arange(width)  # (n, W)
     mirrored = mirror == 1
     columns[mirrored] = columns[mirrored, ::-1]
-    found: np.ndarray = padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return found
+    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def random_presence(
@@ -202,8 +201,7 @@ def teacher_logits(views: np.ndarray) -> np.ndarray:
     Args:
         views: (n, views, classes) float32, from `teacher_views`.
     """
-    found: np.ndarray = np.logaddexp.reduce(views, axis=1) - np.float32(np.log(views.shape[1]))
-    return found
+    return np.logaddexp.reduce(views, axis=1) - np.float32(np.log(views.shape[1]))
 
 
 def teacher_fingerprint(spec: str, trusted: str) -> str:
@@ -257,8 +255,7 @@ def teacher_views(spec: str, images: np.ndarray, mirror: bool, how: Loading) -> 
 
     def log_probabilities(pixels: np.ndarray) -> np.ndarray:
         found: np.ndarray = teacher.predict(pixels)[:, 0]
-        logs: np.ndarray = np.log(np.maximum(found, np.float32(1e-30)))
-        return logs
+        return np.log(np.maximum(found, np.float32(1e-30)))
 
     return each_view(
         calls_of([images], TEACHER_BATCH), log_probabilities, mirror, "the teacher looks at"

@@ -66,8 +66,7 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def answered(scores: np.ndarray) -> np.ndarray:
     """(n,) bool: which rows of scores, (n, classes), are answers, as in `decode`."""
-    found: np.ndarray = np.isfinite(scores).all(axis=1) & (scores.max(axis=1) > 0)
-    return found
+    return np.isfinite(scores).all(axis=1) & (scores.max(axis=1) > 0)
 
 
 def bins(top: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
@@ -200,22 +199,19 @@ class TwoStages:
     def scores(self) -> np.ndarray:
         """(n,) float64: the first network's scores, in steps of 0.0001; -1 without an answer."""
         scores = np.array([-1.0 if answer is None else float(answer[1]) for answer in self.first])
-        rounded: np.ndarray = np.floor(scores * 1e4) / 1e4
-        return rounded
+        return np.floor(scores * 1e4) / 1e4
 
     @cached_property
     def lost(self) -> np.ndarray:
         """(n,) int: 1 if only the single network is right, -1 if only the first network is, else
         0."""
         both = [right(answers, self.labels).astype(int) for answers in (self.single, self.first)]
-        lost: np.ndarray = both[0] - both[1]
-        return lost
+        return both[0] - both[1]
 
     @cached_property
     def chooses(self) -> np.ndarray:
         """(n,) bool: the images on which thresholds are chosen."""
-        half: np.ndarray = np.arange(len(self.labels)) // self.cells % 2 == 0
-        return half
+        return np.arange(len(self.labels)) // self.cells % 2 == 0
 
     def best_score(self, aim: Aim) -> float | None:
         """The threshold for an aim; None if no threshold reaches it."""

@@ -157,7 +157,7 @@ def lognormal(seed: int, median_s: float, sigma: float) -> Body:
 
     def draw(moment: Moment) -> float:
         z = _NORMAL.inv_cdf(uniform(seed, moment.rank, moment.group, moment.attempt))
-        return median_s * _exp(sigma * z)
+        return median_s * math.exp(min(sigma * z, 60.0))  # so that it does not overflow
 
     return draw
 
@@ -225,11 +225,6 @@ def _shuffled(count: int, shuffler: random.Random) -> list[int]:
     order = list(range(count))
     shuffler.shuffle(order)
     return order
-
-
-def _exp(x: float) -> float:
-    """exp(x), limited so that it does not overflow."""
-    return math.exp(min(x, 60.0))
 
 
 Value = TypeVar("Value")
@@ -317,7 +312,9 @@ class StragglerSettings(Settings):
     def slowed(self) -> dict[int, float]:
         """Rank -> factor that multiplies its service times."""
         needs = "RANK:FACTOR, a worker rank (1 or more) and a positive factor, as in 3:5"
-        return by_rank("slow", self.slow_ranks, needs, _factor)
+        return by_rank(
+            "slow", self.slow_ranks, needs, lambda text: within(float(text), 1e-300, 1e6)
+        )
 
     def check_slow_ranks(self, world_size: int) -> None:
         """Raise UsageError if a slow rank is not a worker rank of the world."""
@@ -403,10 +400,6 @@ def within(number: float, least: float, most: float) -> float:
     if not least <= number <= most:
         raise ValueError
     return number
-
-
-def _factor(text: str) -> float:
-    return within(float(text), 1e-300, 1e6)
 
 
 NO_DELAYS = StragglerSettings()

@@ -100,7 +100,7 @@ NOT_TRIED = {
     ("models/gate", "_check_function"): "any bytes are a text",
     ("models/libraries", "_code_of_hub"): LIBRARY,
     ("models/gate", "_inside"): "any bytes are a file",
-    ("models/tuning", "processor_facts"): KERNEL,
+    ("models/info", "processor_facts"): KERNEL,
     ("system/files", "sha256_of_file"): "any bytes have a hash",
     ("mpi/answers", "array"): "any bytes of a record are numbers",
     ("plugins", "offered"): "what pip installed; tests/loops/test_plugins breaks it",

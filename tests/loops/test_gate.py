@@ -24,9 +24,8 @@ from collage_mpi.models import describe, load_predictor
 from collage_mpi.models.asked import confine
 from collage_mpi.models.asking import ask
 from collage_mpi.models.gate import sha256_of_network
-from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.models.info import PLAIN, Geometry, Loading
 from collage_mpi.models.named import ANY, NotInCache
-from collage_mpi.models.tuning import PLAIN
 from collage_mpi.models.weights import read_tensors, save_weights
 from collage_mpi.settings.run_settings import RunSettings
 

@@ -20,8 +20,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.networks import Networks
 from collage_mpi.models import load_predictor
-from collage_mpi.models.info import MOST_BEGUN, Loading
-from collage_mpi.models.tuning import PLAIN, Tuning
+from collage_mpi.models.info import MOST_BEGUN, PLAIN, Loading, Tuning
 from collage_mpi.shards import ShardSet
 
 torch = pytest.importorskip("torch")

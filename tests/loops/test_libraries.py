@@ -26,10 +26,9 @@ from PIL import Image
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.models import asking, describe, libraries, load_predictor
 from collage_mpi.models.asking import ask
-from collage_mpi.models.info import Declared, Geometry, Loading
+from collage_mpi.models.info import PLAIN, Declared, Geometry, Loading
 from collage_mpi.models.named import ANY, NORMS, NotInCache, is_foreign, read_spec
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.models.tuning import PLAIN
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
 
 GEOMETRY = Geometry((PX, PX, 3), side=2, cell_px=PX, classes=None)

@@ -25,9 +25,8 @@ from collage_mpi.job import changeover
 from collage_mpi.job.changeover import Work, chosen_runtimes, made_batch, run_child
 from collage_mpi.job.networks import Networks
 from collage_mpi.models import load_predictor, runtimes
-from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.models.info import PLAIN, Geometry, Loading
 from collage_mpi.models.runtimes import TRIED_AGAIN, Runtime, open_runtime, read_record
-from collage_mpi.models.tuning import PLAIN
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.process_tree import Said
 

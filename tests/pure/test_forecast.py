@@ -34,7 +34,7 @@ from collage_mpi.job.networks import Networks
 from collage_mpi.job.plan import make_plan
 from collage_mpi.job.provenance import make_manifest
 from collage_mpi.job.session import build_encoder
-from collage_mpi.models.tuning import NO_TUNING
+from collage_mpi.models.info import NO_TUNING
 from collage_mpi.results import RunWriter
 from collage_mpi.results import writer as results_writer
 from collage_mpi.results.claim import Holder

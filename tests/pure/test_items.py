@@ -19,9 +19,8 @@ from collage_mpi.job.networks import joined
 from collage_mpi.job.plan import make_plan, read_as
 from collage_mpi.models import load_predictor
 from collage_mpi.models.architecture import default_architecture
-from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.models.info import PLAIN, Geometry, Loading
 from collage_mpi.models.null import NullPredictor
-from collage_mpi.models.tuning import PLAIN
 from collage_mpi.models.weights import save_weights
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, ShardSet, verify_shard, write_shard

@@ -17,8 +17,7 @@ from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.messages import TYPES, Bye, Hello, Leave, Measured, Rank0, Start, Stop, Welcome
-from collage_mpi.models.info import Loading
-from collage_mpi.models.tuning import PRECISIONS, RUNTIMES, Tuning
+from collage_mpi.models.info import PRECISIONS, RUNTIMES, Loading, Tuning
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.system.process_tree import LARGEST_PID, ProcessId

@@ -12,10 +12,9 @@ import pytest
 from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models import describe, load_predictor
-from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.models.info import PLAIN, Geometry, Loading
 from collage_mpi.models.named import is_function
 from collage_mpi.models.own import find_function
-from collage_mpi.models.tuning import PLAIN
 
 GEOMETRY = Geometry((8, 8, 3), side=2, cell_px=6, classes=5)
 

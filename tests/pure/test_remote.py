@@ -14,7 +14,7 @@ from pictures import make_source, write_folder
 from collage_mpi.commands.launch import LaunchArguments, check_before_ranks
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.job.row_reader import RowReader, described
-from collage_mpi.results.names import from_shards
+from collage_mpi.results.export import from_shards
 from collage_mpi.shards import ShardSet, remote
 from collage_mpi.shards.inputs import expand_paths, source_of
 from collage_mpi.shards.pictures import PictureFit

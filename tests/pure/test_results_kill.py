@@ -22,7 +22,6 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.results import (
     RunWriter,
     compare,
-    folder,
     parts,
     read_results,
     render_comparison,
@@ -218,11 +217,12 @@ def test_a_marker_is_gone_for_good_before_its_run_is_another(
     synced = []
 
     def sync(folder: Path) -> None:
-        synced.append((folder, (folder / "COMPLETE").exists(), read_manifest(folder)["session"]))
+        if folder == tmp_path:
+            synced.append(((folder / "COMPLETE").exists(), read_manifest(folder)["session"]))
 
     monkeypatch.setattr(writer, "sync_directory", sync)
     again, _ = RunWriter.reopen(tmp_path, manifest(ROWS))
-    assert synced == [(tmp_path, False, 1)]
+    assert synced == [(True, 1), (False, 1)]
     again.close("incomplete")
 
 
@@ -232,7 +232,7 @@ def test_what_a_killed_session_named_is_on_the_disk_before_it_counts(
     whole_run(tmp_path)
     (tmp_path / "vectors").mkdir()
     seen, real = [], writer.known_run
-    monkeypatch.setattr(folder, "sync_directory", seen.append)
+    monkeypatch.setattr(writer, "sync_directory", seen.append)
     monkeypatch.setattr(writer, "known_run", lambda *of: seen.append("rows") or real(*of))
     folders = [tmp_path / "parts", tmp_path / "vectors", tmp_path]
     assert RunWriter.finished(tmp_path, manifest(ROWS)) == "complete"
@@ -250,7 +250,7 @@ def test_a_run_that_cannot_be_synced_is_not_called_complete(
     def fails(path: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(folder, "sync_directory", fails)
+    monkeypatch.setattr(writer, "sync_directory", fails)
     with pytest.raises(EnvironmentFault, match="Input/output error"):
         RunWriter.finished(tmp_path, manifest(ROWS))
 

@@ -9,7 +9,7 @@ from job_messages import HELLO
 
 from collage_mpi.errors import UsageError
 from collage_mpi.job.handshake import tell_tunings, warn_of_mixed_tuning
-from collage_mpi.models.tuning import PLAIN, memory_fault
+from collage_mpi.models.info import PLAIN, memory_fault
 from collage_mpi.settings.run_settings import RunSettings
 
 

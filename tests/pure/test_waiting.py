@@ -9,9 +9,8 @@ from job_messages import WELCOME
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.messages import Welcome
 from collage_mpi.job.networks import NetworkLoader
-from collage_mpi.models.info import Answer, Computation, Geometry, Loading
+from collage_mpi.models.info import PLAIN, Answer, Computation, Geometry, Loading
 from collage_mpi.models.null import NullPredictor
-from collage_mpi.models.tuning import PLAIN
 from collage_mpi.models.waiting import WaitingNetwork
 from collage_mpi.workload import straggler_settings
 from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
