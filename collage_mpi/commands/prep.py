@@ -35,7 +35,7 @@ from collage_mpi.system.tell import tell
 if TYPE_CHECKING:
     import numpy as np
 
-    from collage_mpi.prep.arrays import PixelRows, ShardRows
+    from collage_mpi.prep.work import PixelRows, ShardRows
     from collage_mpi.shards import ShardSet
     from collage_mpi.shards.foreign import ArrayLayout
     from collage_mpi.shards.pictures import PictureFit
@@ -176,7 +176,7 @@ class TarArguments(PicturesArguments):
         return self.tars[0]
 
     def listing(self) -> Listing:
-        from collage_mpi.shards.tars import list_tars
+        from collage_mpi.shards.listing import list_tars
 
         names, files = self.names(), list(self.tars)
         return list_tars(files, names, label_key=self.label_key, picture=self.picture)
@@ -510,9 +510,8 @@ class Hdf5Arguments(ResizeArguments):
 
     @contextmanager
     def table(self) -> Iterator[RowsToWrite]:
-        from collage_mpi.shards.foreign import is_foreign, named_faults
+        from collage_mpi.shards.foreign import H5_LOCK, is_foreign, named_faults
         from collage_mpi.shards.guard import opened
-        from collage_mpi.shards.hdf5 import H5_LOCK
 
         with reading(self.file), H5_LOCK, opened(self.file, cache_bytes=64 << 20) as file:
             if not is_foreign(file):
@@ -535,7 +534,7 @@ def _is_shard(args: Hdf5Arguments) -> str:
 
 def _layout(args: Hdf5Arguments, file: Any, elsewhere: bool) -> ArrayLayout:
     """Where images and labels are. Raises UsageError, ForeignFault."""
-    from collage_mpi.prep.arrays import parse_shape
+    from collage_mpi.prep.work import parse_shape
     from collage_mpi.shards.foreign import (
         NO_LABELS,
         ArrayLayout,
@@ -579,7 +578,7 @@ def _labels_elsewhere(labels: str | None, file: Any) -> bool:
 def _hdf5_table(
     args: Hdf5Arguments, file: Any, layout: ArrayLayout, elsewhere: bool
 ) -> RowsToWrite:
-    from collage_mpi.prep.arrays import PixelRows, labels_for, parse_range, read_labels
+    from collage_mpi.prep.work import PixelRows, labels_for, parse_range, read_labels
     from collage_mpi.shards.foreign import class_names_of
     from collage_mpi.shards.schema import split_part
 
@@ -624,7 +623,7 @@ class ShardsArguments(ResizeArguments):
 
     @contextmanager
     def table(self) -> Iterator[RowsToWrite]:
-        from collage_mpi.prep.arrays import channels_of
+        from collage_mpi.prep.work import channels_of
         from collage_mpi.shards.inputs import expand_paths
         from collage_mpi.shards.reader import ShardSet
         from collage_mpi.shards.schema import split_part
@@ -646,7 +645,7 @@ class ShardsArguments(ResizeArguments):
 
 
 def _shards_table(args: ShardsArguments, shards: ShardSet, fit: PictureFit | None) -> RowsToWrite:
-    from collage_mpi.prep.arrays import ShardRows, all_ids, labels_for, read_labels
+    from collage_mpi.prep.work import ShardRows, all_ids, labels_for, read_labels
     from collage_mpi.shards.schema import label_problem
 
     names, labels = args.names() or shards.class_names, shards.labels()
@@ -675,7 +674,7 @@ class IdxArguments(RowsArguments):
 
     @contextmanager
     def table(self) -> Iterator[RowsToWrite]:
-        from collage_mpi.prep.arrays import labels_for, read_idx
+        from collage_mpi.prep.work import labels_for, read_idx
 
         names, labels = self.names(), None
         images = read_idx(self.images)

@@ -25,13 +25,16 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.foreign import (
+    H5_LOCK,
     ArrayLayout,
     ForeignFault,
+    import_h5py,
     is_foreign,
+    open_file,
+    still_reading,
     stored_in_full,
     understand,
 )
-from collage_mpi.shards.hdf5 import H5_LOCK, import_h5py, open_file, still_reading
 from collage_mpi.shards.members import Texts
 from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.shards.schema import (

@@ -20,7 +20,7 @@ from collage_mpi.system.files import reading
 
 HOMES = {  # name of a source -> its class, in the order in which `takes` is called
     "images": "guard.OpenShard",
-    "tar": "tars.TarSource",
+    "tar": "listing.TarSource",
     "parquet": "parquet.ParquetSource",
     "zarr": "zarrs.ZarrSource",
     "list": "listing.ListSource",

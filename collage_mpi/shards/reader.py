@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ShardFault
+from collage_mpi.shards.foreign import cause_of
 from collage_mpi.shards.guard import first_of, verify_shard
-from collage_mpi.shards.hdf5 import cause_of
 from collage_mpi.shards.inputs import (
     examine,
     expand_paths,

@@ -29,7 +29,7 @@ from collage_mpi.job.resume import resumed_settings
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.gate import tensor_files
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
-from collage_mpi.prep.arrays import read_idx, read_labels, to_labels
+from collage_mpi.prep.work import read_idx, read_labels, to_labels
 from collage_mpi.report.page import render_page
 from collage_mpi.results import (
     RunWriter,
@@ -508,8 +508,8 @@ def _pictures(folder: Path) -> list[Reader]:
 
     from PIL import Image
 
+    from collage_mpi.shards.listing import list_tars
     from collage_mpi.shards.pictures import PictureFit, UnreadablePicture, picture_pixels
-    from collage_mpi.shards.tars import list_tars
 
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     files = []

@@ -16,7 +16,7 @@ from chunked import write_chunked
 from fuzz import Reader, damage
 
 from collage_mpi.errors import CollageError
-from collage_mpi.prep.arrays import read_labels, to_labels
+from collage_mpi.prep.work import read_labels, to_labels
 
 USER = (CollageError,)
 Change = Callable[[random.Random, bytes], bytes]

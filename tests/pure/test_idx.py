@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.prep.arrays import DTYPES, read_idx
+from collage_mpi.prep.work import DTYPES, read_idx
 
 CODES = {np.dtype(text): code for code, text in DTYPES.items()}
 SHARED_FOLDER = settings(

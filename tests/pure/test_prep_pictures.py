@@ -21,7 +21,7 @@ from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.guard import inspect_here, verify_here
-from collage_mpi.shards.tars import list_tars, split_key
+from collage_mpi.shards.listing import list_tars, split_key
 
 CLASSES = ("ant", "bee", "cat")
 SMALL = ["--size=8", "--workers=1"]
