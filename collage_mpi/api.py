@@ -126,12 +126,12 @@ def map_batches(
         UsageError: the class is not at the top of a file, or the settings cannot be run.
         EnvironmentFault: the job ended early; its messages say why.
     """
-    from collage_mpi.commands.map import MapArguments, execute
+    from collage_mpi.commands.classify import MapArguments, execute_map
     from collage_mpi.results import read_results
 
     paths = [input] if isinstance(input, (str, Path)) else input
     given = {"shards": tuple(map(str, paths)), "out": str(out), **settings}
-    code = execute(MapArguments(function=spec_of(function), ranks=ranks, mpi=mpi, given=given))
+    code = execute_map(MapArguments(function=spec_of(function), ranks=ranks, mpi=mpi, given=given))
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.INCOMPLETE):
         raise EnvironmentFault(
             f"the job of {out} ended with exit code {code}; its messages above say why"

@@ -1,10 +1,17 @@
-"""One module for each command. `collage_mpi.cli` imports only the module of the command in use.
+"""The commands. `collage_mpi.cli` imports only the module of the command in use.
 
-The `COMMAND` of a module holds the arguments of the command and the function that executes it.
+The `COMMAND` of a module, or `VERIFY_COMMAND` and others if it has several, holds the arguments of
+the command and the function that executes it.
 Heavy packages (numpy, torch, h5py, MPI) are imported inside functions, so that `--help` is fast.
 """
 
-# name -> line in --help. The module has the name of the command, with _ for -.
+# Command -> its module, if the module has several. Otherwise it has the name of the command.
+MODULES = {
+    **dict.fromkeys(("top", "verify", "export", "plot", "slow-ranks", "report"), "look"),
+    **dict.fromkeys(("classify", "map"), "classify"),
+    **dict.fromkeys(("train", "weights", "evaluate"), "networks"),
+}
+# name -> line in --help
 COMMANDS: dict[str, str] = {
     "demo": "classify real images under four schemes; print a table and draw a picture",
     "classify": "classify a folder of pictures and write the classes to a CSV file; resumable",

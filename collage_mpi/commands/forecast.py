@@ -56,8 +56,7 @@ from collage_mpi.system.environment import (
     threads_per_rank,
 )
 from collage_mpi.system.files import free_bytes
-from collage_mpi.system.printable import counted, numbers_text, say, size_text
-from collage_mpi.system.progress import minutes
+from collage_mpi.system.printable import counted, minutes, numbers_text, say, size_text
 
 READ_IMAGES = 512  # images that rank 0 reads, to measure the speed of reading
 DECODED_IMAGES = 64  # images read and decoded on one core, from all parts of the input

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from collage_mpi import __version__
-from collage_mpi.commands import COMMANDS
+from collage_mpi.commands import COMMANDS, MODULES
 from collage_mpi.errors import ExitCode
 from collage_mpi.removed import removed
 from collage_mpi.settings.flags import Arguments, add_flags
@@ -171,8 +171,9 @@ def build_parser(command: str | None = None) -> _Parser:
     for name, line in COMMANDS.items():
         child = sub.add_parser(name, help=line, description=_sentence(line))
         if command in (None, name):
-            module = import_module(f"collage_mpi.commands.{name.replace('-', '_')}")
-            _fill(child, module.COMMAND)
+            module = import_module(f"collage_mpi.commands.{MODULES.get(name, name)}")
+            own = name.replace("-", "_").upper() + "_"
+            _fill(child, getattr(module, own * (name in MODULES) + "COMMAND"))
     return parser
 
 

@@ -83,6 +83,13 @@ def size_text(nbytes: int) -> str:
     return f"{nbytes / (1 << 20):.0f} MiB" if nbytes >= 1 << 20 else f"{nbytes / 1024:.0f} KiB"
 
 
+def minutes(seconds: float) -> str:
+    """A duration for people: "45 s", "12 min", "3.1 h"."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def ranges_in(text: str) -> list[range] | None:
     """`0-3,8` as the ranges 0 to 3 and 8 to 8; None for a text of another form."""
     found = [re.fullmatch(r"\s*(\d{1,15})(?:-(\d{1,15}))?\s*", part) for part in text.split(",")]

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from collage_mpi.system.environment import status_word
-from collage_mpi.system.printable import printable
+from collage_mpi.system.printable import minutes, printable
 from collage_mpi.system.tell import SafeStream, mark_of, status_line, tell
 
 if TYPE_CHECKING:
@@ -216,13 +216,6 @@ def _left(status: dict[str, Any], unit: str) -> str | None:
     if not total or not pace or not 0 < done < total:
         return None
     return minutes((total - done) / pace)
-
-
-def minutes(seconds: float) -> str:
-    """A duration for people: "45 s", "12 min", "3.1 h"."""
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class LineDisplay:

@@ -465,7 +465,7 @@ def _bytes_of(state: Any) -> bytes:
 
 
 def _simulation(folder: Path) -> list[Reader]:
-    from collage_mpi.commands.top import drawn
+    from collage_mpi.commands.look import drawn
     from collage_mpi.results import STATUS
     from collage_mpi.results.status import StatusFiles, Watch
     from collage_mpi.rows import TASK_ROW

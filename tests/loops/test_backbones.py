@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from collage_mpi.cli import main
+from collage_mpi.commands.networks import architecture_of, default_cell_px, head_of
 from collage_mpi.commands.parser import read_command
-from collage_mpi.commands.train import architecture_of, default_cell_px, head_of
 from collage_mpi.errors import DataFault, ExitCode, UsageError
 from collage_mpi.models import describe
 from collage_mpi.models.architecture import (

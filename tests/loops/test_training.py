@@ -96,7 +96,7 @@ def test_a_threshold_goes_into_the_weights(
         asked.append(how.tuning.precision)
         return load_predictor(spec, kind, how)
 
-    monkeypatch.setattr("collage_mpi.commands.weights.load_predictor", load)
+    monkeypatch.setattr("collage_mpi.commands.networks.load_predictor", load)
     test, out = make_shard(tmp_path / "test.h5", 2000, 1), tmp_path / "out.safetensors"
     words = ["weights", "threshold", "--shards", str(test), "--single", str(weights["single"])]
     words += ["--collage", str(weights["collage"]), "--out", str(out)]
@@ -313,7 +313,7 @@ def test_the_calibration_error_is_recorded_before_and_after(shard: Path, tmp_pat
 def test_a_killed_run_goes_on_to_the_same_weights(
     shard: Path, weights: dict[str, Path], tmp_path: Path, distilled: bool
 ) -> None:
-    from collage_mpi.commands import train as command
+    from collage_mpi.commands import networks as command
     from collage_mpi.training.loop import Trainer
     from collage_mpi.training.sources import load
 

@@ -333,7 +333,7 @@ def test_too_few_images_are_told_of_before_a_network_runs(tmp_path, monkeypatch,
     images, labels = np.zeros((20, 28, 28, 1), np.uint8), np.zeros(20, np.int64)
     names = tuple(ShardSet.open([with_shipped("shipped:fashion_demo.h5")]).class_names or ())
     write_shard(shard, images, labels, class_names=names)
-    monkeypatch.setattr("collage_mpi.commands.weights.load_predictor", None)  # it is not asked for
+    monkeypatch.setattr("collage_mpi.commands.networks.load_predictor", None)  # it is not asked for
     words = ["weights", "threshold", "--shards", str(shard), "--out", str(tmp_path / "w")]
     words += ["--single", "shipped:fashion_single.safetensors"]
     words += ["--collage", "shipped:fashion_collage_side3.safetensors"]

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from collage_mpi.commands.networks import settings_of
 from collage_mpi.commands.parser import read_command
-from collage_mpi.commands.train import settings_of
 from collage_mpi.errors import UsageError
 from collage_mpi.models.architecture import BY_SIDE, PRESETS, Stage, default_architecture, preset
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from collage_mpi.commands import classify, launch
-from collage_mpi.commands import map as mapping
 from collage_mpi.commands.parser import read_command
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.settings.flags import flag, own_fields
@@ -121,7 +120,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 # Settings that are refused without another one -> that one, which both commands get.
 NEEDS: dict[str, tuple[str, ...]] = {}
-NOT_OF_MAP = {"agree", *mapping.ITS_OWN}
+NOT_OF_MAP = {"agree", *classify.ITS_OWN}
 
 
 def words_for(spec: dataclasses.Field) -> tuple[str, ...]:

@@ -14,8 +14,7 @@ from hand_made import hand_made
 
 from collage_mpi import __version__
 from collage_mpi.cli import main
-from collage_mpi.commands.plot import _timeline_title
-from collage_mpi.commands.top import drawn
+from collage_mpi.commands.look import _timeline_title, drawn
 from collage_mpi.figures.plots import plot_latency_cdf, plot_timeline
 from collage_mpi.report.page import render_page
 from collage_mpi.results import Results, compare, read_results, render_comparison, summarise

@@ -15,7 +15,7 @@ from results_harness import make_run
 
 import collage_mpi
 from collage_mpi import kinds
-from collage_mpi.commands import evaluate, train
+from collage_mpi.commands import networks
 from collage_mpi.job.provenance import named_files
 from collage_mpi.mpi import tasks
 from collage_mpi.results import read_results, summarise, timeline
@@ -57,8 +57,8 @@ def test_settings_of_a_kind_are_there():
 
 
 def test_every_kind_of_network_is_trained_and_evaluated():
-    assert tuple(train.COMMAND.each) == kinds.NETWORKS == ("single", "collage")
-    assert set(kinds.NETWORKS) <= {spec.name for spec in fields(evaluate.EvaluateArguments)}
+    assert tuple(networks.TRAIN_COMMAND.each) == kinds.NETWORKS == ("single", "collage")
+    assert set(kinds.NETWORKS) <= {spec.name for spec in fields(networks.EvaluateArguments)}
 
 
 def test_figures_tell_kinds_and_states_apart():

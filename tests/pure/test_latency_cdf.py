@@ -111,8 +111,8 @@ def test_without_matplotlib_the_extra_is_named(
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, collage_mpi.figures.plots, collage_mpi.results.writer; "
-        "import collage_mpi.commands.verify, "
-        "collage_mpi.commands.export, collage_mpi.results.verify, collage_mpi.results.export;"
+        "import collage_mpi.commands.look, "
+        "collage_mpi.commands.look, collage_mpi.results.verify, collage_mpi.results.export;"
         "print([m for m in ('matplotlib', 'torch', 'h5py', 'mpi4py', 'pyarrow') "
         "if m in sys.modules])"
     )

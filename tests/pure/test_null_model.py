@@ -93,7 +93,7 @@ def test_describing_needs_no_torch() -> None:
     code = (
         "import sys, collage_mpi.models as m; "
         "import collage_mpi.encoding.collage, "
-        "collage_mpi.commands.train, collage_mpi.commands.evaluate, collage_mpi.training; "
+        "collage_mpi.commands.networks, collage_mpi.commands.networks, collage_mpi.training; "
         "m.load_predictor('null', 'single'); "
         "bad = {'torch', 'h5py', 'mpi4py', 'safetensors', 'rich', 'PIL'} & set(sys.modules); "
         "sys.exit(str(bad) if bad else 0)"

@@ -13,7 +13,7 @@ from results_harness import make_run
 from test_slow_ranks import a_run
 
 from collage_mpi.cli import main
-from collage_mpi.commands import slow_ranks as command
+from collage_mpi.commands import look as command
 from collage_mpi.results import Results, reader
 from collage_mpi.rows import OUTCOME_CODE
 from collage_mpi.settings.run_settings import RunSettings

@@ -15,7 +15,7 @@ import pytest
 from results_harness import fill, manifest
 
 from collage_mpi.cli import main
-from collage_mpi.commands.top import beside_peers, drawn, life_line
+from collage_mpi.commands.look import beside_peers, drawn, life_line
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.results import STATUS, RunWriter, verify_run
 from collage_mpi.results.claim import LOOK_S, STILL_S, read_claims
