@@ -30,7 +30,7 @@ def row_of(table: TableLayout, session: int, **fields: Any) -> tuple[Any, ...]:
 
 def packed(table: TableLayout, row: tuple[Any, ...]) -> np.ndarray:
     """A row as an array, (1,) of the table's dtype."""
-    if table.has_reason:
+    if "reason" in table.row._fields:
         row = (*row[:-1], reason_bytes(row[-1]))
     return np.frombuffer(table.packer.pack(*row), table.dtype)
 

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 
@@ -167,9 +166,6 @@ def keys_digest(ascending: Iterable[np.ndarray], starts: np.ndarray) -> str:
     return found.hexdigest()
 
 
-_WORD = (1 << 64) - 1
-
-
 class Draw:
     """Draws a share of the images of some shards.
 
@@ -183,10 +179,6 @@ class Draw:
         texts = [f"{seed}:{fingerprint}".encode() for fingerprint in fingerprints]
         digests = [blake2b(text, digest_size=8).digest() for text in texts]
         self._words = [int.from_bytes(digest, "little") for digest in digests]
-
-    def one(self, shard: int, row: int) -> bool:
-        """Whether the image is drawn."""
-        return self.share > 0 and _mixed(self._words[shard] ^ _mixed(row)) / 2**64 < self.share
 
     def some(self, images: np.ndarray) -> np.ndarray:
         """(n,) bool, which images are drawn.
@@ -208,11 +200,8 @@ def draw_of(manifest: Json) -> Draw:
     return Draw(audit["share"], audit["seed"], fingerprints)
 
 
-NO_DRAW = Draw(0.0, 0, ())
-
-
-def _mixed(word: Any) -> Any:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), for int or uint64 array."""
+def _mixed(word: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), (n,) uint64."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        word = (word ^ (word >> shift)) * factor & _WORD
-    return word ^ (word >> 31)
+        word = (word ^ (word >> np.uint64(shift))) * np.uint64(factor)
+    return word ^ (word >> np.uint64(31))

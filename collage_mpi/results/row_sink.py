@@ -12,8 +12,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -181,14 +182,6 @@ class PartThread(QueueThread[_Part]):
         self._written(table, number, payload)
 
 
-class TakesParts(Protocol):
-    """Takes the rows of full buffers."""
-
-    fault: CollageError | None
-
-    def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None: ...
-
-
 class Writer(Protocol):
     """Where rows go: (n,) of IMAGE_ROW and of TASK_ROW."""
 
@@ -204,7 +197,7 @@ class Buffer:
     def __init__(
         self,
         table: TableLayout,
-        thread: TakesParts,
+        thread: PartThread,
         rows: int,
         beside: VectorBuffer | None = None,
     ) -> None:
@@ -390,46 +383,34 @@ class RowSink:
 
 
 class MemoryWriter:
-    """Takes rows as `RowSink` does, but keeps them in memory: some 200 bytes an image."""
+    """Takes rows as `RowSink` does, but keeps them in memory: some 200 bytes an image. The column
+    `reason` is only as wide as the longest reason of the rows that came together."""
 
     session = 1
 
     def __init__(self) -> None:
-        self._kept = _KeptParts()
-        self._buffers = {t.name: Buffer(t, self._kept, ROWS_PER_PART) for t in STORED}
-        self.task_rows = self._buffers[TASKS.name].extend
+        self._rows = {table.name: [np.empty(0, _narrow(table, 0))] for table in STORED}
+        self.task_rows = partial(self._take, TASKS)
 
     def image_rows(self, rows: np.ndarray, vectors: Sequence[np.ndarray] = ()) -> None:
         """Take rows, (n,) of IMAGE_ROW; it keeps no vectors."""
-        self._buffers[IMAGES.name].extend(rows)
+        self._take(IMAGES, rows)
+
+    def _take(self, table: TableLayout, rows: np.ndarray) -> None:
+        longest = int(np.char.str_len(rows["reason"]).max(initial=0))
+        self._rows[table.name].append(rows.astype(_narrow(table, longest)))
 
     def results(self, path: Path, manifest: Json) -> Results:
         """The rows as a run, as if it had been read from `path`."""
-        for buffer in self._buffers.values():
-            buffer.hand_over()
-        images, tasks = map(self._kept.rows, STORED)
+        images, tasks = (self._all(table) for table in STORED)
         groups = groups_of(images, manifest)
         return Results(path, manifest, images, groups, tasks, complete=True)
 
-
-class _KeptParts:
-    """Parts in memory. The column `reason` is only as wide as the longest reason of the part."""
-
-    fault: CollageError | None = None
-
-    def __init__(self) -> None:
-        self._parts: dict[str, list[np.ndarray]] = defaultdict(list)
-
-    def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None:
-        rows = np.frombuffer(payload, table.dtype)
-        longest = int(np.char.str_len(rows["reason"]).max()) if table.has_reason else 0
-        self._parts[table.name].append(rows.astype(_narrow(table, longest)))
-
-    def rows(self, table: TableLayout) -> np.ndarray:
+    def _all(self, table: TableLayout) -> np.ndarray:
         """All rows of a table, (n,), which are then forgotten."""
-        found = self._parts.pop(table.name, [np.empty(0, _narrow(table, 0))])
+        found = self._rows.pop(table.name)
         widest = max((part.dtype for part in found), key=lambda dtype: dtype.itemsize)
-        return np.concatenate([part.astype(widest, copy=False) for part in found])
+        return np.concatenate(found, dtype=widest)
 
 
 def _narrow(table: TableLayout, longest: int) -> np.dtype:

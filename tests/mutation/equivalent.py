@@ -77,7 +77,7 @@ SAME: dict[tuple[str, str], str] = {
     ): "a rank's spells just before the start are those at the start",
     (
         "collage_mpi/workload/straggler_settings.py",
-        "return math.exp(min(x, (120.0)))",
+        "return median_s * math.exp(min(sigma * z, (120.0)))  # so that it does not overflow",
     ): "a draw is cut far below either, unless the median is below 1e-17 s",
     (
         "collage_mpi/workload/straggler_settings.py",
