@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.plugins import pip_line
-from collage_mpi.results import REPORT
+from collage_mpi.results import EXPORT, REPORT
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.files import writing
@@ -376,7 +376,6 @@ def export(args: ExportArguments) -> int:
 
 
 def _trace(args: ExportArguments) -> int:
-    from collage_mpi.results import EXPORT
     from collage_mpi.results.reader import read_results
     from collage_mpi.results.slow_ranks import trace_of
     from collage_mpi.workload.arrivals import save_trace

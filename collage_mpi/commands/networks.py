@@ -446,9 +446,7 @@ class FetchArguments(Arguments):
 
 def fetch(args: FetchArguments) -> int:
     """Download each network that the cache lacks, and try it. Returns 0."""
-    from collage_mpi.models import describe
     from collage_mpi.models.asking import ask
-    from collage_mpi.models.info import Geometry
     from collage_mpi.shards.pictures import DEFAULT_PX
 
     for spec in args.networks:
@@ -600,7 +598,6 @@ def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData) -> str:
     """Describes the service time saved by asking the network before its teacher, on the validation
     images.
     """
-    from collage_mpi.models import describe
     from collage_mpi.training.loop import held_savings
     from collage_mpi.training.sources import teacher_loading
     from collage_mpi.training.threshold import told_savings

@@ -35,19 +35,15 @@ from collage_mpi.system.tell import tell
 if TYPE_CHECKING:
     import numpy as np
 
-    from collage_mpi.prep.work import PixelRows, ShardRows
+    from collage_mpi.prep.work import PixelRows, Recipe, ShardJob, ShardReport, ShardRows
     from collage_mpi.shards import ShardSet
     from collage_mpi.shards.foreign import ArrayLayout
+    from collage_mpi.shards.members import Listing
     from collage_mpi.shards.pictures import PictureFit
 
 
 IN_OUT = ("in", "out")
 LINE_EVERY_S = 15.0  # between progress lines if stderr is not a terminal
-
-if TYPE_CHECKING:
-    from collage_mpi.prep.work import Recipe, ShardJob, ShardReport
-    from collage_mpi.shards.members import Listing
-
 
 _pictures = partial(setting, group="pictures")
 _order = partial(setting, group="order and classes")
@@ -600,11 +596,7 @@ def _hdf5_table(
 class ShardsArguments(ResizeArguments):
     """The arguments of `prep shards`."""
 
-    paths: tuple[Path, ...] = setting(
-        REQUIRED,
-        "shards, folders of pictures or any other input of `run` (docs/inputs.md)",
-        positional=True,
-    )
+    paths: tuple[Path, ...] = same(ReadArguments, "paths", shipped=False)
     size: int | None = setting(
         None,
         "resize the images to PX x PX",

@@ -55,7 +55,7 @@ from collage_mpi.results.pending import Publisher, adopt, clear
 from collage_mpi.results.reader import Inventory, StoredRun, known_run
 from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.status import StatusFiles
-from collage_mpi.results.summary import Tally
+from collage_mpi.results.summary import Tally, save_summary, summarise
 from collage_mpi.results.vectors import extras_of, remove_orphans
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import FILE_SETTINGS, FREE_SETTINGS
@@ -495,8 +495,6 @@ class RunWriter(RowSink):
         write_manifest(self.out, self.manifest, self._claim.check)
 
     def _summarise(self, found: Tally) -> None:
-        from collage_mpi.results.summary import save_summary, summarise
-
         run = known_run(self.out, self.manifest)
         run = replace(run, complete=self.manifest["status"] in COMPLETE)
         self.summary = summarise(run, found)

@@ -318,7 +318,7 @@ def test_a_run_is_marked_complete_only_when_its_summary_is_written(
         fill(run, full, rest)
         with monkeypatch.context() as dies:
             if rest:
-                dies.setattr("collage_mpi.results.summary.save_summary", Mock(side_effect=Kill))
+                dies.setattr("collage_mpi.results.writer.save_summary", Mock(side_effect=Kill))
                 with pytest.raises(Kill):
                     run.close("complete", summary=True)
             else:
