@@ -19,7 +19,7 @@ from collage_mpi.core.core import Core
 from collage_mpi.core.policies import AcceptPolicy, Confident, First
 from collage_mpi.core.schemes import SchemeSettings, make_scheme, scheme_class
 from collage_mpi.core.settings import CoreSettings
-from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, OPEN, SHARED
+from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, OPEN
 from collage_mpi.core.table import Table
 from collage_mpi.core.work import Work
 from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
@@ -257,7 +257,7 @@ class World:
         ]
         made = np.array([(*cell, (0, 0, 0)) for cell in found], CELL)
         kept = np.array([(task, i) for i in sent.images], np.float32) if self.keeps else None
-        return ev.Answered(task, sent.rank, made, compute_ns, 11, 13, 2, reasons, kept, at_ns)
+        return ev.Answered((task,), sent.rank, made, compute_ns, 11, 13, 2, reasons, kept, at_ns)
 
     def answer(self, task: int, *states: int, **how: Any) -> None:
         """The task's rank answers; `states`: of the cells of its first images."""
@@ -406,7 +406,8 @@ class World:
                 self.open[image].bad_row |= bool(cell["state"] == BAD_ROW)
 
     def _on_answered(self, event: ev.Answered) -> None:
-        sent = self._ended(event.task, "answered", "", event.compute_ns, event.at_ns)
+        (task,) = event.tasks
+        sent = self._ended(task, "answered", "", event.compute_ns, event.at_ns)
         self.failures[sent.rank] = 0
         here = event.cells["state"] == PRESENT
         absent = [i for i, present in zip(sent.images, here, strict=True) if not present]
@@ -634,14 +635,17 @@ class World:
         covers = self._covers()
         parked, deferred = core.retries._parked, core.retries._deferred
         going_on = core.stopping is None
+        slot_of = self.slots()
+        parked, deferred = (
+            {int(table.position[slot]) for slot in among} for among in (parked, deferred)
+        )
         for image in self.open:
-            block, at = table.find(image)
-            assert {task.id for task in core.holders(image)} == holders[image], image
-            if len(holders[image]) > 1:
-                assert block.state[at] & SHARED
+            slot = slot_of[image]
+            assert {task.id for task in core.holders(slot)} == holders[image], image
             if not going_on:
                 continue
-            assert block.cover[at] == covers[image], f"image {image}: {covers[image]} cover it"
+            cover = table.holds[slot] - table.deaf[slot]
+            assert cover == covers[image], f"image {image}: {covers[image]} cover it"
             waits = image in parked or image in deferred
             assert covers[image] or waits, f"image {image} is forgotten (4)"
             assert not (covers[image] and image in parked), f"image {image} waits without need"
@@ -653,11 +657,12 @@ class World:
         self.parked = {image: self.parked.get(image, self.now_ns) for image in parked}
         if going_on and (parked or deferred):
             assert core.wake_ns is not None, "nothing wakes what waits (4)"
-        assert parked | deferred | core.retries.trouble.keys() <= self.open.keys()
-        assert core._more.keys() <= self.open.keys()
+        troubled = {int(table.position[slot]) for slot in core.retries.trouble}
+        assert parked | deferred | troubled <= self.open.keys()
         self._check_tasks()
         self._check_ranks()
         if going_on:
+            self._check_holds()
             self._check_queues()
             self._check_admission()
 
@@ -665,13 +670,12 @@ class World:
         """Image -> work that waits for it, and its tasks on ranks that are heard."""
         core, counts = self.core, Counter[int]()
         for work in self._works():
-            counts.update(np.asarray(work.positions).tolist())
+            counts.update(self.images_of(work.slots))
         for fresh in (core.fresh, core.alone):
-            assert fresh.count == sum(map(len, fresh.ranges))
-            ends = [each for part in fresh.ranges for each in (part.start, part.stop)]
-            assert ends == sorted(ends)
-            for part in fresh.ranges:
-                counts.update(part)
+            images = [image for part in fresh.parts for image in self.images_of(part)]
+            assert fresh.count == len(images)
+            assert images == sorted(images)
+            counts.update(images)
         for sent in self.live.values():
             if sent.rank not in self.silent:
                 counts.update(sent.images)
@@ -687,35 +691,50 @@ class World:
 
     def _check_table(self) -> None:
         core, table = self.core, self.table
-        unresolved, done = set[int](), 0
-        for block in table.blocks.values():
-            states = np.frombuffer(block.state, np.uint8)
-            assert len(block.records) == len(states)
-            where = block.positions(np.flatnonzero(states & OPEN)).tolist()
-            resolved = np.flatnonzero(states & DONE)
-            assert not (states[resolved] & ~np.uint8(DONE)).any()
-            assert (block.open, block.done) == (len(where), len(resolved))
-            unresolved |= {*where}
-            done += len(resolved)
+        unresolved = {*self.slots()}
+        done = table.state & DONE != 0
+        assert not (table.state[done] & ~np.uint8(DONE)).any()
         assert unresolved == self.open.keys()
-        assert table.done == done
+        assert table.done == done.sum()
+        assert not (table.state[table._free]).any()
+        assert not (table.holds[table._free]).any(), "a slot is free that something refers to"
         assert core.admission.unresolved == len(self.open)
         kept = Counter[int]()
-        for image in self.open:
-            block, at = table.find(image)
-            state, found = block.state[at], self.open[image]
+        for image, slot in self.slots().items():
+            state, found = table.state[slot], self.open[image]
             assert bool(state & DRAWN) == found.drawn
             assert bool(state & KEPT) == (found.kept is not None), image
             assert bool(state & DECIDED) == found.decided
             if state & KEPT:
-                kept[int(block.kept[at])] += 1
+                kept[int(table.kept[slot])] += 1
                 assert found.kept is not None
-                assert found.kept[1] == block.kept[at]
+                assert found.kept[1] == table.kept[slot]
         waiting = {task for task, count in kept.items() if count}
-        assert core._ended.keys() == waiting, "rows of tasks are held back without need"
-        assert all(core._ended[task].kept == count for task, count in kept.items())
+        assert core.ended.keys() == waiting, "rows of tasks are held back without need"
+        assert all(core.ended[task].kept == count for task, count in kept.items())
         with_kept = {image for image, found in self.open.items() if found.kept is not None}
-        assert core.outcomes._kept_vectors.keys() <= with_kept, "vectors leak"
+        vectors = {int(table.position[slot]) for slot in core.outcomes._kept_vectors}
+        assert vectors <= with_kept, "vectors leak"
+
+    def _check_holds(self) -> None:
+        """A slot is free only when nothing refers to it."""
+        core, counts = self.core, Counter[int]()
+        arrays = [task.slots for task in core.tasks.values()]
+        arrays += [work.slots for work in self._works()]
+        arrays += [part for fresh in (core.fresh, core.alone) for part in fresh.parts]
+        arrays += [core.groups[group] for group in core._filling]
+        for slots in arrays:
+            counts.update(slots.tolist())
+        held = np.flatnonzero(self.table.holds).tolist()
+        assert counts == {slot: self.table.holds[slot] for slot in held}
+
+    def slots(self) -> dict[int, int]:
+        """The unresolved images and their slots."""
+        slots = np.flatnonzero(self.table.state & OPEN)
+        return dict(zip(self.images_of(slots), slots.tolist(), strict=True))
+
+    def images_of(self, slots: np.ndarray) -> list[int]:
+        return list(self.table.position[slots].tolist())
 
     def _check_tasks(self) -> None:
         core = self.core
@@ -725,7 +744,7 @@ class World:
             state = core.tasks[task]
             assert state.covers == (sent.rank not in self.silent)
             assert (state.status == "cancelled") == (task in self.cancelled)
-            assert state.left == left, f"task {task} has {left} images left"
+            assert {peer.id for peer in state.peers} <= self.live.keys()
             assert left or task in self.cancelled, f"task {task} is of no use, and not cancelled"
 
     def _check_ranks(self) -> None:
@@ -753,21 +772,21 @@ class World:
         """What waits can leave, and no quick rank with room lets it wait (4)."""
         core = self.core
         for kind, queue in core.queues.items():
-            assert queue.count == sum(len(work.positions) for work in queue.works)
-            firsts = [work.positions[0] for work in queue.works]
+            assert queue.count == sum(len(work.slots) for work in queue.works)
+            firsts = [work.first for work in queue.works]
             assert firsts == sorted(firsts)
             room = [place[-1] for place in core.ranks.room[kind] if self._quick(place[-1], kind)]
             for work in queue.works:
                 ready = {*core.ranks.ready[kind]}
-                useful = any(image in self.open for image in np.asarray(work.positions).tolist())
+                useful = any(image in self.open for image in self.images_of(work.slots))
                 assert ready - {*work.held} or not useful, "work for nobody waits (4)"
                 for rank in room:
                     apart = core.ranks.fastest(COLLAGE)
                     others = rank.id in apart and core.fresh.count
                     if kind == COLLAGE:
                         others = apart and rank.id not in apart
-                    barred = rank.id in work.avoid or others or rank.has(work)
-                    assert barred or not useful, f"rank {rank.id} has room for {work.positions} (4)"
+                    barred = rank.id in work.avoid or others or core.has(rank, work)
+                    assert barred or not useful, f"rank {rank.id} has room for {work.first} (4)"
         if self.scheme.pulls and not core.gathers():
             self._check_fresh()
         if not core.gathers():
@@ -778,7 +797,7 @@ class World:
         core, apart = self.core, self.core.ranks.fastest(COLLAGE)
         kinds = {SINGLE, self.scheme.first} if self.cascade else {SINGLE}
         for fresh, able in ((core.fresh, kinds), (core.alone, {SINGLE})):
-            useful = any(image in self.open for part in fresh.ranges for image in part)
+            useful = any(i in self.open for part in fresh.parts for i in self.images_of(part))
             assert not useful or any(core.ranks.ready[kind] for kind in able), "for nobody (4)"
         for rank in [place[-1] for place in core.ranks.room[SINGLE]]:
             if rank.id in apart or not self._quick(rank, SINGLE):
@@ -853,11 +872,10 @@ class World:
             assert (self.finish.status == ev.COMPLETE_WITH_ERRORS) == bool(errors)
             assert not core.retries.trouble
             assert not core.admission.left
-            assert not core.encode_ns
-            assert not core._more
-            assert not any(block.open for block in self.table.blocks.values())
+            assert not core.groups
+            assert not core._filling
         assert not core.tasks
-        assert not core._ended
+        assert not core.ended
         assert not self.table.reasons
         for task, expected in self.task_rows.items():
             row = self.tasks[task]

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.core.events import LOST_REASON, Answered, Failed
+from collage_mpi.core.events import LOST_REASON, Answered, Skipped
 from collage_mpi.mpi.answers import (
     ANSWERED,
+    BEGIN_BYTES,
     FAILED,
+    RESULT,
     SKIPPED,
     Score,
     Unread,
@@ -43,11 +45,19 @@ def pack_wire_tasks(
 
 def unpack_results(message: np.ndarray) -> list[WireResult]:
     """The results of an ANSWERS message, as the worker packed them."""
-    found = []
-    for end in unpack_ends(0, read_header(message), message):
-        if isinstance(end, Answered | Failed):
-            states = end.cells["state"].tolist()
-            lines = iter(end.reasons)
+    header, found = read_header(message), []
+    ends = unpack_ends(0, header, message)
+    records = message[BEGIN_BYTES:][: header.n_tasks * RESULT.itemsize].view(RESULT)
+    counts = iter(records["n_cells"].tolist())
+    for end in ends:
+        if isinstance(end, Skipped):
+            next(counts)
+            found.append(WireResult(end.task, SKIPPED))
+            continue
+        lines, first = iter(end.reasons), 0
+        for task in end.tasks if isinstance(end, Answered) else [end.task]:
+            part = slice(first, first := first + next(counts))
+            states = end.cells["state"][part].tolist()
             unread = tuple(
                 Unread(next(lines, LOST_REASON), state == BAD_ROW)
                 if state in (UNREAD, BAD_ROW)
@@ -56,18 +66,17 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
             )
             cells = tuple(
                 Score(int(cell["label"]), float(cell["score"])) if state == PRESENT else None
-                for cell, state in zip(end.cells, states, strict=True)
+                for cell, state in zip(end.cells[part], states, strict=True)
             )
             answered = isinstance(end, Answered)
             status, reason = ANSWERED if answered else FAILED, "\n".join(end.reasons)
-            result = WireResult(end.task, status, reason=reason)
+            result = WireResult(task, status, reason=reason)
             if answered:
                 result.compute_ns, result.read_ns = end.compute_ns, end.read_ns
-                result.runtime, result.vectors, result.cells = end.runtime, end.vectors, cells
+                result.runtime, result.cells = end.runtime, cells
+                result.vectors = None if end.vectors is None else end.vectors[part]
             if any(unread):
                 result.unread = unread
                 result.reason = next(why.reason for why in unread if why)
             found.append(result)
-        else:
-            found.append(WireResult(end.task, SKIPPED))
     return found

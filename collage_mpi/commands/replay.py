@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collage_mpi.job.record import Replay
 
 _SHOWN = 20  # events of a turn, images or tasks
-_BITS = ("OPEN", "DONE", "DRAWN", "SHARED", "KEPT", "DECIDED", "WAITS")  # of an image's state
+_BITS = ("OPEN", "DONE", "DRAWN", "KEPT", "DECIDED", "TROUBLED")  # of an image's state
 _WIDTH = 2000  # of an event or action
 
 
@@ -93,15 +93,15 @@ def state_of(core: Core) -> str:
 
     bits = {getattr(states, name): name.lower() for name in _BITS}
     counts, special = Counter[str](), list[str]()
-    for block in core.table.blocks.values():
-        for at in block.states.nonzero()[0]:
-            has = [name for bit, name in bits.items() if block.states[at] & bit]
-            counts.update(has)
-            if len(has) > 1 and len(special) < _SHOWN:
-                position = int(block.positions(at.reshape(1))[0])
-                of = [f"{task.id} (rank {task.rank})" for task in core.holders(position)]
-                special.append(f"  image {position}: {', '.join(has)}; {numbered('task', of)}")
-    come, waiting = core.admission, {"never sent": core.fresh.count, "late": core.late.count}
+    slots = core.table.state.nonzero()[0]
+    for slot in slots[core.table.position[slots].argsort()].tolist():
+        has = [name for bit, name in bits.items() if core.table.state[slot] & bit]
+        counts.update(has)
+        if len(has) > 1 and len(special) < _SHOWN:
+            position = core.table.position[slot]
+            of = [f"{task.id} (rank {task.rank})" for task in core.holders(slot)]
+            special.append(f"  image {position}: {', '.join(has)}; {numbered('task', of)}")
+    come, waiting = core.admission, {"never sent": core.fresh.count, "late": len(core.late)}
     waiting |= {f"{kind} again": queue.count for kind, queue in core.queues.items()}
     input_is = "closed" if come.closed else "paused" if come.paused else "open"
     lines = [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from collage_mpi.core import events as ev
-from collage_mpi.core.events import Positions
 
 Core = Any  # `core.core.Core`, which imports this module
 
@@ -29,6 +29,7 @@ class Admission:
         self.next = self.unresolved = self.promised = 0
         self.left: dict[int, int] = {}
         self.closed = self.paused = False
+        self._settled = False  # nothing has changed since it was seen how many may come
         self._cut_short = False  # what was gathered leaves, because a group waits no longer
         self._core, self._settings = core, core.settings
         self._size, self._step = core.settings.group_size, core.settings.step
@@ -53,7 +54,7 @@ class Admission:
         self.promised = max(0, self.promised - count)
         self.unresolved += count
         self.next = first + count
-        self.paused = self._cut_short = False
+        self.paused = self._cut_short = self._settled = False
         if self._by_group:
             at = first
             while at < self.next:
@@ -66,8 +67,8 @@ class Admission:
             self._make_up()
         return over + list(range(first // size, self.next // size))
 
-    def resolved(self, positions: Positions) -> None:
-        """These images have their outcome."""
+    def resolved(self, positions: np.ndarray) -> None:
+        """The images at these positions have their outcome."""
         self.unresolved -= len(positions)
         if not self._by_group:
             return
@@ -75,8 +76,7 @@ class Admission:
         if first == last:
             self._fewer(first, len(positions))
             return
-        groups, counts = np.unique(np.asarray(positions) // self._size, return_counts=True)
-        for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+        for group, count in Counter((positions // self._size).tolist()).items():
             self._fewer(group, count)
 
     def _fewer(self, group: int, count: int) -> None:
@@ -85,6 +85,7 @@ class Admission:
             self.left[group] = left
         else:
             self.left.pop(group, None)
+            self._settled = False
             self._core.group_over(group)
 
     def close_group(self) -> int | None:
@@ -92,7 +93,7 @@ class Admission:
         if not self.filling:
             return None
         group = self.next // self._size
-        self.next, self._cut_short = (group + 1) * self._size, True
+        self.next, self._cut_short, self._settled = (group + 1) * self._size, True, False
         self._fewer(group, 0)
         return group
 
@@ -118,7 +119,7 @@ class Admission:
     def admit(self) -> None:
         """Ask for further images, as whole groups, while there is room."""
         settings = self._settings
-        if self.closed or (settings.drain and (self.unresolved or self.promised)):
+        if self._settled or self.closed or (settings.drain and (self.unresolved or self.promised)):
             return
         depth = settings.depth * self._step
         if settings.drain:
@@ -130,6 +131,7 @@ class Admission:
                 whole = len(self.left) - (self.next // self._size in self.left)
             missing = depth - whole - -(-(there + self.promised) // self._size)
             missing -= missing % self._step
+            self._settled = self._by_group and not settings.paced
             if settings.paced:
                 missing = min(missing, self._step) if self._wanted() else 0
         if missing > 0:

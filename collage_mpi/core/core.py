@@ -16,21 +16,31 @@ import numpy as np
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.admission import Admission
-from collage_mpi.core.events import Action, Event, Positions
-from collage_mpi.core.outcomes import Outcomes, present
+from collage_mpi.core.events import Action, Event
+from collage_mpi.core.outcomes import Answer, Outcomes
 from collage_mpi.core.policies import AcceptPolicy, First
 from collage_mpi.core.ranks import Rank, Ranks
 from collage_mpi.core.retries import NOBODY, Retries
 from collage_mpi.core.schemes import Scheme
 from collage_mpi.core.settings import CoreSettings
-from collage_mpi.core.states import DONE, DRAWN, LOST, OPEN, READY, RETIRED, SHARED, SILENT
-from collage_mpi.core.table import Table, picked
-from collage_mpi.core.work import MOST_ATTEMPTS, Fresh, Message, Queue, Task, Work, overlap
+from collage_mpi.core.states import LOST, OPEN, READY, RETIRED, SENT, SILENT
+from collage_mpi.core.table import Table
+from collage_mpi.core.work import (
+    FIRST,
+    MOST_ATTEMPTS,
+    Fresh,
+    Like,
+    Message,
+    Queue,
+    Task,
+    Work,
+    joined,
+    overlap,
+)
 from collage_mpi.kinds import KIND, SINGLE
-from collage_mpi.rows import BAD_ROW, KIND_CODE, OUTCOME_CODE, TASKS, UNREAD, reason_bytes
+from collage_mpi.rows import BAD_ROW, KIND_CODE, OUTCOME_CODE, PRESENT, TASKS, UNREAD, reason_bytes
 
 MOST_COPIES = 8  # of an image in the end game: it is very unlikely that all are on slow ranks
-NO_REASON = b""
 _pack_row = TASKS.packer.pack
 
 
@@ -53,23 +63,23 @@ class Core:
         self.actions: list[Action] = []
         self.ranks = Ranks(settings.costs, settings.batch_costs, scheme.fastest_of)
         self.tasks: dict[int, Task] = {}  # sent and not ended
+        self.ended: dict[int, Task] = {}  # an answer of it is kept
+        self.over: list[Task] = []  # of which no more is known, and whose rows are not taken
         self.fresh, self.alone = Fresh(), Fresh()  # `alone`: for the main kind only
         self.queues: defaultdict[str, Queue] = defaultdict(Queue)
-        self.late = Queue()  # images that an idle rank may have once more
-        self.encode_ns: dict[int, int] = {}  # group -> time for making its collages
+        self.late: list[tuple[np.ndarray, np.ndarray]] = []  # slots and positions: each hedged once
+        self.groups: dict[int, np.ndarray] = {}  # of a grouped scheme: its images
         self.stopping: str | None = None
         self.retries = Retries(self)
         self.outcomes = Outcomes(self)
         self.admission = Admission(self)
+        self._filling: set[int] = set()  # of `groups`, those that may get further images
         self._reported: set[int] = set()
         self._bound: dict[int, Rank] = {}  # ranks that may have room for work of their own
-        self._more: dict[int, list[Task]] = {}  # SHARED image -> its tasks that are out
-        self._ended: dict[int, Task] = {}  # ended, but an answer of it is kept
-        self._rows: list[bytes] = []  # of tasks
         self._numbers, self._order = count(), count()
         self._timers: list[tuple[int, int, Callable[[Any], None], Any]] = []
-        self._copies: list[tuple[int, int]] | None = None  # heap of (copies, image) at the end
-        self._ending = self._finished = False
+        self._copies: list[Fresh] | None = None  # at the end: images by the number of their copies
+        self._ending = self._finished = self._gathers = False
         self._handlers: dict[type, Callable[[Any], None]] = {
             ev.Answered: self._answered,
             ev.Arrived: self._arrived,
@@ -131,60 +141,46 @@ class Core:
     # ---- images -------------------------------------------------------------
 
     def _arrived(self, event: ev.Arrived) -> None:
-        first, images = max(event.first, self.next), len(event.images)
+        first, images, table, size = (
+            max(event.first, self.next),
+            event.images,
+            self.table,
+            self._size,
+        )
         if self.admission.closed:
             raise ProtocolViolation(f"image {first} arrived after InputClosed")
         if self.admission.paused:
             self._copies = None
-        for part in self.table.add(first, images):
-            block, at, items = part
-            assert isinstance(items, slice)  # new images lie side by side
-            block.open += items.stop - items.start
-            records = block.records
-            records["placed"][at] = event.images[items]
-            t0_ns = event.t0_ns
-            records["t0_ns"][at] = t0_ns if isinstance(t0_ns, int) else t0_ns[items]
-            records["read_ns"][at] = event.read_ns
-            block.main[at] = block.first[at] = block.kept[at] = -1
-            block.cover[at], block.sends[at] = self.scheme.covers, self.scheme.first_sends
-            block.states[at] = OPEN
-            if event.drawn is not None:
-                block.states[at] |= np.where(event.drawn[items], DRAWN, 0).astype(np.uint8)
-        self.outcomes.totals.admitted += images
-        full = self.admission.came(first, images)
+        slots = table.add(first, images, event.drawn)
+        table.records["t0_ns"][slots], table.records["read_ns"][slots] = event.t0_ns, event.read_ns
+        table.holds[slots], table.sends[slots] = self.scheme.covers, self.scheme.first_sends
+        self.outcomes.totals.admitted += len(images)
+        full = self.admission.came(first, len(images))
         if self.stopping is not None:
             return
-        open_group = self._group_at(self.next)
-        new = self.admission.filling and open_group * self._size >= first
+        open_group = self.next // size
+        new = self.admission.filling and open_group * size >= first
         if new and self.settings.linger_ns is not None:
             self.later(self.now_ns + self.settings.linger_ns, self._linger, open_group)
-        start = first
-        for fault in sorted(event.faults):
-            self._enter(range(start, first + fault), first, event)
-            self.ranks.skip_turn(SINGLE)
-            self.outcomes.error(first + fault, event.faults[fault])
-            start = first + fault + 1
-        self._enter(range(start, first + images), first, event)
+        if self.scheme.grouped:
+            for group in range(first // size, (first + len(images) - 1) // size + 1):
+                own = slots[max(0, group * size - first) : (group + 1) * size - first]
+                self.groups[group] = joined([self.groups.get(group, own[:0]), own])
+                self._filling.add(group)
+        start = 0
+        for fault in [*sorted(event.faults), len(images)]:
+            if start < fault:
+                self.scheme.arrived(self, slots[start:fault])
+            if fault < len(images):
+                table.holds[slots[fault]] = self.scheme.grouped
+                self.ranks.skip_turn(SINGLE)
+                self.outcomes.error(int(slots[fault]), event.faults[fault])
+            start = fault + 1
         for group in full:
             self._group_closed(group)
 
-    def _group_at(self, position: int) -> int:
-        return position // self._size
-
-    def _enter(self, positions: range, first: int, event: ev.Arrived) -> None:
-        """Give images to the scheme, cut where drawn and other images meet."""
-        if not positions:
-            return
-        if event.drawn is None:
-            self.scheme.arrived(self, positions, drawn=False)
-            return
-        drawn = event.drawn[positions.start - first : positions.stop - first]
-        cuts = (np.flatnonzero(np.diff(drawn)) + 1).tolist()
-        for start, stop in zip([0, *cuts], [*cuts, len(positions)], strict=True):
-            self.scheme.arrived(self, positions[start:stop], drawn=bool(drawn[start]))
-
     def _linger(self, group: int) -> None:
-        if self.admission.filling and self._group_at(self.next) == group:
+        if self.admission.filling and self.next // self._size == group:
             self._cut_short()
 
     def _cut_short(self) -> None:
@@ -195,12 +191,18 @@ class Core:
 
     def _group_closed(self, group: int) -> None:
         """The group gets no further image."""
-        if self.scheme.grouped and self.stopping is None:
-            self.scheme.group_full(self, self.group(group * self._size))
+        if group in self._filling and self.stopping is None:
+            self._filling.remove(group)
+            slots = self.groups[group]
+            self.table.holds[slots] -= 1
+            self.scheme.group_full(self, self.table.open(slots))
 
     def group_over(self, group: int) -> None:
         """All images of the group have their outcome."""
-        self.encode_ns.pop(group, None)
+        slots = self.groups.pop(group, None)
+        if slots is not None and group in self._filling:
+            self._filling.remove(group)
+            self.table.holds[slots] -= 1
 
     def _input_ends(self, event: ev.InputPaused | ev.InputClosed) -> None:
         if isinstance(event, ev.InputClosed):
@@ -209,156 +211,133 @@ class Core:
         if isinstance(event, ev.InputPaused):
             self.admission.pause()
 
-    def gone(self, positions: Positions) -> None:
-        """These images have their outcome."""
+    def gone(self, positions: np.ndarray) -> None:
+        """The images at these positions have their outcome."""
         self.admission.resolved(positions)
         self.actions.append(ev.Resolved(positions))
 
     # ---- who has an image ---------------------------------------------------
 
-    def holders(self, position: int) -> list[Task]:
-        """The tasks of the image that are out."""
-        if (found := self._more.get(position)) is not None:
-            return found
-        block, at = self.table.find(position)
-        numbers = {int(block.main[at]), int(block.first[at])}
-        return [self.tasks[number] for number in sorted(numbers) if number in self.tasks]
+    def sharers(self, slots: np.ndarray) -> frozenset[Task]:
+        """The tasks that are out and have one of the images."""
+        found: set[Task] = set()
+        for number in set(self.table.last[slots].tolist()):
+            if (task := self.tasks.get(number)) is not None:
+                found.add(task)
+                found.update(peer for peer in task.peers if overlap(peer.slots, slots))
+        return frozenset(found)
 
-    def group(self, position: int) -> Positions:
+    def holders(self, slot: int) -> list[Task]:
+        """The tasks of the image that are out, in the order in which they were sent."""
+        return sorted(self.sharers(np.array([slot])), key=lambda task: task.id)
+
+    def group_of(self, slot: int) -> np.ndarray:
         """The unresolved images of its group."""
-        first = self._group_at(position) * self._size
-        return self.table.unresolved(range(first, min(first + self._size, self.table.end)))
+        group = self.table.position[slot] // self._size
+        slots = self.groups[int(group)]
+        return self.table.open(slots[self.table.position[slots] // self._size == group])
 
-    def in_need(self, position: int) -> np.ndarray:
-        """The images of its group that no task covers and that have attempts left, (n,) int64."""
-        failed = {
-            each
-            for each, trouble in self.retries.trouble.items()
-            if trouble.failures >= self.settings.max_attempts
-        }
-        found = self.uncovered(self.group(position)).tolist()
-        return np.array([each for each in found if each not in failed], np.int64)
+    def in_need(self, slots: np.ndarray) -> np.ndarray:
+        """Those of the unresolved images that no work and no task covers."""
+        return slots[self.table.holds[slots] == self.table.deaf[slots]]
 
-    def uncovered(self, positions: Positions) -> np.ndarray:
-        """Those of the images that count on no task, (n,) int64."""
-        found = [
-            picked(positions, items)[block.cover[at] == 0]
-            for block, at, items in self.table.parts(positions)
-        ]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
-
-    def moot(self, position: int) -> None:
-        """The image has its outcome: its tasks have one image less to wait for."""
-        tasks = [task for task in self._more.pop(position, ())] or self.holders(position)
-        for task in sorted(tasks, key=lambda task: not task.spare):
-            task.left -= 1
-            if not task.left and task.id in self.tasks:
+    def moot(self, tasks: frozenset[Task]) -> None:
+        """Some images of these tasks have their outcome: cancel the tasks that wait for no other,
+        copies first."""
+        for task in sorted(tasks, key=lambda task: (not task.spare, task.id)):
+            if task.status == SENT and not (self.table.state[task.slots] & OPEN).any():
                 task.move("moot")
                 self.actions.append(ev.Cancel(task.id, task.rank))
 
-    def kept_task(self, number: int) -> Task:
-        """The task whose answer is kept, ended or being ended."""
-        return self._ended[number]
-
     # ---- work ---------------------------------------------------------------
 
-    def place(self, work: Work) -> None:
+    def place(self, work: Work, holds: int = 1) -> None:
         """Let the work wait: for any rank that may take it or, where ranks do not pull, for the
-        least loaded one."""
-        self.expect(work)
+        least loaded one. `holds`: 0 if its images count on it already."""
+        if holds:
+            self.table.holds[work.slots] += 1
+            if work.like.kind == self.scheme.main:
+                self.sends(work.slots, 1)
         if self.scheme.pulls:
-            self.queues[work.kind].add(work)
+            self.queues[work.like.kind].add(work)
         else:
-            self.bind(self.ranks.best(work), work)
+            self.bind(self.ranks.best(work, self.has), work)
 
-    def expect(self, work: Work, more: int = 1) -> None:
-        """Note that the images can count on so many more tasks of the kind of the work."""
-        self.cover(work.positions, more)
-        if work.kind == self.scheme.main:
-            self.sends(work.positions, more)
+    def work(self, kind: str, source: str, attempt: int, slots: np.ndarray, *ranks: Any) -> Work:
+        """Work for these images, in the order of their positions; `ranks`: avoid, held."""
+        like = Like(kind, source, min(attempt, MOST_ATTEMPTS))
+        return Work(like, slots, int(self.table.position[slots[0]]), *ranks)
 
     def bind(self, rank: Rank | None, work: Work) -> None:
         """Let the work, which its images count on already, wait for this rank."""
         if rank is None:
-            self.uncover(work.positions)
+            self.release(work.slots)
         else:
             rank.bound.add(work)
             self._bound[rank.id] = rank
 
-    def cover(self, positions: Positions, more: int) -> None:
-        """The images can count on so many more tasks, or fewer."""
-        for block, at, _ in self.table.parts(positions):
-            block.cover[at] = block.cover[at].astype(np.int16) + more
-
-    def sends(self, positions: Positions, more: int) -> None:
+    def sends(self, slots: np.ndarray, more: int) -> None:
         """So many more tasks of the main kind are made for the images."""
-        for block, at, _ in self.table.parts(positions):
-            made = block.sends[at].astype(np.int16) + more
-            block.sends[at] = np.minimum(made, MOST_ATTEMPTS)
+        self.table.sends[slots] = np.minimum(self.table.sends[slots] + more, MOST_ATTEMPTS)
 
-    def states(self, positions: Positions) -> np.ndarray:
-        """(n,) uint8, the images' states; DONE for those whose rows were taken."""
-        found = np.full(len(positions), DONE, np.uint8)
-        for block, at, items in self.table.parts(positions):
-            found[items] = block.states[at]
-        return found
-
-    def t0s(self, positions: Positions) -> np.ndarray:
-        """(n,) int64, the times from which the latencies count; 0 if the rows were taken."""
-        found = np.zeros(len(positions), np.int64)
-        for block, at, items in self.table.parts(positions):
-            found[items] = block.records["t0_ns"][at]
-        return found
-
-    def by_t0(self, positions: Positions) -> Iterator[tuple[int, Positions]]:
-        """The images by the time from which their latency counts."""
-        t0s = self.t0s(positions)
-        for t0_ns in np.unique(t0s).tolist():
-            yield t0_ns, np.asarray(positions)[t0s == t0_ns]
-
-    def sure(self, task: Task, cells: np.ndarray, policy: AcceptPolicy) -> np.ndarray:
-        """(n,) bool, which answers count at once: by their score, or because of their deadline."""
-        if isinstance(policy, First):
-            return np.ones(len(cells), bool)
-        found: np.ndarray = cells["score"] >= policy.confidence
-        if policy.deadline_ns is not None:
-            found |= self.t0s(task.positions) + policy.deadline_ns <= self.now_ns
-        return found
-
-    def keep(
-        self, task: Task, cells: np.ndarray, some: np.ndarray, deadline_ns: int | None
-    ) -> None:
-        """Keep these answers, (n,) bool; each counts at its deadline, if there is one."""
-        self.outcomes.keep(task, cells, some)
-        if deadline_ns is not None:
-            for t0_ns, own in self.by_t0(np.asarray(task.positions)[some]):
-                self.later(t0_ns + deadline_ns, self.outcomes.use_late, own)
-
-    def note_late(self, positions: Positions) -> None:
-        """The first answers of these images are late."""
-        for each in np.asarray(self.table.unresolved(positions)).tolist():
-            self.late.add(Work(SINGLE, "hedge", 1, range(each, each + 1)))
-
-    def uncover(self, positions: Positions) -> None:
+    def release(self, slots: np.ndarray) -> None:
         """A task or some work that images counted on will not come: give them what they need."""
-        positions = self.table.unresolved(positions)
-        self.cover(positions, -1)
-        if len(found := self.uncovered(positions)):
-            self.retries.all(found)
+        self.table.holds[slots] -= 1
+        self.help(slots)
+
+    def help(self, slots: np.ndarray) -> None:
+        """Give those of the images that count on nothing what they need."""
+        slots = self.in_need(self.table.open(slots))
+        if len(slots):
+            self.retries.all(slots)
+
+    def wanted(self, slots: np.ndarray) -> np.ndarray:
+        """Those of the images that waited which are unresolved; the others wait no longer."""
+        found = self.table.open(slots)
+        if found is not slots:
+            self.table.holds[slots[self.table.state[slots] & OPEN == 0]] -= 1
+        return found
+
+    def by_t0(self, slots: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """The images, and their positions, by the time from which their latency counts."""
+        t0s = self.table.records["t0_ns"][slots]
+        for t0_ns in np.unique(t0s).tolist():
+            own = slots[t0s == t0_ns]
+            yield t0_ns, (own, self.table.position[own])
+
+    def sure(self, answer: Answer, items: np.ndarray, policy: AcceptPolicy) -> np.ndarray:
+        """(k,) bool, which of these answers, (k,) int64, count at once: by their score, or because
+        of their deadline."""
+        if isinstance(policy, First):
+            return np.ones(len(items), bool)
+        found: np.ndarray = answer.cells["score"][items] >= policy.confidence
+        if policy.deadline_ns is not None:
+            t0s = self.table.records["t0_ns"][answer.slots[items]]
+            found |= t0s + policy.deadline_ns <= self.now_ns
+        return found
+
+    def keep(self, answer: Answer, items: np.ndarray, deadline_ns: int | None) -> None:
+        """Keep these answers, (k,) int64; each counts at its deadline, if there is one."""
+        self.outcomes.keep(answer, items)
+        if deadline_ns is not None:
+            for t0_ns, own in self.by_t0(answer.slots[items]):
+                self.later(t0_ns + deadline_ns, self._deadline, own)
+
+    def _deadline(self, own: tuple[np.ndarray, np.ndarray]) -> None:
+        self.outcomes.use_late(self.table.still(*own))
 
     def _serve(self) -> None:
         """Let the ranks with room take work: those with the fewest messages first."""
-        if self._bound and not self.gathers():
+        self._gathers = self.gathers()
+        if self._bound and not self._gathers:
             for rank in list(self._bound.values()):
-                self._send_bound(rank)
+                while rank.bound.works and rank.messages < rank.credit:
+                    self._take(rank, rank.bound, self.settings.batch, lambda work: True)
+                self._bound.pop(rank.id, None)
         for kind in self.scheme.serves:
             room, passed = self.ranks.room[kind], 0
             while passed < len(room) and self._anything(kind):
-                rank = room[passed][-1]
-                works = self.scheme.next(self, rank)
-                if works:
-                    self._send(rank, works)
-                else:
+                if not self.scheme.next(self, room[passed][-1]):
                     passed += 1
 
     def gathers(self) -> bool:
@@ -368,10 +347,10 @@ class Core:
 
     def _anything(self, kind: str) -> bool:
         """Whether work waits that a rank of this kind could take."""
-        queue = self.queues.get(kind)
-        if (queue is not None and queue.works) or self.late.works or self._copying:
+        if (self.fresh.count or self.alone.count) and not self._gathers:
             return True
-        return bool(self.fresh.count or self.alone.count) and not self.gathers()
+        queue = self.queues.get(kind)
+        return bool(queue is not None and queue.works) or bool(self.late) or self._copying
 
     @property
     def _copying(self) -> bool:
@@ -380,118 +359,149 @@ class Core:
         if not (self.settings.endgame and over and self.admission.unresolved):
             return False
         if self._copies is None:
-            self._copies = [(0, each) for each in self.table.all_unresolved().tolist()]
-        return bool(self._copies)
+            self._copies = [Fresh() for _ in range(MOST_COPIES)]
+            slots = np.flatnonzero(self.table.state & OPEN)
+            self._copies[0].add(slots[np.argsort(self.table.position[slots])])
+        return any(each.count for each in self._copies)
 
-    def _send_bound(self, rank: Rank) -> None:
-        while rank.bound.works and rank.messages < rank.credit:
-            if works := self._taken(rank.bound, self.settings.batch, lambda work: True):
-                self._send(rank, works)
-        self._bound.pop(rank.id, None)
+    # What schemes let a rank take, in the order that they say; whether it took something.
 
-    # What schemes take for a rank, in the order that they say. Each returns [] if there is nothing.
-
-    def _taken(self, queue: Queue, most: int, may: Callable[[Work], bool]) -> list[Work]:
+    def _take(self, rank: Rank, queue: Queue, most: int, may: Callable[[Work], bool]) -> bool:
         """The oldest work that may leave, up to so many inputs of one kind. Work that failed before
         leaves alone."""
         works: list[Work] = []
         place = 0
         while place < len(queue.works) and most > 0:
             work = queue.works[place]
-            copy = any(overlap(work.positions, each.positions) for each in works)
-            if copy or not may(work):
+            if (
+                self.scheme.redundant and any(overlap(work.slots, each.slots) for each in works)
+            ) or not may(work):
                 place += 1  # another copy of what it takes is for another rank
                 continue
-            failed = self.retries.failed(work)
-            if works and (failed or work.kind != works[0].kind):
+            failed = self.retries.failed(work.like.kind, work.slots)
+            if works and (failed or work.like.kind != works[0].like.kind):
                 break
             queue.pop(place)
-            if not len(self._unresolved(work)):
+            work.slots = self.wanted(work.slots)
+            if not len(work.slots):
                 continue
             inputs = 1
-            if not KIND[work.kind].encoded:
+            if not KIND[work.like.kind].encoded:
                 inputs = 1 if failed else most
-                if rest := work.cut(inputs):
-                    queue.add(rest)
-                inputs = len(work.positions)
+                if len(work.slots) > inputs:
+                    queue.add(self.work(*work.like[:3], work.slots[inputs:], work.avoid, work.held))
+                    work.slots = work.slots[:inputs]
+                inputs = len(work.slots)
             works.append(work)
             most = 0 if failed else most - inputs
-        return works
+        if not works:
+            return False
+        kind, parts = works[0].like.kind, [(work.like, work.slots) for work in works]
+        if len(works) > 1 and not KIND[kind].encoded:  # images of the same sort are one task
+            same: dict[Like, list[np.ndarray]] = {}
+            for like, slots in parts:
+                same.setdefault(like, []).append(slots)
+            parts = [(like, self._sorted(slots)) for like, slots in same.items()]
+        self._send(rank, kind, parts)
+        return True
 
-    def _unresolved(self, work: Work) -> Positions:
-        """Leave only those images in the work that are unresolved; these."""
-        work.positions = self.table.unresolved(work.positions)
-        return work.positions
+    def _sorted(self, arrays: list[np.ndarray]) -> np.ndarray:
+        slots = joined(arrays)
+        return slots[np.argsort(self.table.position[slots])]
 
-    def take_again(self, rank: Rank, kind: str) -> list[Work]:
+    def has(self, rank: Rank, work: Work) -> bool:
+        """Whether the rank has an image of the work for the same network, or is to get it."""
+        kind = work.like.kind
+        if any(t.rank == rank.id and t.kind == kind for t in self.sharers(work.slots)):
+            return True
+        bound = rank.bound.works
+        return any(w.like.kind == kind and overlap(w.slots, work.slots) for w in bound)
+
+    def take_again(self, rank: Rank, kind: str) -> bool:
         """Work of images that were sent before, or of whole groups: up to a batch."""
         queue = self.queues.get(kind)
         if queue is None or not queue.works or kind not in rank.kinds:
-            return []
+            return False
         encoded = KIND[kind].encoded
         waiting = len(queue.works) if encoded else queue.count + self.scheme.waiting(self)
         only = encoded and kind == self.scheme.main  # its first tasks wait here too
         share = self._portion(rank, kind, waiting, fresh=only)
         most = share or self.settings.batch
-        return self._taken(queue, most, lambda work: self._may(rank, work, share))
+        return self._take(rank, queue, most, lambda work: self._may(rank, work, share))
 
     def _may(self, rank: Rank, work: Work, share: int) -> bool:
         """Whether the rank may take the work, and does not leave it to quicker ranks."""
-        others = self.ranks.others(work.kind, work.avoid)
-        if rank.has(work) or (
-            rank.id in work.avoid and (rank.id in work.held or next(others, None))
-        ):
+        kind = work.like.kind
+        if rank.id in work.held or (self.scheme.redundant and self.has(rank, work)):
             return False
-        return bool(share) or not self.ranks.quicker(work.kind, work.avoid)
+        if rank.id in work.avoid and next(self.ranks.others(kind, work.avoid), None):
+            return False
+        return bool(share) or not self.ranks.quicker(kind, work.avoid)
 
     def _portion(self, rank: Rank, kind: str, waiting: int, *, fresh: bool = True) -> int:
         """How many of the waiting inputs the rank takes; 0 if it passes over them. In a closed loop
         the number of `fresh` ones counts as unlimited until the input ends."""
-        most, over = self.settings.batch, self.admission.closed or self.admission.paused
-        if fresh and self.settings.together and not over:
-            return max(1, self.ranks.portion(rank, kind, 0, most, self.now_ns))
-        return self.ranks.portion(rank, kind, waiting, most, self.now_ns)
+        over = self.admission.closed or self.admission.paused
+        endless = fresh and self.settings.together and not over
+        waiting = 0 if endless else waiting
+        most = self.ranks.portion(rank, kind, waiting, self.settings.batch, self.now_ns)
+        return most or int(endless)
 
-    def take_fresh(self, rank: Rank, kind: str, *fresh: Fresh) -> list[Work]:
+    def take_fresh(self, rank: Rank, kind: str, *fresh: Fresh) -> bool:
         """Images that were never sent: up to a batch, or a share if too few wait for all ranks. An
         input of a kind that is not the main one has as many images as a group."""
         main = kind == self.scheme.main
         size = 1 if main else self._size
         for each in fresh:
-            while each.count and kind in rank.kinds and not self.gathers():
-                waiting = self.queues[kind].count + self.scheme.waiting(self)
-                most = self._portion(rank, kind, waiting if main else -(-each.count // size))
+            while each.count and kind in rank.kinds and not self._gathers:
+                waiting = -(-each.count // size)
+                if main:
+                    waiting = self.queues[kind].count + self.scheme.waiting(self)
+                most = self._portion(rank, kind, waiting)
                 if not most:
                     break
-                share = max(1, each.count // (size * max(1, self.ranks.idle(kind))))
-                found = self.table.unresolved(each.take(min(most, share) * size))
+                share = each.count // (size * (self.ranks.idle(kind) or 1)) or 1
+                slots = each.take((most if most < share else share) * size)
+                if self.scheme.redundant:
+                    slots = self.wanted(slots)
                 if not main:
-                    self.sends(found, -1)  # each counted on a task of its own
-                width = size if KIND[kind].encoded else max(1, len(found))
-                starts = range(0, len(found), width)
-                if starts:
-                    return [Work(kind, kind, 1, found[at : at + width]) for at in starts]
-        return []
+                    self.sends(slots, -1)  # each counted on a task of its own
+                if len(slots):
+                    parts, like = [(FIRST[kind], slots)], FIRST[kind]
+                    if KIND[kind].encoded and len(slots) > size:
+                        starts = range(0, len(slots), size)
+                        parts = [(like, slots[at : at + size]) for at in starts]
+                    self._send(rank, kind, parts)
+                    return True
+        return False
 
-    def take_late(self, rank: Rank) -> list[Work]:
+    def note_late(self, own: tuple[np.ndarray, np.ndarray]) -> None:
+        """The first answers of these images are late: an idle rank may have them once more."""
+        for slot, position in zip(*own, strict=True):
+            self.late.append((slot[None], position[None]))
+        self.late.sort(key=lambda each: int(each[1][0]))
+
+    def take_late(self, rank: Rank) -> bool:
         """An image whose first answer is late, for an idle rank that does not have it."""
-        if rank.messages or rank.bound.works or SINGLE not in rank.kinds:
-            return []
-        works = self._taken(self.late, 1, lambda work: self._may_late(rank, int(work.positions[0])))
-        for work in works:
-            self.expect(work)
-        return works
+        if not self.late or rank.messages or rank.bound.works or SINGLE not in rank.kinds:
+            return False
+        place = 0
+        while place < len(self.late):
+            slots, positions = self.late[place]
+            slot, barred = int(slots[0]), {task.rank for task in self.sharers(slots)}
+            if not len(self.table.still(slots, positions)):
+                del self.late[place]
+                continue
+            # Otherwise it waits for a rank with room, or for ranks to recover.
+            free = (barred or not self.scheme.pulls) and not self.retries.waits(slot)
+            if free and rank.id not in barred | self.retries.tried(slot):
+                del self.late[place]
+                self._send_more(rank, Like(SINGLE, "hedge", 1), [slots])
+                return True
+            place += 1
+        return False
 
-    def _may_late(self, rank: Rank, position: int) -> bool:
-        if not self.table.state(position) & OPEN:
-            return True
-        trouble = self.retries.trouble.get(position)
-        barred = {task.rank for task in self.holders(position)}
-        if (self.scheme.pulls and not barred) or self.retries.waits(position):
-            return False  # it waits for a rank with room, or for ranks to recover
-        return rank.id not in barred and (trouble is None or rank.id not in trouble.tried)
-
-    def take_copy(self, rank: Rank) -> list[Work]:
+    def take_copy(self, rank: Rank) -> bool:
         """Copies for an idle rank when no image is left to come: of the oldest images with the
         fewest copies. An image that has failed gets none: it might make the idle ranks fail too.
 
@@ -499,100 +509,80 @@ class Core:
         """
         main = self.scheme.main
         if rank.messages or rank.bound.works or main not in rank.kinds or not self._copying:
-            return []
-        heap, aside = self._copies or [], []
-        found: list[int] = []
+            return False
+        encoded, levels = KIND[main].encoded, self._copies or []
         most = min(self.settings.batch, -(-self.admission.unresolved // self.ranks.idle(main)))
-        while heap and len(found) < most:
-            copies, position = heapq.heappop(heap)
-            if not self._wants_copy(position, copies):
-                continue
-            if any(task.rank == rank.id for task in self.holders(position)):
-                aside.append((copies, position))
-                continue
-            together = [position]
-            if KIND[main].encoded:
-                group = np.asarray(self.group(position)).tolist()
-                together = [each for each in group if self._wants_copy(each, copies)]
-                heap[:] = [each for each in heap if each[1] not in together]
-                heapq.heapify(heap)
-                most = 0
-            aside += [(copies + 1, each) for each in together]
-            found += together
-        for entry in aside:
-            heapq.heappush(heap, entry)
+        found: list[tuple[int, np.ndarray]] = []
+        taken = 0
+        for copies, level in enumerate(levels):
+            while level.count and taken < most:
+                slots = self._copied(level.take(1 if encoded else most - taken))
+                if encoded and len(slots):  # its group leaves with it
+                    slots = self._copied(self.group_of(int(slots[0])))
+                    for each in levels:
+                        rest = each.clear()
+                        each.add(rest[~np.isin(rest, slots)])
+                    most = 0
+                if len(slots):
+                    found.append((copies + 1, slots))
+                    taken += len(slots)
+        for copies, slots in found:
+            if copies < MOST_COPIES:
+                levels[copies].add(slots)
         if not found:
-            return []
-        where = np.array(sorted(found), np.int64)
-        sends = max(int(block.sends[at].max()) for block, at, _ in self.table.parts(where))
-        source = "endgame" if main == SINGLE else main
-        work = Work(main, source, sends + 1, where, spare=True)
-        self.expect(work)
-        return [work]
+            return False
+        parts = [self._sorted([slots for _, slots in found])]
+        attempt = min(int(self.table.sends[parts[0]].max()) + 1, MOST_ATTEMPTS)
+        self._send_more(
+            rank, Like(main, "endgame" if main == SINGLE else main, attempt, True), parts
+        )
+        return True
 
-    def _wants_copy(self, position: int, copies: int) -> bool:
-        if not self.table.state(position) & OPEN or copies >= MOST_COPIES:
-            return False
-        if position in self.retries.trouble and self.retries.trouble[position].failures:
-            return False
-        block, at = self.table.find(position)
-        few = int(block.sends[at]) < MOST_ATTEMPTS - self.settings.max_attempts
-        return few and bool(self.holders(position))
+    def _copied(self, slots: np.ndarray) -> np.ndarray:
+        """Those of the images that may be copied: they are out, and have not failed."""
+        slots, table = self.table.open(slots), self.table
+        few = table.sends[slots] < MOST_ATTEMPTS - self.settings.max_attempts
+        out = [number in self.tasks for number in table.last[slots].tolist()]
+        return slots[few & (table.failures[slots] == 0) & np.array(out, bool)]
+
+    def _send_more(self, rank: Rank, like: Like, parts: list[np.ndarray]) -> None:
+        """Send images that did not wait for it."""
+        for slots in parts:
+            self.table.holds[slots] += 1
+            self.sends(slots, 1)
+        self._send(rank, like.kind, [(like, slots) for slots in parts])
 
     # ---- tasks --------------------------------------------------------------
 
-    def _send(self, rank: Rank, works: list[Work]) -> None:
-        """Send the work, of unresolved images, as one message."""
-        kind = works[0].kind
-        encoded = KIND[kind].encoded
-        if len(works) > 1 and not encoded:
-            same: dict[tuple[str, str, int, bool], list[Work]] = {}
-            for work in works:
-                same.setdefault(work.like, []).append(work)
-            works = [_merged(each) for each in same.values()]
-        tasks = []
-        message = Message(len(works), 0)
-        for work in works:
-            cells = self.scheme.cells(self, work)
-            task = Task(next(self._numbers), rank.id, work, cells, self.now_ns)
-            task.message = message
-            message.inputs += 1 if encoded else task.left
-            self.tasks[task.id] = rank.tasks[task.id] = task
-            self._note_holder(task)
+    def _send(self, rank: Rank, kind: str, parts: Sequence[tuple[Like, np.ndarray]]) -> None:
+        """Send unresolved images as the tasks of one message."""
+        table, scheme, tasks = self.table, self.scheme, []
+        mixed, inputs = scheme.mixes and kind == scheme.first, len(parts)
+        if not KIND[kind].encoded:
+            inputs = sum([len(slots) for _, slots in parts])
+        message = Message(len(parts), inputs)
+        for like, slots in parts:
+            cells = np.arange(len(slots)) if mixed else None
+            number, positions = next(self._numbers), table.position[slots]
+            task = Task(number, rank.id, like, slots, positions, cells, message, self.now_ns)
+            if scheme.redundant or like[2:] != (1, False) or self.retries.trouble:
+                task.peers = self.sharers(slots)
+                for peer in task.peers:
+                    peer.peers |= {task}
+            table.last[slots] = number
+            self.tasks[number] = rank.tasks[number] = task
             tasks.append(task)
         rank.messages += 1
         self.ranks.changed(rank, self.now_ns)
         self.actions.append(ev.Send(rank.id, kind, tasks))
-        self.scheme.left(self, tasks)
-
-    def _note_holder(self, task: Task) -> None:
-        """Note in the table that the task has its images."""
-        main = task.kind == self.scheme.main
-        alone = task.attempt == 1 and not task.spare and task.source == task.kind
-        alone = alone and not self.scheme.redundant and not self.retries.trouble
-        for block, at, items in self.table.parts(task.positions):
-            if not alone:
-                before = (block.main[at] >= 0) | (block.first[at] >= 0)
-                for position in picked(task.positions, items)[before].tolist():
-                    self._share(position, task)
-            (block.main if main else block.first)[at] = task.id
-
-    def _share(self, position: int, task: Task) -> None:
-        """Keep a list of the image's tasks if it has another one that is out."""
-        others = self.holders(position)
-        if others or position in self._more:
-            block, at = self.table.find(position)
-            block.state[at] |= SHARED
-            self._more[position] = [*others, task]
+        scheme.left(self, tasks)
 
     def _left(self, event: ev.Left) -> None:
         for number, encode_ns in zip(event.tasks, event.encode_ns, strict=True):
             task = self.tasks[number]
             task.sent_ns, task.encode_ns = event.at_ns, encode_ns
-            if encode_ns and self.scheme.grouped:
-                group = self._group_at(int(task.positions[0]))
-                if group in self.admission.left:
-                    self.encode_ns[group] = self.encode_ns.get(group, 0) + encode_ns
+            if encode_ns:
+                self.table.encode_ns[self.table.open(task.slots)] += encode_ns
 
     def _end(self, number: int, rank_id: int, how: str, service_ns: int = 0) -> Task:
         """End the task that a terminal event names, and return it."""
@@ -600,7 +590,6 @@ class Core:
         if task is None or task.rank != rank_id:
             raise ProtocolViolation(f"rank {rank_id} ends task {number}, which it does not have")
         task.move(how)
-        self._ended[number] = task
         rank = self.ranks.known[rank_id]
         del rank.tasks[number]
         message = task.message
@@ -612,66 +601,90 @@ class Core:
             self.ranks.changed(rank, self.now_ns)
             if rank.bound.works:
                 self._bound[rank_id] = rank
-        if self._more:
-            for position in np.asarray(task.positions).tolist():
-                if (tasks := self._more.get(position)) is not None and task in tasks:
-                    tasks.remove(task)
+        for peer in task.peers:
+            peer.peers -= {task}
+            last = self.table.last[peer.slots]
+            self.table.last[peer.slots] = np.where(last == number, peer.id, last)
         return task
 
     def _answered(self, event: ev.Answered) -> None:
-        task = self._end(event.task, event.rank, "answered", event.compute_ns)
-        cells, rank = event.cells, self.ranks.known[event.rank]
-        if len(cells) != len(task.positions):
+        rank_id, compute_ns, cells = event.rank, event.compute_ns, event.cells
+        tasks = [self._end(number, rank_id, "answered", compute_ns) for number in event.tasks]
+        answer, rank = Answer(tasks, event, self.now_ns), self.ranks.known[rank_id]
+        slots = answer.slots
+        if len(cells) != len(slots):
             raise ProtocolViolation(
-                f"task {task.id} has {len(task)} images, its answer {len(cells)} cells"
+                f"tasks {event.tasks} have {len(slots)} images, their answer {len(cells)} cells"
             )
         rank.failures = 0
-        done_ns = event.at_ns or self.now_ns
-        task.said = event.decode_ns, event.compute_ns, event.runtime, event.read_ns, done_ns
-        self._end_row(task, "answered", event.compute_ns, "", event.at_ns)
-        count = len(cells)
-        there, part = present(cells), self.table.plain(task.positions)
-        before = self.outcomes.totals.images
-        if event.vectors is not None:
-            self.outcomes.vectors = event.vectors
-        if there is None and part is not None and self.scheme.accepts_all(task):
-            self.outcomes.accept(task, cells, part=part)
+        there, states = cells["state"].tobytes(), self.table.state[slots].tobytes()
+        plain = there.count(PRESENT) == states.count(OPEN) == len(slots)
+        if plain and self.scheme.accepts_all(answer.kind):
+            self.outcomes.accept(answer)
         else:
-            if there is None:
-                there = np.ones(count, bool)
-            else:
-                self._note_absent(task, event, there)
-            self.scheme.answered(self, task, cells, there)
-        self.outcomes.vectors = None
-        if self.outcomes.totals.images - before < count and task.covers:
-            self.uncover(task.positions)
-        self.write_task(task)
-        self._alive(rank)
+            plain = False
+            present = np.frombuffer(there, np.uint8) == PRESENT
+            self._note_absent(tasks, event, present)
+            still = np.frombuffer(states, np.uint8) & OPEN != 0
+            self.scheme.answered(self, answer, np.flatnonzero(present & still))
+        self._over(tasks, slots, "answered", compute_ns, event.at_ns, left=not plain)
+        if rank.status in SILENT:
+            self._alive(rank)
 
-    def _note_absent(self, task: Task, event: ev.Answered | ev.Failed, there: np.ndarray) -> None:
+    def _over(
+        self,
+        tasks: Sequence[Task],
+        slots: np.ndarray,
+        outcome: str,
+        compute_ns: int = 0,
+        at_ns: int = 0,
+        reason: str = "",
+        *,
+        left: bool = True,
+    ) -> None:
+        """Images count no longer on these tasks, which have ended: write the tasks' rows. `left`:
+        some of the images may be unresolved."""
+        self.table.holds[slots] -= 1
+        if not tasks[0].covers:
+            self.table.deaf[slots] -= 1
+        elif left:
+            self.help(slots)
+        done_ns, code = at_ns or self.now_ns, OUTCOME_CODE[outcome]
+        for task in tasks:
+            task.outcome, task.done_ns, task.compute_ns = code, done_ns, compute_ns
+            task.reason = reason
+            if not task.kept:
+                self.over.append(task)
+
+    def _note_absent(
+        self, tasks: Sequence[Task], event: ev.Answered | ev.Failed, there: np.ndarray
+    ) -> None:
         """Remember of images without an answer why they need another task."""
-        lines, states = iter(event.reasons), event.cells["state"]
-        for place in np.flatnonzero(~there).tolist():
-            position = int(task.positions[place])
-            unread = states[place] in (UNREAD, BAD_ROW)
-            reason = next(lines, ev.LOST_REASON) if unread else ""
-            if not self.table.state(position) & OPEN:
-                continue
-            if unread:
-                bad_row = states[place] == BAD_ROW
-                self.retries.note_unread(task, position, reason, bad_row=bool(bad_row))
-            elif task.kind == self.scheme.main:
-                where = range(position, position + 1)
-                self.retries.note(task, where, "the network gave no answer", failed=True)
+        lines, states, place = iter(event.reasons), event.cells["state"].tolist(), 0
+        for task in tasks:
+            for slot in task.slots.tolist():
+                if not there[place]:
+                    unread = states[place] in (UNREAD, BAD_ROW)
+                    reason = next(lines, ev.LOST_REASON) if unread else ""
+                    if not self.table.state[slot] & OPEN:
+                        pass
+                    elif unread:
+                        bad_row = states[place] == BAD_ROW
+                        self.retries.note_unread(task, slot, reason, bad_row=bad_row)
+                    elif task.kind == self.scheme.main:
+                        own = np.array([slot])
+                        self.retries.note(task, own, "the network gave no answer", failed=True)
+                place += 1
 
     def _failed(self, event: ev.Failed) -> None:
-        task, rank = self._end(event.task, event.rank, "failed"), self.ranks.known[event.rank]
-        task.said = (event.decode_ns, 0, 0, 0, self.now_ns)
-        self._end_row(task, "failed", 0, event.reason)
+        task = self._end(event.task, event.rank, "failed")
+        rank, slots = self.ranks.known[event.rank], task.slots
         states = event.cells["state"]
         unread = (states == UNREAD) | (states == BAD_ROW)
         bad_rows = unread.any() and not (states == UNREAD).any()
-        if not bad_rows and not self.retries.failed(task):  # else the images may be at fault
+        if not bad_rows and not self.retries.failed(
+            task.kind, task.slots
+        ):  # else the images may be at fault
             rank.failures += 1
         spared = rank.status == READY and all(len(self.ranks.ready[k]) > 1 for k in rank.kinds)
         if rank.failures >= self.settings.max_failures and spared:  # others hold its networks
@@ -679,41 +692,31 @@ class Core:
             why = f"{rank.failures} failures in a row, the last: {event.reason}"
             self._leave(rank)
             self.actions.append(ev.Retire(rank.id, why))
-        others = task.positions
         if unread.any():
-            self._note_absent(task, event, ~unread)
-            others = picked(others, ~unread)
-        self.retries.note(task, self.table.unresolved(others), event.reason, failed=True)
+            self._note_absent([task], event, ~unread)
+            slots = slots[~unread]
+        self.retries.note(task, self.table.open(slots), event.reason, failed=True)
         self._redo(task)
+        self._over([task], task.slots, "failed", reason=event.reason)
         self._alive(rank)
 
     def _redo(self, task: Task) -> None:
-        """Give the images of a task that will not be answered what they need."""
+        """Send a collage again that will not be answered, or not soon."""
         if task.kind != self.scheme.main and self.scheme.grouped:
-            self.retries.again(task, self.table.unresolved(task.positions))
-        if task.covers:
-            task.covers = False
-            self.uncover(task.positions)
-        self.write_task(task)
+            self.retries.again(task, self.table.open(task.slots))
 
     def _skipped(self, event: ev.Skipped) -> None:
-        self.write_task(self._over(event.task, event.rank, "skipped"))
+        task = self._end(event.task, event.rank, "skipped")
+        self._over([task], task.slots, "skipped")
         self._alive(self.ranks.known[event.rank])
-
-    def _over(self, number: int, rank: int, how: str, reason: str = "") -> Task:
-        """End a task that has no answer."""
-        task = self._end(number, rank, how)
-        self._end_row(task, how, 0, reason)
-        return task
 
     def _alive(self, rank: Rank) -> None:
         """The rank has just ended a task: it recovers if it was silent."""
         if rank.status in SILENT:
             rank.move("heard")
             for task in rank.tasks.values():
-                if not task.covers:
-                    task.covers = True
-                    self.cover(self.table.unresolved(task.positions), 1)
+                task.covers = True
+                self.table.deaf[task.slots] -= 1
             if rank.status == READY:
                 self.ranks.enter(rank, self.now_ns)
             self.retries.ranks_changed()
@@ -743,24 +746,28 @@ class Core:
             return  # a rank that owes no answer is not silent: its last answer has just come
         rank.move("silent")
         self._leave(rank)
+        why = f"rank {rank.id} is silent: {event.why}"
         for task in list(rank.tasks.values()):
-            why, rest = f"rank {rank.id} is silent: {event.why}", task.positions
-            self.retries.note(task, self.table.unresolved(rest), why, failed=False)
+            self.retries.note(task, self.table.open(task.slots), why, failed=False)
             self._redo(task)
+            task.covers = False
+            self.table.deaf[task.slots] += 1
+            self.help(task.slots)
 
     def _lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
         rank = self.ranks.known.get(event.rank)
         if rank is not None and rank.status != LOST:
             rank.move("gone")
-            tasks = [self._over(each, rank.id, "lost", event.why) for each in list(rank.tasks)]
+            tasks = [self._end(each, rank.id, "lost") for each in list(rank.tasks)]
             self._leave(rank)
             self.retries.lost_ns = self.now_ns
+            why = f"rank {rank.id} was lost: {event.why}"
             for task in tasks:
-                why, rest = f"rank {rank.id} was lost: {event.why}", task.positions
-                self.retries.note(task, self.table.unresolved(rest), why, failed=True, lost=True)
+                self.retries.note(task, self.table.open(task.slots), why, failed=True, lost=True)
             for task in tasks:
                 self._redo(task)
+                self._over([task], task.slots, "lost", reason=event.why)
             self.retries.ranks_changed()
         if len(self._reported) >= self.settings.ranks and not any(
             rank.status != LOST and rank.kinds & self.scheme.needs
@@ -770,27 +777,27 @@ class Core:
 
     def _leave(self, rank: Rank) -> None:
         """The rank takes no more work: move what waited for it, and for its kind of rank."""
-        self.ranks.leave(rank)
+        self.ranks.leave(rank, self.now_ns)
         self._bound.pop(rank.id, None)
         bound = rank.bound.clear()
         for kind in sorted(rank.kinds):
             self._recall(kind)
         for work in bound:
-            if len(self._unresolved(work)):
-                self.bind(self.ranks.best(work), work)
+            work.slots = self.wanted(work.slots)
+            if len(work.slots):
+                self.bind(self.ranks.best(work, self.has), work)
         for kind in rank.kinds:
             if not self.ranks.ready[kind]:
                 self.scheme.nobody(self, kind)
             for work in self.queues[kind].clear():
                 if next(self.ranks.others(kind, work.held), None) is None:
-                    self.uncover(work.positions)
+                    self.release(work.slots)
                 else:
                     self.queues[kind].add(work)
 
     def strand(self, fresh: Fresh) -> None:
         """No rank can take these images as they wait: give each what it needs."""
-        for positions in fresh.clear():
-            self.uncover(positions)
+        self.release(fresh.clear())
 
     def anybody(self) -> bool:
         """Whether a rank that the scheme can use is ready, or silent and may recover."""
@@ -799,41 +806,18 @@ class Core:
 
     # ---- rows of tasks ------------------------------------------------------
 
-    def _end_row(
-        self, task: Task, outcome: str, compute_ns: int, reason: str, at_ns: int = 0
-    ) -> None:
-        table, done_ns = self.table, at_ns or self.now_ns
-        task.end = (
-            (done_ns if done_ns > task.sent_ns else task.sent_ns) - table.start_ns,
-            compute_ns,
-            OUTCOME_CODE[outcome],
-            table.session,
-            self._group_at(int(task.positions[0])) < table.warm_groups,
-            reason_bytes(reason) if reason else NO_REASON,
-        )
-
-    def write_task(self, task: Task) -> None:
-        """Write the row of a task that has ended, unless one of its answers is still kept."""
-        if task.kept or not task.end or self._ended.pop(task.id, None) is None:
-            return
-        self._rows.append(
-            _pack_row(
-                task.id,
-                task.rank,
-                KIND_CODE[task.kind],
-                self._group_at(int(task.positions[0])),
-                task.attempt,
-                len(task.positions),
-                task.resolved,
-                task.sent_ns - self.table.start_ns,
-                *task.end,
-            )
-        )
-
     def take_tasks(self) -> np.ndarray:
         """Take out the rows of tasks that are over, (n,) of TASK_ROW."""
-        rows, self._rows = b"".join(self._rows), []
-        return np.frombuffer(rows, TASKS.dtype)
+        tasks, self.over = self.over, []
+        return np.frombuffer(b"".join([self._row(task) for task in tasks]), TASKS.dtype)
+
+    def _row(self, task: Task) -> bytes:
+        table, kind, group = self.table, KIND_CODE[task.kind], int(task.positions[0]) // self._size
+        sent_ns, over_ns = task.sent_ns - table.start_ns, max(task.done_ns, task.sent_ns)
+        what = task.id, task.rank, kind, group, task.attempt, len(task.slots), task.resolved
+        when = sent_ns, over_ns - table.start_ns, task.compute_ns
+        warm, reason = group < table.warm_groups, reason_bytes(task.reason)
+        return _pack_row(*what, *when, task.outcome, table.session, warm, reason)
 
     def close(self, now_ns: int, left: Sequence[ev.Left] = ()) -> None:
         """After the last step: end the rows of tasks that are still out; their times are censored.
@@ -844,10 +828,10 @@ class Core:
         for each in left:
             self._left(each)
         for task in list(self.tasks.values()):
-            self._over(task.id, task.rank, "unfinished")
-        for task in list(self._ended.values()):
-            task.kept = 0
-            self.write_task(task)
+            ended = self._end(task.id, task.rank, "unfinished")
+            self._over([ended], task.slots, "unfinished", left=False)
+        self.over += self.ended.values()
+        self.ended.clear()
 
     # ---- the end ------------------------------------------------------------
 
@@ -868,10 +852,9 @@ class Core:
 
     def _kept_for_later(self) -> bool:
         """Whether answers are kept that will count at their deadlines."""
-        late = self.outcomes.use_late
         return any(
-            call == late and len(self.table.unresolved(positions))
-            for _, _, call, positions in self._timers
+            call == self._deadline and len(self.table.still(*own))
+            for _, _, call, own in self._timers
         )
 
     @property
@@ -888,11 +871,3 @@ class Core:
             if self.outcomes.totals.errors:
                 status = ev.COMPLETE_WITH_ERRORS
         self.actions.append(ev.Finish(status, reason))
-
-
-def _merged(works: list[Work]) -> Work:
-    """Work of the same sort as one."""
-    first = works[0]
-    if len(works) > 1:
-        first.positions = np.unique(np.concatenate([np.asarray(w.positions) for w in works]))
-    return first

@@ -13,7 +13,6 @@ import numpy as np
 
 from collage_mpi.rows import CELL
 
-Positions = range | np.ndarray  # ascending; (n,) int64 if they are no range
 COMPLETE, COMPLETE_WITH_ERRORS, INCOMPLETE = "complete", "complete_with_errors", "incomplete"
 LOST_REASON = "it could not be read"  # of an image whose reason had no room in the message
 
@@ -94,11 +93,11 @@ class Left(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """The rank has answered the task, which ends.
+    """The rank has answered tasks, which end.
 
     Attributes:
-        cells: (n,) of CELL, one for each image of the task. A cell is present, absent (the network
-            gave no answer for it), or says that its image could not be read.
+        cells: (n,) of CELL, one for each image of the tasks, in order. A cell is present, absent
+            (the network gave no answer for it), or says that its image could not be read.
         compute_ns: time that the network took, for the whole message.
         read_ns: how long it waited for the images to be read.
         decode_ns: time that rank 0 took to unpack the message.
@@ -109,7 +108,7 @@ class Answered(NamedTuple):
         at_ns: when the answer was received, if that was before the step (C3).
     """
 
-    task: int
+    tasks: Sequence[int]
     rank: int
     cells: np.ndarray
     compute_ns: int = 0
@@ -177,9 +176,10 @@ class Cancel(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """These images have their outcome: their pixels are not needed any more."""
+    """The images at these positions, (n,) int64, have their outcome: their pixels are not needed
+    any more."""
 
-    positions: Positions
+    positions: np.ndarray
 
 
 class Judged(NamedTuple):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from math import inf
 from typing import TYPE_CHECKING
 
 from collage_mpi.core.settings import batch_factor
 from collage_mpi.core.states import LOST, RANK, READY, SILENT
-from collage_mpi.core.work import Queue, overlap
+from collage_mpi.core.work import Queue
 from collage_mpi.kinds import COLLAGE
 
 if TYPE_CHECKING:
@@ -47,13 +47,6 @@ class Rank:
     def load(self) -> int:
         """Number of tasks that are out or wait for it."""
         return len(self.tasks) + len(self.bound.works)
-
-    def has(self, work: Work) -> bool:
-        """Whether it has an image of the work for the same network, or is to get it."""
-        there: list[Task | Work] = [*self.tasks.values(), *self.bound.works]
-        return any(
-            each.kind == work.kind and overlap(each.positions, work.positions) for each in there
-        )
 
     @property
     def heard(self) -> bool:
@@ -111,13 +104,13 @@ class Ranks:
             insort(self._paces[kind], (rank.pace_ns, rank.id))
         self.changed(rank, now_ns)
 
-    def leave(self, rank: Rank) -> None:
+    def leave(self, rank: Rank, now_ns: int) -> None:
         """The rank takes no more work, if it did."""
         for kind in rank.kinds:
             if rank.id in self.ready[kind]:
                 self.ready[kind].remove(rank.id)
                 self._paces[kind].remove((rank.pace_ns, rank.id))
-        self._displace(rank)
+        self.changed(rank, now_ns)
 
     def others(self, kind: str, avoid: Collection[int]) -> Iterator[Rank]:
         """The ready ranks of the kind that are not in `avoid`."""
@@ -142,20 +135,23 @@ class Ranks:
 
     # ---- turns, as in the paper ---------------------------------------------
 
-    def turns(self, kind: str, count: int, rows: int) -> Iterator[list[Rank]]:
-        """The ranks of the next `count` images in turn: `rows` different ones for each image.
+    def turns(self, kind: str, count: int, rows: int) -> list[list[Rank]]:
+        """The ranks of the next `count` images in turn: `rows` different ones for each image, until
+        the ranks repeat.
 
         The ranks are laid out in `rows` rows. An image gets the next rank of the first row and
         those below it, so the first copies go to the ranks in turn, as without further copies.
         """
         apart = self.fastest(COLLAGE)
-        ready = [rank for rank in self.ready[kind] if rank not in apart]
+        ready = [self.known[rank] for rank in self.ready[kind] if rank not in apart]
         rows = min(rows, len(ready))
-        stride = len(ready) // rows if rows else 0
-        for _ in range(count if stride else 0):
-            place = self._cursor[kind] % stride
-            self._cursor[kind] = place + 1
-            yield [self.known[ready[place + row * stride]] for row in range(rows)]
+        if not rows:
+            return []
+        stride = len(ready) // rows
+        first = self._cursor[kind] % stride
+        self._cursor[kind] = (first + count - 1) % stride + 1
+        places = range(first, first + min(stride, count))
+        return [[ready[at % stride + row * stride] for row in range(rows)] for at in places]
 
     def skip_turn(self, kind: str) -> None:
         """Skip the next rank in turn, because its image is not sent."""
@@ -192,8 +188,10 @@ class Ranks:
         """The service time above which a rank is slow; inf until it is known. It is SLOW times the
         median, or SLOW times that of the last rank that the kind is for if that is less."""
         paces = self._paces[kind]
-        place = min(self._fastest_of.get(kind, len(paces)), (len(paces) + 1) // 2) - 1
-        return SLOW * paces[place][0] or inf if paces else inf
+        place = (len(paces) + 1) // 2
+        if self._fastest_of:
+            place = min(self._fastest_of.get(kind, place), place)
+        return SLOW * paces[place - 1][0] or inf if paces else inf
 
     def portion(self, rank: Rank, kind: str, waiting: int, most: int, now_ns: int) -> int:
         """How many of the waiting inputs the rank takes, up to `most`: 0 if it passes over them.
@@ -202,8 +200,11 @@ class Ranks:
         ends what it is computing, and then takes its share of what waits, unless it is kept for
         another kind. A slow rank that was idle for long is tried again.
         """
-        limit, whole = self.limit_ns(kind), self.cost(kind, most)
-        if rank.pace_ns <= limit or rank.pace_ns * whole <= SLICE_NS:
+        limit = self.limit_ns(kind)
+        if rank.pace_ns <= limit:
+            return most
+        whole = self.cost(kind, most)
+        if rank.pace_ns * whole <= SLICE_NS:
             return most
         if rank.idle_ns is not None and now_ns - rank.idle_ns > PROBE_AFTER * rank.pace_ns:
             self.forget(rank, now_ns)
@@ -226,17 +227,20 @@ class Ranks:
     def fastest(self, kind: str) -> list[int]:
         """The fastest ranks if the tasks of the kind are for them, otherwise none; never all ranks.
         Ranks of unknown speed come first."""
+        if not self._fastest_of:
+            return []
         most = min(self._fastest_of.get(kind, 0), len(self.ready[kind]) - 1)
         return [rank for _, rank in self._paces[kind][: max(0, most)]]
 
-    def best(self, work: Work) -> Rank | None:
-        """The rank with the fewest tasks that has none of the images of the work. Ranks that have
+    def best(self, work: Work, has: Callable[[Rank, Work], bool]) -> Rank | None:
+        """The rank with the fewest tasks that `has` none of the images of the work. Ranks that have
         not tried them come first. Of equally loaded ranks, those of `fastest` come first."""
-        own = self.fastest(work.kind)
+        kind = work.like.kind
+        own = self.fastest(kind)
         for avoid in (work.avoid, work.held):
-            ranks = self.others(work.kind, avoid)
+            ranks = self.others(kind, avoid)
             for rank in sorted(ranks, key=lambda r: (r.load, r.id not in own, r.turn)):
-                if not rank.has(work):
+                if not has(rank, work):
                     return rank
         return None
 
@@ -244,21 +248,18 @@ class Ranks:
 
     def changed(self, rank: Rank, now_ns: int) -> None:
         """The rank's messages, its speed, or whether it takes work has changed."""
-        self._displace(rank)
-        self._turn += 1
-        rank.turn = self._turn
+        self._turn = turn = self._turn + 1
+        place, rank.turn = rank.place, turn
         if rank.messages:
             rank.idle_ns = None
         elif rank.idle_ns is None:
             rank.idle_ns = now_ns
+        rank.place = None
         if rank.status == READY and rank.messages < rank.credit:
-            rank.place = (rank.messages, rank.pace_ns, rank.turn, rank)
-            for kind in rank.kinds:
-                insort(self.room[kind], rank.place)
-
-    def _displace(self, rank: Rank) -> None:
-        if rank.place is not None:
-            for kind in rank.kinds:
-                room = self.room[kind]
-                del room[bisect_left(room, rank.place)]
-            rank.place = None
+            rank.place = (rank.messages, rank.pace_ns, turn, rank)
+        for kind in rank.kinds:
+            room = self.room[kind]
+            if place is not None:
+                del room[bisect_left(room, place)]
+            if rank.place is not None:
+                insort(room, rank.place)

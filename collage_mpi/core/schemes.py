@@ -6,7 +6,6 @@ that it needs and the settings that it takes. The base class is the scheme witho
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -21,9 +20,9 @@ from collage_mpi.plugins import Names
 if TYPE_CHECKING:  # settings import this module, and `--help` must not wait for numpy
     import numpy as np
 
-    from collage_mpi.core.events import Positions
+    from collage_mpi.core.outcomes import Answer
     from collage_mpi.core.ranks import Rank
-    from collage_mpi.core.work import Task, Work
+    from collage_mpi.core.work import Task
 
 Core = Any  # `core.core.Core`, which imports this module
 
@@ -90,6 +89,7 @@ class Scheme:
             how many messages a rank may have at a time.
         label: as shown in tables and legends.
         grouped: groups are units of its work.
+        mixes: a picture of its first stage holds images of any groups, in its first cells.
         redundant: an image may have several tasks though nothing went wrong.
         gathers: images that come in together leave only when all are there, also if each message
             has one input.
@@ -110,6 +110,7 @@ class Scheme:
     placement: ClassVar[str] = "fixed"
     credit: ClassVar[int] = 2
     grouped: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
     redundant: ClassVar[bool] = False
     gathers: ClassVar[bool] = False
     fastest_of: Mapping[str, int] = {}
@@ -124,39 +125,35 @@ class Scheme:
         self.label = self.name + copies + (", pulled" if self.pulls else "")
         self.serves = tuple(sorted(self.needs))
 
-    def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
+    def arrived(self, core: Core, slots: np.ndarray) -> None:
         """Images have arrived that can be read, at neighbouring positions of any groups."""
         if not self.pulls:
-            self.in_turn(core, positions)
+            self.in_turn(core, slots)
         elif core.ranks.ready[SINGLE]:
-            core.fresh.add(positions)
+            core.fresh.add(slots)
         else:
-            core.uncover(positions)
+            core.release(slots)
 
-    def in_turn(self, core: Core, positions: range) -> None:
+    def in_turn(self, core: Core, slots: np.ndarray) -> None:
         """Bind each image to the single ranks in turn, and further copies to further ranks."""
-        rows = min(self.replicas, len(core.ranks.ready[SINGLE]))
-        core.cover(positions, max(0, rows - 1))
-        core.sends(positions, max(0, rows - 1))
-        of_rank: dict[tuple[int, int], list[int]] = defaultdict(list)
-        given = -1
-        turns = core.ranks.turns(SINGLE, len(positions), rows)
-        for given, ranks in enumerate(turns):
+        turns = core.ranks.turns(SINGLE, len(slots), self.replicas)
+        if not turns:
+            core.release(slots)
+            return
+        core.table.holds[slots] += len(turns[0]) - 1
+        core.sends(slots, len(turns[0]) - 1)
+        for first, ranks in enumerate(turns):
             for row, rank in enumerate(ranks):
-                of_rank[rank.id, row].append(positions[given])
-        if given < 0:
-            core.uncover(positions)
-        for (rank_id, row), own in of_rank.items():
-            work = _work(SINGLE, "replica" if row else SINGLE, 1, _positions(own))
-            core.bind(core.ranks.known[rank_id], work)
+                source = "replica" if row else SINGLE
+                core.bind(rank, core.work(SINGLE, source, 1, slots[first :: len(turns)]))
 
-    def group_full(self, core: Core, positions: Positions) -> None:
-        """A group gets no further image; its unresolved ones are at these positions."""
+    def group_full(self, core: Core, slots: np.ndarray) -> None:
+        """A group gets no further image; these are its unresolved ones."""
 
-    def next(self, core: Core, rank: Rank) -> list[Work]:
-        """What a rank that has room takes: the oldest work that it may take."""
+    def next(self, core: Core, rank: Rank) -> bool:
+        """Let a rank that has room take the oldest work that it may take; whether it took some."""
         fresh = () if rank.id in core.ranks.fastest(COLLAGE) else (core.fresh,)
-        return (
+        return bool(
             core.take_again(rank, SINGLE)
             or core.take_fresh(rank, SINGLE, *fresh)
             or core.take_late(rank)
@@ -167,33 +164,30 @@ class Scheme:
         """Number of single tasks that the images in `core.fresh` will become."""
         return core.fresh.count * self.replicas
 
-    def accepts_all(self, task: Task) -> bool:
-        """Whether each answer of the task counts at once."""
-        return task.kind == self.main
+    def accepts_all(self, kind: str) -> bool:
+        """Whether each answer of a network of this kind counts at once."""
+        return kind == self.main
 
-    def answered(self, core: Core, task: Task, cells: np.ndarray, there: np.ndarray) -> None:
-        """A task is answered; `there`: (n,) bool, for which of its images.
+    def answered(self, core: Core, answer: Answer, items: np.ndarray) -> None:
+        """Tasks are answered; `items`: (k,) int64, their answers for unresolved images.
 
         An unsure answer of a first stage is kept. A sure one that is audited waits for the audit.
         """
-        if self.accepts_all(task):
-            core.outcomes.accept(task, cells, there)
+        if self.accepts_all(answer.kind):
+            core.outcomes.accept(answer, items)
             return
-        sure = there & core.sure(task, cells, self.policy)
-        drawn = core.states(task.positions) & DRAWN != 0
-        if (sure & ~drawn).any():
-            core.outcomes.accept(task, cells, sure & ~drawn)
-        if (sure & drawn).any():
-            core.outcomes.keep(task, cells, sure & drawn, DECIDED)
-        if (there & ~sure).any():
-            core.keep(task, cells, there & ~sure, self.policy.deadline_ns)
+        sure = core.sure(answer, items, self.policy)
+        unsure, items = items[~sure], items[sure]
+        drawn = core.table.state[answer.slots[items]] & DRAWN != 0
+        if drawn.any():
+            core.outcomes.keep(answer, items[drawn], DECIDED)
+            items = items[~drawn]
+        core.outcomes.accept(answer, items)
+        if len(unsure):
+            core.keep(answer, unsure, self.policy.deadline_ns)
 
     def left(self, core: Core, tasks: Sequence[Task]) -> None:
         """Tasks have left."""
-
-    def cells(self, core: Core, work: Work) -> np.ndarray | None:
-        """(n,) int64, the cells of the images in their picture; None: those of their group."""
-        return None
 
     def nobody(self, core: Core, kind: str) -> None:
         """No ready rank of the kind is left."""
@@ -223,7 +217,7 @@ class ReplicateScheme(Scheme):
             others = core.ranks.others(SINGLE, (task.rank,))
             if self.pulls and task.source == SINGLE and next(others, None) is not None:
                 held = (task.rank,)
-                core.place(_work(SINGLE, "replica", 1, task.positions, held, held))
+                core.place(core.work(SINGLE, "replica", 1, task.slots, held, held))
 
 
 @register
@@ -245,10 +239,10 @@ class HedgeScheme(Scheme):
         self._after_ns = settings.hedge_ns
         self.label += f" after {self._after_ns / 1e6:g} ms"
 
-    def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
+    def arrived(self, core: Core, slots: np.ndarray) -> None:
         """Make the first task, and set the time of the second."""
-        super().arrived(core, positions, drawn=drawn)
-        for t0_ns, own in core.by_t0(positions):
+        super().arrived(core, slots)
+        for t0_ns, own in core.by_t0(slots):
             core.later(t0_ns + self._after_ns, core.note_late, own)
 
 
@@ -276,24 +270,20 @@ class CollageScheme(Scheme):
             if SINGLE in self.needs:
                 self.fastest_of = {COLLAGE: self.copies}
 
-    def group_full(self, core: Core, positions: Positions) -> None:
+    def group_full(self, core: Core, slots: np.ndarray) -> None:
         """Let the unresolved images wait as collages: for the best ranks, or the first with
         room."""
-        core.cover(positions, -1)  # what the images could count on so far
-        ready = len(core.ranks.ready[COLLAGE])
-        for _ in range(min(self.copies, ready) if len(positions) else 0):
-            core.place(_work(COLLAGE, COLLAGE, 1, positions))
-        if not ready and len(positions):
-            core.cover(positions, 1)
-            core.uncover(positions)
+        for _ in range(min(self.copies, len(core.ranks.ready[COLLAGE])) if len(slots) else 0):
+            core.place(core.work(COLLAGE, COLLAGE, 1, slots))
+        core.help(slots)
 
-    def next(self, core: Core, rank: Rank) -> list[Work]:
+    def next(self, core: Core, rank: Rank) -> bool:
         """The oldest collage or single image that the rank may take."""
         return core.take_again(rank, COLLAGE) or super().next(core, rank)
 
-    def accepts_all(self, task: Task) -> bool:
+    def accepts_all(self, kind: str) -> bool:
         """A collage's answers count at once if they all do."""
-        return task.kind == SINGLE or isinstance(self.policy, First)
+        return kind == SINGLE or isinstance(self.policy, First)
 
 
 @register
@@ -310,12 +300,12 @@ class CollageOnlyScheme(CollageScheme):
     main = COLLAGE
     covers, first_sends = 1, 0
 
-    def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
+    def arrived(self, core: Core, slots: np.ndarray) -> None:
         """Make no task: the group's collage will cover the images."""
 
-    def next(self, core: Core, rank: Rank) -> list[Work]:
+    def next(self, core: Core, rank: Rank) -> bool:
         """The oldest collage, or a copy of one."""
-        return core.take_again(rank, COLLAGE) or core.take_copy(rank)
+        return bool(core.take_again(rank, COLLAGE) or core.take_copy(rank))
 
 
 @register
@@ -336,6 +326,7 @@ class CascadeScheme(Scheme):
     only: ClassVar[Mapping[str, tuple[str, ...]]] = {"assign": ("pull",)}
     placement = "fastest"
     gathers = True  # they can leave in one collage
+    mixes = True
     credit = 1  # images in a rank's second message would wait, and no collage could take them
 
     def __init__(self, settings: SchemeSettings) -> None:
@@ -346,44 +337,45 @@ class CascadeScheme(Scheme):
             self.policy = Confident(inf, None)  # until a threshold is chosen
         self.ended = False  # the first stage gets no further image
 
-    def arrived(self, core: Core, positions: range, *, drawn: bool) -> None:
+    def arrived(self, core: Core, slots: np.ndarray) -> None:
         """While a threshold is chosen both stages classify drawn images, and the exact network
         all others."""
         first, exact = core.ranks.ready[self.first], core.ranks.ready[SINGLE]
-        alone = self.ended or (self.calibrating and not drawn)
         if not first and not exact:
-            core.uncover(positions)
+            core.release(slots)
+        elif exact and (self.ended or not first):
+            core.alone.add(slots)
+        elif exact and self.calibrating:
+            drawn = core.table.state[slots] & DRAWN != 0
+            core.alone.add(slots[~drawn])
+            core.fresh.add(slots[drawn])
         else:
-            (core.alone if exact and (alone or not first) else core.fresh).add(positions)
+            core.fresh.add(slots)
 
     def least(self, core: Core) -> int:
         """How many images must wait before they leave together."""
         size = core.settings.group_size
         if not core.ranks.ready[SINGLE]:
             return 1
-        if self.calibrating:
-            closed = core.fresh.count and core.fresh.oldest // size < core.next // size
-            return 1 if closed else size
+        if self.calibrating and core.fresh.count:
+            oldest = int(core.table.position[core.fresh.parts[0][0]])
+            return 1 if oldest // size < core.next // size else size
         return min(max(LEAST, int(core.settings.costs.get(self.first, 1.0)) + 1), size)
 
     def waiting(self, core: Core) -> int:
         """Number of tasks that the images will become: of the first stage, and single ones."""
         return core.fresh.count // core.settings.group_size + core.alone.count
 
-    def next(self, core: Core, rank: Rank) -> list[Work]:
+    def next(self, core: Core, rank: Rank) -> bool:
         """Unsure images, then a collage of those that wait, then images alone."""
         first = (core.fresh,) if core.fresh.count >= self.least(core) else ()
         alone = (core.alone,) if self.calibrating else (core.fresh, core.alone)
-        return (
+        return bool(
             core.take_again(rank, SINGLE)
             or core.take_fresh(rank, self.first, *first)
             or core.take_fresh(rank, SINGLE, *alone)
             or core.take_copy(rank)
         )
-
-    def cells(self, core: Core, work: Work) -> np.ndarray | None:
-        """A collage holds images of any groups, in its first cells."""
-        return _positions(range(len(work.positions))) if work.kind == self.first else None
 
     def nobody(self, core: Core, kind: str) -> None:
         """Without one of the stages the other one gets its images."""
@@ -391,9 +383,9 @@ class CascadeScheme(Scheme):
             core.strand(core.fresh)
             core.strand(core.alone)
         elif kind == SINGLE:
-            core.fresh.merge(core.alone)
+            core.fresh.merge(core.alone, core.table.position)
         elif self.calibrating:
-            core.alone.merge(core.fresh)
+            core.alone.merge(core.fresh, core.table.position)
 
     def judge_by(self, core: Core, confidence: float | None) -> None:
         """The threshold is chosen: from now on any image may go through the first stage."""
@@ -401,9 +393,9 @@ class CascadeScheme(Scheme):
         least = inf if confidence is None else confidence
         self.policy = Confident(least, self.policy.deadline_ns)
         if self.ended and core.ranks.ready[SINGLE]:
-            core.alone.merge(core.fresh)
+            core.alone.merge(core.fresh, core.table.position)
         else:
-            core.fresh.merge(core.alone)
+            core.fresh.merge(core.alone, core.table.position)
 
 
 @register
@@ -417,18 +409,6 @@ class CascadeBatchScheme(CascadeScheme):
     name = "cascade-batch"
     first = BACKUP
     needs = frozenset({SINGLE, BACKUP})
-
-
-def _work(*fields: Any) -> Work:
-    from collage_mpi.core.work import Work
-
-    return Work(*fields)
-
-
-def _positions(values: Sequence[int]) -> np.ndarray:
-    import numpy as np
-
-    return np.array(values, np.int64)
 
 
 SCHEMES = tuple(REGISTERED)

@@ -31,8 +31,8 @@ def table(moves: Mapping[str, Mapping[str, str]]) -> dict[str, Moves]:
 
 
 # Bits of an image's state. Unresolved images are OPEN.
-OPEN, DONE, DRAWN, SHARED, KEPT, DECIDED, WAITS = (1 << bit for bit in range(7))
-HARD = DRAWN | SHARED | DECIDED | WAITS  # what is handled image by image
+# TROUBLED: something is remembered of it (`retries`).
+OPEN, DONE, DRAWN, KEPT, DECIDED, TROUBLED = (1 << bit for bit in range(6))
 
 READY, SUSPECTED, RETIRED, LOST = "ready", "suspected", "retired", "lost"
 SUSPECTED_RETIRED = "suspected_retired"

@@ -1,109 +1,97 @@
-"""Work that waits, and tasks: work that was sent to a rank."""
+"""Work that waits, and tasks: work that was sent to a rank. Images are arrays of slots."""
 
 from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from collage_mpi.core.events import Positions
 from collage_mpi.core.states import SENT, TASK
+from collage_mpi.kinds import KIND
 
 MOST_ATTEMPTS = 255  # the largest attempt number: a row stores it in one byte
+NOTHING = np.empty(0, np.int64)
+NOBODY: frozenset[Task] = frozenset()
+
+
+class Like(NamedTuple):
+    """What the images of a task have in common. `spare`: a copy, which counts as no attempt."""
+
+    kind: str
+    source: str
+    attempt: int
+    spare: bool = False
+
+
+FIRST = {kind: Like(kind, kind, 1) for kind in KIND}
 
 
 class Work:
     """Images that wait for a network: on one rank, or on any rank that may take them.
 
     Attributes:
-        kind, source, attempt: of the tasks that it becomes.
+        first: the position of its first image.
         avoid: ranks that have its images or have tried them. They take it if no other rank can.
         held: those of `avoid` that have its images. They never take it.
-        spare: it is a copy, which counts as no attempt.
     """
 
-    __slots__ = ("attempt", "avoid", "held", "kind", "positions", "source", "spare")
+    __slots__ = ("avoid", "first", "held", "like", "slots")
 
     def __init__(
         self,
-        kind: str,
-        source: str,
-        attempt: int,
-        positions: Positions,
+        like: Like,
+        slots: np.ndarray,
+        first: int,
         avoid: Collection[int] = (),
         held: Collection[int] = (),
-        *,
-        spare: bool = False,
     ) -> None:
-        self.kind, self.source, self.positions = kind, source, positions
-        self.attempt = min(attempt, MOST_ATTEMPTS)
-        self.avoid, self.held, self.spare = avoid, held, spare
-
-    @property
-    def like(self) -> tuple[str, str, int, bool]:
-        """What the images of one task have in common."""
-        return self.kind, self.source, self.attempt, self.spare
-
-    def cut(self, most: int) -> Work | None:
-        """Leave only so many images in it; work for the others, if there are any."""
-        own, rest = self.positions[:most], self.positions[most:]
-        self.positions = own
-        if not len(rest):
-            return None
-        return Work(*self.like[:3], rest, self.avoid, self.held, spare=self.spare)
+        self.like, self.slots, self.first, self.avoid, self.held = like, slots, first, avoid, held
 
     def __lt__(self, other: Work) -> bool:
-        return bool(self.positions[0] < other.positions[0])
+        return self.first < other.first
 
 
 class Fresh:
-    """Images that were never sent, oldest first, as ranges of positions."""
+    """Images that wait in the order of their positions."""
 
     def __init__(self) -> None:
-        self.ranges: deque[range] = deque()
+        self.parts: deque[np.ndarray] = deque()
         self.count = 0
 
-    def add(self, positions: range) -> None:
+    def add(self, slots: np.ndarray) -> None:
         """Add images that follow all earlier ones."""
-        last = self.ranges[-1] if self.ranges else range(0)
-        self.count += len(positions)
-        if last and last.stop == positions.start:
-            self.ranges[-1] = range(last.start, positions.stop)
-        else:
-            self.ranges.append(positions)
+        if len(slots):
+            self.parts.append(slots)
+            self.count += len(slots)
 
-    @property
-    def oldest(self) -> int:
-        """The oldest image; there must be one."""
-        return self.ranges[0].start
+    def take(self, most: int) -> np.ndarray:
+        """Remove and return up to `most` of the oldest images; there must be one."""
+        if self.count and len(first := self.parts[0]) > most:
+            self.count -= most
+            self.parts[0] = first[most:]
+            return first[:most]
+        found = []
+        while most and self.count:
+            part = self.parts.popleft()
+            if len(part) > most:
+                self.parts.appendleft(part[most:])
+                part = part[:most]
+            self.count -= len(part)
+            most -= len(part)
+            found.append(part)
+        return joined(found)
 
-    def take(self, most: int) -> Positions:
-        """Remove and return up to `most` of the oldest images, as a range if they are
-        neighbours."""
-        taken: list[range] = []
-        while most > 0 and self.ranges:
-            first = self.ranges.popleft()
-            if len(first) > most:
-                self.ranges.appendleft(first[most:])
-                first = first[:most]
-            taken.append(first)
-            most -= len(first)
-        self.count -= sum(map(len, taken))
-        return joined(taken)
-
-    def merge(self, other: Fresh) -> None:
-        """Take over the images of another one."""
-        ranges = sorted([*self.clear(), *other.clear()], key=lambda each: each.start)
-        for positions in ranges:
-            self.add(positions)
-
-    def clear(self) -> list[range]:
+    def clear(self) -> np.ndarray:
         """Remove and return all."""
-        ranges, self.count = list(self.ranges), 0
-        self.ranges.clear()
-        return ranges
+        return self.take(self.count) if self.count else NOTHING
+
+    def merge(self, other: Fresh, position: np.ndarray) -> None:
+        """Take over the images of another one; `position`: of each slot."""
+        slots = np.concatenate([self.clear(), other.clear()])
+        self.add(slots[np.argsort(position[slots])])
 
 
 class Queue:
@@ -119,12 +107,12 @@ class Queue:
             insort(self.works, work)
         else:
             self.works.append(work)
-        self.count += len(work.positions)
+        self.count += len(work.slots)
 
     def pop(self, place: int) -> Work:
         """Remove and return one."""
         work = self.works.pop(place)
-        self.count -= len(work.positions)
+        self.count -= len(work.slots)
         return work
 
     def clear(self) -> list[Work]:
@@ -143,48 +131,58 @@ class Message:
 
 
 class Task:
-    """What was sent to a rank, from its leaving to its end and to the outcome of its images."""
+    """What was sent to a rank, from its leaving to its end and to the outcome of its images.
+
+    Attributes:
+        slots, positions: of its images, (n,) int64.
+        cells: of its images in their picture; None: those of their group.
+        covers: its images count on it: not if its rank is silent.
+        peers: other tasks that are out and share images with it.
+        resolved, kept: images that it resolved, and those whose kept answer is its own.
+        outcome: how it ended, a code of OUTCOMES; None as long as it is out.
+    """
 
     __slots__ = (
-        *("id", "rank", "kind", "source", "attempt", "spare", "positions", "cells", "message"),
-        *("covers", "status", "left", "resolved", "kept", "sent_ns", "encode_ns", "said", "end"),
+        *("id", "rank", "kind", "source", "attempt", "spare", "slots", "positions", "cells"),
+        *("message", "covers", "status", "peers", "resolved", "kept", "sent_ns", "encode_ns"),
+        *("outcome", "done_ns", "compute_ns", "reason"),
     )
 
     def __init__(
-        self, task: int, rank: int, work: Work, cells: np.ndarray | None, now_ns: int
+        self,
+        task: int,
+        rank: int,
+        like: Like,
+        slots: np.ndarray,
+        positions: np.ndarray,
+        cells: np.ndarray | None,
+        message: Message,
+        now_ns: int,
     ) -> None:
-        self.id, self.rank, self.positions, self.cells = task, rank, work.positions, cells
-        self.kind, self.source, self.attempt, self.spare = work.like
-        self.status = SENT
-        self.covers = True  # its images count on it: not if its rank is silent
-        self.left = len(self.positions)  # images without an outcome, as far as it was told
-        self.resolved = 0  # images that it resolved
-        self.kept = 0  # images whose kept answer is its own
-        self.sent_ns, self.encode_ns = now_ns, 0
-        self.said: tuple[int, ...] = ()
-        self.end: tuple[object, ...] = ()  # of its row, until its last kept answer is used
-        self.message: Message
+        self.id, self.rank, self.message = task, rank, message
+        self.kind, self.source, self.attempt, self.spare = like
+        self.slots, self.positions, self.cells = slots, positions, cells
+        self.status, self.covers = SENT, True
+        self.peers: frozenset[Task] = NOBODY
+        self.resolved = self.kept = self.encode_ns = 0
+        self.sent_ns = now_ns
+        self.outcome: int | None = None
+        self.done_ns = self.compute_ns = 0
+        self.reason = ""
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return len(self.slots)
 
     def move(self, event: str) -> None:
-        """Change its status; KeyError if the event cannot happen now."""
+        """Change its status; IllegalMove if the event cannot happen now."""
         self.status = TASK[self.status][event]
 
 
-def joined(ranges: list[range]) -> Positions:
-    """Ranges in ascending order as one range if they touch, else as (n,) int64."""
-    if not ranges:
-        return range(0)
-    whole = range(ranges[0].start, ranges[-1].stop)
-    if len(ranges) == 1 or len(whole) == sum(map(len, ranges)):
-        return whole if ranges[0].step == 1 else ranges[0]
-    return np.concatenate([np.arange(each.start, each.stop) for each in ranges])
+def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays of slots one after another."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def overlap(first: Positions, second: Positions) -> bool:
-    """Whether two ascending sequences share a position."""
-    if first[0] > second[-1] or second[0] > first[-1]:
-        return False
-    return bool(np.isin(np.asarray(first), np.asarray(second)).any())
+def overlap(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two arrays share a slot."""
+    return not set(first.tolist()).isdisjoint(second.tolist())

@@ -7,7 +7,7 @@ gives a rank up, the rank is killed if it is on this machine, so that it cannot 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from collage_mpi.core.events import RankLost, RankSilent
@@ -89,12 +89,12 @@ class FailureDetector:
         self._hosts[rank] = host
         self.timeouts.served(longest_ns)
 
-    def heard(self, rank: int, now_ns: int, service_ns: Collection[int]) -> None:
-        """A message came from the rank; `service_ns`: of each task that it ends."""
-        self.timeouts.heard(rank, now_ns, len(service_ns))
-        for each_ns in service_ns:
-            if each_ns > self.timeouts.longest_ns:
-                self.timeouts.longest_ns = each_ns
+    def heard(self, rank: int, now_ns: int, tasks: int = 0, longest_ns: int = 0) -> None:
+        """A message came from the rank, with the ends of so many tasks; the longest service time of
+        these."""
+        self.timeouts.heard(rank, now_ns, tasks)
+        if longest_ns > self.timeouts.longest_ns:
+            self.timeouts.longest_ns = longest_ns
 
     def gone(self, found: Gone) -> None:
         """MPI reports the rank as lost; the next `look` returns it."""

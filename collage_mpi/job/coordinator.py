@@ -18,9 +18,9 @@ from collage_mpi.job.packing import Packer
 from collage_mpi.job.team import Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import unpack_ends, unpack_use
+from collage_mpi.mpi.answers import unpack_ends, unpack_use, use_bytes
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
-from collage_mpi.mpi.transport import Received
+from collage_mpi.mpi.transport import Gone, Received
 from collage_mpi.results.number_sets import Draw
 from collage_mpi.results.row_sink import VECTORS_PER_PART_BYTES, RowSink
 from collage_mpi.shards.readahead import Images
@@ -163,7 +163,7 @@ class Coordinator:
         self.work = WorkMeter()
         self.finish: ev.Finish | None = None
         self.retired: dict[int, str] = {}
-        self.uses: dict[int, Use] = {}  # rank -> what it has done with its time
+        self._uses: dict[int, bytes] = {}
         self.changes: list[tuple[int, Changed]] = []  # by rank, in order
         self._stop_reason, self._report = settings.stop_reason, settings.report
         self._draw, self._arrivals = settings.draw, settings.arrivals
@@ -178,12 +178,17 @@ class Coordinator:
             ev.Admit: self._admit,
             ev.Send: self._send,
             ev.Cancel: lambda a: self._cancels.setdefault(a.rank, []).append(a.task),
-            ev.Resolved: packer.release,
+            ev.Resolved: packer.held.release,
             ev.Judged: supply.judged,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
             ev.Recall: lambda a: self.retired.pop(a.rank, None),
             ev.Finish: self._finished,
         }
+
+    @property
+    def uses(self) -> dict[int, Use]:
+        """Rank -> what it has done with its time, as far as it has told."""
+        return {rank: unpack_use(use) for rank, use in self._uses.items()}
 
     def run(self, ready: list[ReadyRank], lost: Mapping[int, str] | None = None) -> ev.Finish:
         """Run the session from the first admission to its end.
@@ -238,12 +243,7 @@ class Coordinator:
         signs = self.ranks.look(now_ns)  # before the poll: a dead rank's last answers count
         found = self.transport.poll()
         if found:
-            self.work.receive_ns += self.clock() - now_ns
-        for arrival in found:
-            if isinstance(arrival, Received):
-                self._received(arrival)
-            else:
-                self.ranks.gone(arrival)
+            self._received(found, now_ns)
         for sign in signs:
             self._step(self.clock(), sign)
             if isinstance(sign, ev.RankLost):
@@ -294,33 +294,44 @@ class Coordinator:
                     actions[type(action)](action)
         self._stepping = False
 
-    def _received(self, arrival: Received) -> None:
-        start_ns = self.clock()
-        header = wire.read_header(arrival.message)
-        if header.session != self.session:
-            return  # a late answer of an earlier session
-        if header.type == wire.CONTROL:
-            told = unpack(arrival.message, arrival.rank)
-            if isinstance(told, Changed):
-                self.changes.append((arrival.rank, told))
-                if told.why:
-                    tell(f"warning: rank {arrival.rank} stays with {told.runtime}; {told.why}")
-                return
-        if header.type != wire.ANSWERS:
-            raise wire.WireFault(f"rank {arrival.rank} sent type {header.type} in mid-run")
-        rank, at_ns = arrival.rank, arrival.at_ns
-        ends = unpack_ends(rank, header, arrival.message, at_ns, self.clock, start_ns)
-        self.uses[rank] = unpack_use(arrival.message)
-        self.ranks.heard(
-            rank, at_ns, [end.compute_ns if type(end) is ev.Answered else 0 for end in ends]
-        )
-        work = self.work
+    def _received(self, found: Sequence[Received | Gone], began_ns: int) -> None:
+        """Tell the core of all answers that a poll has found, together."""
+        work, ends, at_ns = self.work, [], 0
         before_ns = work.send_ns + work.encode_ns
-        self._step(at_ns, *ends)
+        for arrival in found:
+            if isinstance(arrival, Received):
+                ends += self._ends(arrival)
+                at_ns = arrival.at_ns
+            else:
+                self.ranks.gone(arrival)
+        if ends:
+            self._step(at_ns, *ends)
         if self._cancels:
             self._send_cancels()
-        work.receive_ns += self.clock() - start_ns - (work.send_ns + work.encode_ns - before_ns)
-        work.receives += len(ends)
+        work.receive_ns += self.clock() - began_ns - (work.send_ns + work.encode_ns - before_ns)
+
+    def _ends(self, arrival: Received) -> list[ev.Answered | ev.Failed | ev.Skipped]:
+        """The ends of tasks that a message tells."""
+        rank, message, at_ns = arrival
+        start_ns = self.clock()
+        header = wire.read_header(message)
+        if header.session != self.session:
+            return []  # a late answer of an earlier session
+        if header.type == wire.CONTROL:
+            told = unpack(message, rank)
+            if isinstance(told, Changed):
+                self.changes.append((rank, told))
+                if told.why:
+                    tell(f"warning: rank {rank} stays with {told.runtime}; {told.why}")
+                return []
+        if header.type != wire.ANSWERS:
+            raise wire.WireFault(f"rank {rank} sent type {header.type} in mid-run")
+        ends = unpack_ends(rank, header, message, at_ns, self.clock, start_ns)
+        self._uses[rank] = use_bytes(message)
+        longest_ns = max([end.compute_ns if type(end) is ev.Answered else 0 for end in ends])
+        self.ranks.heard(rank, at_ns, header.n_tasks, longest_ns)
+        self.work.receives += header.n_tasks
+        return ends
 
     def _hear_of_supply(self, now_ns: int) -> None:
         """Take what the lead has sent: leases, and a new threshold."""

@@ -248,7 +248,7 @@ class Lead:
         self._look_at_ns = now_ns + max(least_ns, rest_ns)
         for arrival in arrivals:
             if isinstance(arrival, Received):
-                self._others.detector.heard(arrival.rank, arrival.at_ns, ())
+                self._others.detector.heard(arrival.rank, arrival.at_ns)
                 self._hear(arrival)
             elif isinstance(arrival, Gone):
                 self._others.detector.gone(arrival)

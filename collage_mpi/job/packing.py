@@ -4,13 +4,12 @@ them. Rank 0 holds pixels only from an image's arrival to its outcome."""
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.core.events import Positions, Resolved
+from collage_mpi.core.events import Resolved
 from collage_mpi.core.table import Table
 from collage_mpi.core.work import Task
 from collage_mpi.encoding.collage import Encoder, paste_group
@@ -41,64 +40,49 @@ class Reader(Protocol):
 
 
 class _Stretch:
-    """Images that came together: their positions, and what is held of them."""
+    """Images that came together, and where among them each unresolved one is, by position."""
 
-    def __init__(self, first: int, images: Images) -> None:
-        self.positions: Positions = range(first, first + len(images))
-        self.images, self.left = images, len(images)
+    def __init__(self, images: Images, places: dict[int, int]) -> None:
+        self.images, self.places, self.size = images, places, len(places)
 
-    def place(self, position: int) -> int:
-        if isinstance(self.positions, range):
-            return position - self.positions.start
-        return int(np.searchsorted(self.positions, position))
-
-    def shrink(self, left: np.ndarray) -> None:
-        """Hold no more than the images at these positions, in arrays of their own."""
-        own = self.images
-        at = np.array([self.place(position) for position in left.tolist()])
+    def shrink(self) -> None:
+        """Hold no more than the unresolved images, in arrays of their own."""
+        own, at = self.images, list(self.places.values())
         self.images = Images(
             own.position[at],
             own.index[at],
             own.placed[at],
             None if own.pixels is None else own.pixels[at],
             None if own.cells is None else own.cells[at],
-            None if own.files is None else [own.files[place] for place in at.tolist()],
+            None if own.files is None else [own.files[place] for place in at],
         )
-        self.positions = left
+        self.size = len(at)
+        self.places = dict(zip(self.places, range(self.size), strict=True))
 
 
 class Held:
     """Pixels, cells and files of the images that have no outcome yet."""
 
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self._firsts: list[int] = []
-        self._stretches: list[_Stretch] = []
+    def __init__(self) -> None:
+        self._stretches: dict[int, _Stretch] = {}  # by position
 
     def add(self, first: int, images: Images) -> None:
-        """Images came at the positions from `first` on, which are higher than all before."""
-        self._firsts.append(first)
-        self._stretches.append(_Stretch(first, images))
+        """Images came at the positions from `first` on."""
+        places = {first + place: place for place in range(len(images))}
+        self._stretches.update(dict.fromkeys(places, _Stretch(images, places)))
 
     def find(self, position: int) -> tuple[Images, int]:
         """The images that came with this one, and its place among them."""
-        stretch = self._stretches[bisect_right(self._firsts, position) - 1]
-        return stretch.images, stretch.place(position)
+        stretch = self._stretches[position]
+        return stretch.images, stretch.places[position]
 
-    def release(self, positions: Positions) -> None:
-        """These images have their outcome."""
-        if not self._firsts:
-            return
-        for position in np.asarray(positions).tolist():
-            at = bisect_right(self._firsts, position) - 1
-            stretch = self._stretches[at]
-            stretch.left -= 1
-            if not stretch.left:
-                del self._firsts[at], self._stretches[at]
-            elif stretch.left * FEW < len(stretch.positions):
-                left = np.asarray(self._table.unresolved(stretch.positions))
-                if len(left) == stretch.left:  # not while images of the same step are released
-                    stretch.shrink(left)
+    def release(self, resolved: Resolved) -> None:
+        """These images have their outcome: their pixels are not needed any more."""
+        for position in resolved.positions.tolist() if self._stretches else ():
+            stretch = self._stretches.pop(position)
+            del stretch.places[position]
+            if 0 < len(stretch.places) * FEW < stretch.size:
+                stretch.shrink()
 
 
 class Packed(NamedTuple):
@@ -128,7 +112,7 @@ class Packer:
     ) -> None:
         """`session`: its number is in the messages; `reading`: ranks that read their images
         themselves and are sent places."""
-        self.held = Held(table)
+        self.held = Held()
         self._table, self._encoder, self._session, self._clock = table, encoder, session, clock
         self._reading = frozenset(reading)
 
@@ -142,7 +126,8 @@ class Packer:
         items = [self._items(task) for task in tasks]
         no_time = (0,) * len(tasks)
         if rank in self._reading:
-            places = b"".join([self._places(task.positions) for task in tasks])
+            of = self._table.place_bytes
+            places = b"".join([of[task.slots].tobytes() for task in tasks])
             count = len(places) // PLACE.itemsize
             buffer = buffer_for(task_message_bytes(len(tasks), count, len(places)))
             return Packed(buffer, pack_tasks(buffer, self._session, tasks, items, places), no_time)
@@ -151,7 +136,7 @@ class Packer:
         count = sum(len(task.positions) for task in tasks)
         arrays, as_files = [], False
         for task in tasks:
-            for position in np.asarray(task.positions).tolist():
+            for position in task.positions.tolist():
                 images, at = self.held.find(position)
                 if images.files is not None:
                     as_files = True
@@ -165,26 +150,19 @@ class Packer:
         nbytes = pack_tasks(buffer, self._session, tasks, items, arrays, as_files=as_files)
         return Packed(buffer, nbytes, no_time)
 
-    def release(self, resolved: Resolved) -> None:
-        """These images have their outcome: their pixels are not needed any more."""
-        self.held.release(resolved.positions)
-
     def _items(self, task: Task) -> bytes:
         """The item records of a task: one for neighbours, otherwise one for each image."""
-        positions = task.positions
-        if isinstance(positions, range) and positions.step == 1 and task.cells is None:
-            first = positions.start
-            return _ITEM.pack(first, first % self._table.group_size, len(positions))
-        records = np.empty(len(positions), ITEM)
+        positions, count = task.positions, len(task.positions)
+        first = int(positions[0])
+        if task.cells is None and int(positions[-1]) - first == count - 1:
+            return _ITEM.pack(first, first % self._table.group_size, count)
+        records = np.empty(count, ITEM)
         records["image"], records["images"] = positions, 1
-        cells = task.cells
-        records["cell"] = records["image"] % self._table.group_size if cells is None else cells
+        records["cell"] = self._cells(task)
         return records.tobytes()
 
-    def _places(self, positions: Positions) -> bytes:
-        """The places of images, as they are sent."""
-        parts = self._table.parts(positions)
-        return b"".join([block.place_bytes[at].tobytes() for block, at, _ in parts])
+    def _cells(self, task: Task) -> np.ndarray:
+        return task.positions % self._table.group_size if task.cells is None else task.cells
 
     def _pasted(
         self,
@@ -201,10 +179,8 @@ class Packer:
         at = pack_tasks(buffer, self._session, tasks, items, following=following)
         encodes_ns = []
         for task in tasks:
-            positions = np.asarray(task.positions).tolist()
-            size = self._table.group_size
-            own = [p % size for p in positions] if task.cells is None else task.cells.tolist()
-            pairs = zip(own, map(self._cell, positions), strict=True)
+            cells = map(self._cell, task.positions.tolist())
+            pairs = zip(self._cells(task).tolist(), cells, strict=True)
             paste_group(self._encoder, pairs, out=buffer[at : at + each].reshape(shape))
             at += each
             start_ns, now_ns = now_ns, self._clock()

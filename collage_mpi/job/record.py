@@ -56,8 +56,6 @@ def _plain(value: Any) -> Any:
         # The core does not read vectors, which are long, so their content is left out.
         data = b"" if value.ndim > 1 else value.tobytes()
         return msgspec.msgpack.Ext(0, encode((_form(value.dtype), value.shape, data)))
-    if isinstance(value, range):  # only actions have ranges, and actions are only compared
-        return str(value)
     if isinstance(value, np.generic):
         return value.item()
     return {name: getattr(value, name) for name in OF_TASK}

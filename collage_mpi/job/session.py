@@ -272,8 +272,9 @@ class TeamSession(ExitStack):
         totals = self._link.totals(self.totals)
         detector, total = self.worker_group.detector, self._audience.total
         found = snapshot(self.coordinator.core, totals, detector, total)
+        uses = self.coordinator.uses
         for rank in found["ranks"]:
-            rank["busy"] = self.coordinator.uses.get(rank["rank"], Use()).busy
+            rank["busy"] = uses.get(rank["rank"], Use()).busy
         limit = self.limit()
         self._warn_of_idle_gpus(limit, ended=found["state"] == ENDING)
         return {**found, "limit": limit.text()}, self.rows.recent_tasks()

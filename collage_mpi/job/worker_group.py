@@ -281,7 +281,7 @@ class WorkerGroup:
             if isinstance(arrival, TransportGone):
                 self.detector.gone(arrival)
             elif isinstance(arrival, Received):
-                self.detector.heard(arrival.rank, _ns(self._clock()), ())
+                self.detector.heard(arrival.rank, _ns(self._clock()))
                 said = self._said(arrival)
                 heard += () if said is None else (Heard(arrival.rank, said),)
         for sign in signs:

@@ -163,15 +163,14 @@ def pack_results(
     )
 
 
-def unpack_use(message: np.ndarray) -> Use:
-    """What the rank that sent an ANSWERS message had done with its time.
+def use_bytes(message: np.ndarray) -> bytes:
+    """The bytes of an ANSWERS message that say what its rank had done with its time."""
+    return bytes(message.data[HEADER.itemsize : BEGIN_BYTES])
 
-    Raises:
-        WireFault: the message is too short.
-    """
-    if message.nbytes < BEGIN_BYTES:
-        raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
-    return Use(*_USE.unpack_from(message.data, HEADER.itemsize))
+
+def unpack_use(use: bytes) -> Use:
+    """What a rank had done with its time, of `use_bytes`."""
+    return Use(*_USE.unpack(use))
 
 
 def unpack_ends(
@@ -200,8 +199,15 @@ def unpack_ends(
     reasons_at = message.nbytes - header.payload_bytes
     if not vectors_at <= reasons_at:
         raise WireFault(f"an ANSWERS message of {message.nbytes} bytes does not match its counts")
-    all_cells = message[cells_at:vectors_at].view(CELL)
+    all_cells = np.frombuffer(message, CELL, header.n_items, cells_at)
     records = list(_RESULT.iter_unpack(message.data[BEGIN_BYTES:cells_at]))
+    # Tasks that ended alike are told of together. Their cells and vectors lie one after another.
+    together = len({(*r[1:5], r[6], r[7] == r[5], r[8]) for r in records}) == 1
+    numbers = [record[0] for record in records]
+    if together and len(records) > 1 and records[0][1] == ANSWERED and not records[0][6]:
+        _, *alike, _, _, _, floats = records[0]
+        count, rows = sum([r[5] for r in records]), sum([r[7] for r in records])
+        records = [(0, *alike, count, 0, rows, floats)]
     decode_ns = clock() - start_ns if clock else 0
     ends: list[Answered | Failed | Skipped] = []
     at, text, vector = 0, reasons_at, vectors_at
@@ -220,7 +226,8 @@ def unpack_ends(
             vector = last
         if status == ANSWERED:
             times = compute_ns, read_ns, decode_ns, runtime
-            ends.append(Answered(task, rank, cells, *times, lines, vectors, at_ns))
+            tasks = numbers if len(records) == 1 else [task]
+            ends.append(Answered(tasks, rank, cells, *times, lines, vectors, at_ns))
         elif status == FAILED:
             ends.append(Failed(task, rank, lines[0] if lines else "", cells, lines, decode_ns))
         elif status == SKIPPED:

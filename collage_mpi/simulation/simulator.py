@@ -30,7 +30,6 @@ import numpy as np
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.core import Core
-from collage_mpi.core.events import Positions
 from collage_mpi.core.schemes import make_scheme
 from collage_mpi.core.settings import batch_factor
 from collage_mpi.core.table import Table
@@ -94,13 +93,13 @@ class Answers:
         """True classes of simulated images, (n,) int64."""
         return self.labels[(self.start + images) % len(self.labels)]
 
-    def cells(self, kind: str, positions: Positions) -> np.ndarray:
+    def cells(self, kind: str, positions: np.ndarray) -> np.ndarray:
         """The kind's answers for these images, (n,) of CELL; absent if the kind was not
         evaluated."""
         known = self.known.get(kind)
         if known is None:
             return np.zeros(len(positions), CELL)
-        return known[(self.start + np.asarray(positions)) % len(known)]
+        return known[(self.start + positions) % len(known)]
 
 
 def save_answers(
@@ -461,14 +460,14 @@ class Simulation:
         self._free_ns = max(self._free_ns, at_ns)
         return self._free_ns
 
-    def _answer(self, at_ns: int, answer: tuple[int, Sequence[ev.Event]]) -> None:
+    def _answer(self, at_ns: int, answer: tuple[int, Sequence[ev.Event], int]) -> None:
         """Take the answers of a message: one moment to the core, as in a real run."""
-        rank, ends = answer
+        rank, ends, tasks = answer
         now_ns = self._begin(at_ns)
         if self._timeouts is not None:
             self._timeouts.served(max(getattr(each, "compute_ns", 0) for each in ends))
-            self._timeouts.heard(rank, now_ns, len(ends))
-        self._free_ns += len(ends) * self.job.costs.receive_ns
+            self._timeouts.heard(rank, now_ns, tasks)
+        self._free_ns += tasks * self.job.costs.receive_ns
         self._step(now_ns, *ends)
 
     def _timer(self, at_ns: int, _: None) -> None:
@@ -556,30 +555,31 @@ class Simulation:
                 ends += [ev.Skipped(t.id, rank.id) for t in tasks if t.id in rank.cancelled]
                 wanted = [task for task in tasks if task.id not in rank.cancelled]
             if not wanted:
-                self._reply(at_ns, rank, ends)
+                self._reply(at_ns, rank, ends, tasks)
                 continue
             rank.busy = True
             took_ns = self._service_ns(wanted, at_ns)
-            ends += [ev.Answered(t.id, rank.id, self._cells(t), took_ns) for t in wanted]
-            self._at(at_ns + took_ns, RANK, self._done, (rank, ends, len(wanted)))
+            cells = np.concatenate([self._cells(task) for task in wanted])
+            ends.append(ev.Answered([task.id for task in wanted], rank.id, cells, took_ns))
+            self._at(at_ns + took_ns, RANK, self._done, (rank, ends, tasks, len(wanted)))
 
     def _cells(self, task: Task) -> np.ndarray:
         if self._answers is None:
             return ANY_CELL.repeat(len(task))
         return self._answers.cells(task.kind, task.positions)
 
-    def _done(self, at_ns: int, done: tuple[_Rank, list[ev.Event], int]) -> None:
-        rank, ends, answered = done
+    def _done(self, at_ns: int, done: tuple[_Rank, list[ev.Event], Sequence[Task], int]) -> None:
+        rank, ends, tasks, answered = done
         if self._dead(rank, at_ns):
             return  # and it stays busy: it takes nothing more
         rank.answered += answered
-        self._reply(at_ns, rank, ends)
+        self._reply(at_ns, rank, ends, tasks)
         self._next_task(at_ns, rank)
 
-    def _reply(self, at_ns: int, rank: _Rank, ends: list[ev.Event]) -> None:
-        if rank.cancelled:
-            rank.cancelled.difference_update(end.task for end in ends)  # type: ignore[union-attr]
-        self._at(at_ns + self.job.costs.network_ns, ANSWER, self._answer, (rank.id, ends))
+    def _reply(self, at_ns: int, rank: _Rank, ends: list[ev.Event], tasks: Sequence[Task]) -> None:
+        rank.cancelled.difference_update(task.id for task in tasks)
+        answer = rank.id, ends, len(tasks)
+        self._at(at_ns + self.job.costs.network_ns, ANSWER, self._answer, answer)
 
     def _dead(self, rank: _Rank, at_ns: int) -> bool:
         """Whether the rank has stopped answering."""
@@ -598,7 +598,7 @@ class Simulation:
         for task in tasks:
             one = KIND[kind].encoded or KIND[kind].batched
             firsts = task.positions[:1] if one else task.positions
-            keys += [(p // size, p, task.attempt) for p in np.asarray(firsts).tolist()]
+            keys += [(p // size, p, task.attempt) for p in firsts.tolist()]
         return service_ns(self._delays, rank, keys, at_ns, factor)
 
 

@@ -187,13 +187,13 @@ class Job:
     @property
     def held(self) -> int:
         """Images whose pixels are held."""
-        return sum(stretch.left for stretch in self.packer.held._stretches)
+        return len(self.packer.held._stretches)
 
     def _watch(self) -> None:
         self.most_held = max(self.most_held, self.held)
         core = self.core
-        remembered = core.admission.unresolved + len(core.tasks) + len(core._ended)
-        remembered += len(core._more) + len(core.retries.trouble) + len(core.admission.left)
+        remembered = core.admission.unresolved + len(core.tasks) + len(core.ended)
+        remembered += len(core.groups) + len(core.retries.trouble) + len(core.admission.left)
         self.most_remembered = max(self.most_remembered, remembered)
         assert self.clock.now_ns < self.start_ns + 3600 * 10**9, "an hour has passed: a hang"
 
@@ -239,7 +239,7 @@ class Job:
         core = self.core
         assert not self.held
         assert not core.admission.unresolved
-        for left in (core.tasks, core._ended, core._more, core.retries.trouble, self.table.reasons):
+        for left in (core.tasks, core.ended, core.groups, core.retries.trouble, self.table.reasons):
             assert not left
         assert not core.admission.left
 

@@ -113,8 +113,8 @@ def test_each_task_of_a_message_is_owed():
     detector = detector_of()
     detector.sent(1, 0, 4)
     detector.sent(2, 0, 4)
-    detector.heard(1, S // 2, [S // 4] * 3)
-    detector.heard(2, S // 2, [S // 4] * 4)
+    detector.heard(1, S // 2, 3, S // 4)
+    detector.heard(2, S // 2, 4, S // 4)
     (sign,) = looked(detector, 0, S + S // 2)
     assert (sign.rank, sign.why) == (1, "no answer for 1.0 s")
 
@@ -265,7 +265,7 @@ def test_a_plain_world_suspects_and_kills_nobody():
     detector.sent(1, 0)
     assert looked(detector, 0, S) == [RankSilent(1, "no answer for 1.0 s")]
     assert looked(detector, S, 100 * S) == []
-    detector.heard(1, 101 * S, [S])
+    detector.heard(1, 101 * S, 1, S)
     assert detector.timeouts.present == [1, 2, 3]
 
 
@@ -285,7 +285,7 @@ def test_a_loss_says_where_what_and_when(caplog):
     detector.met(1, "node7", 4 * S)
     assert detector.timeouts.timeout_ns == 40 * S
     at_ns = 6 * S + 123_456_789
-    detector.heard(1, at_ns, [])
+    detector.heard(1, at_ns)
     detector.gone(Gone(1, "MPI says: gone", at_ns))
     detector.look(at_ns)
     assert "rank 1 (collage+single) on node7 is lost" in caplog.text

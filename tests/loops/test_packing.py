@@ -8,7 +8,7 @@ from fakes import Clock
 
 from collage_mpi.core.events import Resolved
 from collage_mpi.core.table import Table
-from collage_mpi.core.work import Task, Work
+from collage_mpi.core.work import Like, Message, Task
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.job.packing import FEW, Packer
@@ -38,17 +38,16 @@ class Packing:
     def __init__(self, images: Images, reading=(), first: int = 0) -> None:
         self.encoder, self.table = CountingEncoder(Grid(2, 3), SHAPE), Table(4, 0, 1, 0)
         self.packer = Packer(self.table, self.encoder, 5, Clock(tick_ns=7), reading)
-        for block, at, items in self.table.add(first, len(images)):
-            block.records["placed"][at] = images.placed[items]
-            block.states[at] = 1
-            block.open += len(images)
+        self.first, self.slots = first, self.table.add(first, images.placed, None)
         if images.pixels is not None or images.files is not None:
             self.packer.held.add(first, images)
 
     def sent(self, rank: int, kind: str, *positions, cells=None, tasks: int = 1):
         """The tasks as their rank gets them, what follows them, and the times of pasting."""
-        where = positions[0] if isinstance(positions[0], range) else np.array(positions)
-        made = [Task(n, rank, Work(kind, kind, 1, where), cells, 0) for n in range(tasks)]
+        where = np.array(positions[0] if isinstance(positions[0], range) else positions)
+        slots, message = self.slots[where - self.first], Message(tasks, tasks)
+        like = Like(kind, kind, 1)
+        made = [Task(n, rank, like, slots, where, cells, message, 0) for n in range(tasks)]
         packed = self.packer.pack(rank, made, lambda nbytes: np.full(nbytes + 9, 99, np.uint8))
         found, payload = unpack_tasks(packed.buffer[: packed.nbytes])
         return found, payload, packed.encodes_ns
@@ -98,15 +97,6 @@ def test_for_a_rank_that_reads_a_task_names_the_places(positions) -> None:
     assert times_ns == (0,)
 
 
-def test_places_are_found_over_two_blocks_and_where_a_block_was_shrunk() -> None:
-    made = Packing(images(5000), reading=[1], first=1000)
-    block = made.table.blocks[0]
-    block.states[:4000] = 0
-    block.shrink()
-    _, payload, _ = made.sent(1, "single", range(4090, 4100))
-    assert unpack_places(payload) == [((n - 1000) % 2, 7 * (n - 1000)) for n in range(4090, 4100)]
-
-
 def test_pixels_go_to_those_that_do_not_read() -> None:
     pixels = noise(2)
     made = Packing(images(2, pixels), reading=[1])
@@ -145,12 +135,11 @@ def test_pixels_are_let_go_with_the_outcome_and_a_late_image_holds_its_own_alone
     made = Packing(images(count, noise(count)))
     held, late = made.packer.held, count // 2
     for position in [p for p in range(count) if p != late]:
-        made.table.blocks[0].state[position] = 2
-        made.packer.release(Resolved(range(position, position + 1)))
-    (stretch,) = held._stretches
+        held.release(Resolved(np.array([position])))
+    (stretch,) = held._stretches.values()
     assert len(stretch.images) < FEW + 1
     assert stretch.images.pixels.base is None, "an array of its own"
     found, at = held.find(late)
     assert np.array_equal(found.pixels[at], noise(count)[late])
-    made.packer.release(Resolved(range(late, late + 1)))
+    held.release(Resolved(np.array([late])))
     assert not held._stretches

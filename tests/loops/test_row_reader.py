@@ -20,7 +20,7 @@ from PIL import Image
 from test_worker import Bench
 
 from collage_mpi.core.table import Table
-from collage_mpi.core.work import Task, Work
+from collage_mpi.core.work import Like, Message, Task
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault, ExitCode
@@ -33,7 +33,7 @@ from collage_mpi.kinds import KIND
 from collage_mpi.models.info import Geometry
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, Unread, unpack_use
+from collage_mpi.mpi.answers import ANSWERED, FAILED, SKIPPED, Unread, unpack_use, use_bytes
 from collage_mpi.mpi.tasks import WireTask, pack_file, pack_places
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards import reader as shards_reader
@@ -103,7 +103,7 @@ def test_reading_is_told_apart_from_computing(
     bench.clock.now_ns += 5 * MS  # it waits for work
     give(bench, (0, 0), (0, 1))  # one batch
     assert [(r.read_ns, r.compute_ns) for r in bench.results] == [(3 * MS, MS)] * 2
-    use = unpack_use(bench.endpoint.sent[-1])
+    use = unpack_use(use_bytes(bench.endpoint.sent[-1]))
     assert (use.elapsed_ns, use.starved_ns, use.computing_ns) == (9 * MS, 3 * MS, MS)
     assert use.reading_ns > 0 == use.decoding_ns
     bench.single(7)  # with its pixels
@@ -342,8 +342,8 @@ def as_rank_0_would(shards: ShardSet, encoder: Encoder, items: dict[int, int]) -
     packer.held.add(0, images)
     at = {index: place for place, index in enumerate(images.index.tolist())}
     positions = np.array([at[index] for index in items.values()])
-    work = Work("collage", "collage", 1, positions)
-    task = Task(0, 1, work, np.array(list(items)), 0)
+    like = Like("collage", "collage", 1)
+    task = Task(0, 1, like, positions, positions, np.array(list(items)), Message(1, 1), 0)
     packed = packer.pack(1, [task], lambda nbytes: np.full(nbytes, 77, np.uint8))
     return packed.buffer[packed.nbytes - np.prod(encoder.input_shape) : packed.nbytes]
 

@@ -531,7 +531,7 @@ def test_after_a_pause_images_may_come_and_another_end_game_copies_them():
     copies = tasks(found.step(2, [ev.InputPaused()]))
     assert [list(copy.positions) for copy in copies] == [[0]]
     for task in (first, *copies):
-        found.step(3, [ev.Answered(task.id, task.rank, cell, 1)])
+        found.step(3, [ev.Answered([task.id], task.rank, cell, 1)])
     (second,) = tasks(found.step(4, [arrived(8)]))
     assert second.positions[0] // 4 == 2
     copies = tasks(found.step(5, [ev.InputPaused()]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,19 +151,23 @@ class Coordinated(Simulation):
     def drop(self, rank: int) -> None:
         raise AssertionError(f"rank {rank} is not lost")
 
-    def _answer(self, at_ns: int, answer: tuple[int, Any]) -> None:
-        rank, ends = answer
+    def _answer(self, at_ns: int, answer: tuple[int, Any, int]) -> None:
+        rank, ends, _ = answer
         message = np.empty(16384, np.uint8)
-        nbytes = pack_results(message, SESSION, [result_of(end) for end in ends])
+        results = [result for end in ends for result in self._results(end)]
+        nbytes = pack_results(message, SESSION, results)
         self._received.append(Received(rank, message[:nbytes], self.now_ns))
 
-
-def result_of(end: Any) -> WireResult:
-    """As the rank sends it."""
-    if isinstance(end, ev.Skipped):
-        return WireResult(end.task, SKIPPED)
-    cells = [Score(c["label"], c["score"]) if c["state"] == PRESENT else None for c in end.cells]
-    return WireResult(end.task, ANSWERED, end.compute_ns, cells=cells)
+    def _results(self, end: Any) -> Iterator[WireResult]:
+        """As the rank sends them."""
+        if isinstance(end, ev.Skipped):
+            yield WireResult(end.task, SKIPPED)
+            return
+        cells = iter(end.cells)
+        for task in end.tasks:
+            own = [next(cells) for _ in self.core.tasks[task].slots]
+            found = [Score(c["label"], c["score"]) if c["state"] == PRESENT else None for c in own]
+            yield WireResult(task, ANSWERED, end.compute_ns, cells=found)
 
 
 def rows_of(driver: type[Simulation], settings: RunSettings) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from collage_mpi.core.core import ProtocolViolation
 from collage_mpi.core.policies import Confident
 from collage_mpi.core.schemes import SCHEMES
 from collage_mpi.core.settings import CoreSettings
+from collage_mpi.rows import CELL
 
 UNSURE = Confident(0.99, 100 * MS)
 
@@ -165,8 +166,8 @@ def test_an_empty_input_is_complete():
     "event",
     [
         ev.Skipped(99, 1),
-        ev.Answered(0, 2, np.zeros(1, "i4")),
-        ev.Answered(0, 1, np.zeros(2, "i4")),
+        ev.Answered([0], 2, np.zeros(1, CELL)),
+        ev.Answered([0], 1, np.zeros(2, CELL)),
         ev.RankReady(1, frozenset({SINGLE}), "host", 2),
     ],
 )

@@ -7,6 +7,7 @@ from core_world import ABSENT, BACKUP, COLLAGE, MS, SINGLE, UNREAD, World
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.policies import Confident
+from collage_mpi.core.states import DECIDED
 
 
 def cascade(**settings) -> World:
@@ -286,8 +287,7 @@ def test_an_audit_under_way_is_waited_for_whatever_counts_at_a_deadline():
     world.unsure(first, 1, 2, 3)
     end(world, 1)
     assert world.out() == [(1, SINGLE, [1])]
-    block, at = world.table.find(1)
-    block.state[at] |= 32  # DECIDED, as by another collage
+    world.table.state[world.slots()[1]] |= DECIDED  # as by another collage
     world.images[1].decided = True
     world.step(now_ns=20 * MS)
     assert 1 in world.open

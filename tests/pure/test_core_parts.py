@@ -19,10 +19,10 @@ from collage_mpi.core.ranks import WINDOW, Rank, Ranks
 from collage_mpi.core.schemes import SCHEMES, Scheme, SchemeSettings, make_scheme, scheme_class
 from collage_mpi.core.states import DONE, OPEN
 from collage_mpi.core.table import Table
-from collage_mpi.core.work import Fresh, joined, overlap
+from collage_mpi.core.work import Fresh
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import KINDS
-from collage_mpi.rows import KIND_CODE, OUTCOME_CODE, SOURCE_CODE
+from collage_mpi.rows import KIND_CODE, OUTCOME_CODE, PLACED, SOURCE_CODE
 from collage_mpi.settings.run_settings import RedundancySettings
 from collage_mpi.system.fields import setting
 
@@ -33,61 +33,46 @@ BOTH = frozenset({SINGLE, COLLAGE})
 # ---- the table --------------------------------------------------------------
 
 
-def test_positions_are_found_like_by_a_dictionary_whatever_was_taken():
-    """Random images are resolved and taken, so that blocks are shrunk, beside a plain dict."""
-    rng = random.Random(5)
-    with mock.patch.multiple(table, BLOCK=8, SPARSE=3):
-        found, model = Table(4, 0, 0, 0), {}
-        for _ in range(60):
-            for part in found.add(
-                found.end + rng.choice([0, 0, 5, 20]), count := rng.randint(1, 9)
-            ):
-                part.block.states[part.at] = OPEN
-                part.block.open += len(part.block.states[part.at])
-            model |= dict.fromkeys(range(found.end - count, found.end), OPEN)
-            for each in rng.sample(sorted(model), rng.randint(0, len(model))):
-                if model[each] == OPEN and rng.random() < 0.5:
-                    block, at = found.find(each)
-                    block.states[at] = model[each] = DONE
-                    found.resolved(block, 1)
-            asked = np.unique([rng.randrange(found.end + 9) for _ in range(20)])
-            for positions in (asked, range(found.end // 2, found.end)):
-                expected = [p for p in positions if model.get(p) == OPEN]
-                assert np.asarray(found.unresolved(positions)).tolist() == expected
-            for each in asked.tolist():
-                assert (found.state(each) & OPEN) == (model.get(each) == OPEN)
-            opened = sorted(p for p, state in model.items() if state == OPEN)
-            assert found.all_unresolved().tolist() == opened
-            if rng.random() < 0.4:
-                rows, _ = found.take()
-                taken = sorted(p for p, state in model.items() if state == DONE)
-                assert (rows["group"] * 4 + rows["cell"]).tolist() == taken
-                model = {p: state for p, state in model.items() if state == OPEN}
-                held = sum(len(block.states) for block in found.blocks.values())
-                assert held <= 8 + 3 * 8 * len(model), "late images hold whole blocks"
+def test_slots_are_used_again_once_their_rows_are_taken_and_nothing_refers_to_them():
+    """Random images come, are resolved, taken and let go, beside a plain dict."""
+    rng, given = random.Random(5), np.zeros(9, PLACED)
+    with mock.patch.object(table, "ROOM", 8):
+        found, model, end = Table(4, 0, 0, 0), {}, 0  # position -> slot
+        held, most = {}, 0
+        for _ in range(80):
+            end += rng.choice([0, 0, 5])
+            slots = found.add(end, given[: rng.randint(1, 9)], None)
+            assert not {*slots.tolist()} & ({*model.values()} | {*held.values()})
+            found.holds[slots] = 1
+            model |= zip(range(end, end + len(slots)), slots.tolist(), strict=True)
+            end += len(slots)
+            most = max(most, len(model) + len(held))
+            done = rng.sample(sorted(model), rng.randint(0, len(model)))
+            found.state[[model[each] for each in done]] = DONE
+            asked = np.array(rng.sample(sorted(model.values()), len(model) // 2), np.int64)
+            positions = found.position[asked]
+            still = found.still(asked, positions)
+            assert still.tolist() == [s for s in asked.tolist() if found.state[s] == OPEN]
+            assert not len(found.still(asked, positions + 1))
+            rows, _ = found.take()
+            assert (rows["group"] * 4 + rows["cell"]).tolist() == sorted(done)
+            held |= {each: model.pop(each) for each in done}
+            for each in rng.sample(sorted(held), rng.randint(0, len(held))):
+                found.holds[held.pop(each)] = 0
+        assert len(found.state) <= 4 * most + 8, "slots are not used again"
 
 
-def test_fresh_images_are_taken_oldest_first_as_ranges_where_they_touch():
-    fresh, other = Fresh(), Fresh()
-    fresh.add(range(3))
-    fresh.add(range(3, 5))
-    fresh.add(range(8, 10))
-    other.add(range(5, 7))
-    fresh.merge(other)
-    assert (list(fresh.ranges), fresh.oldest, other.count) == ([range(7), range(8, 10)], 0, 0)
-    assert fresh.take(7) == range(7)
-    fresh.add(range(12, 13))
-    assert np.asarray(fresh.take(9)).tolist() == [8, 9, 12]
-    assert fresh.count == 0
-    assert joined([]) == range(0)
-
-
-def test_two_sequences_overlap_only_where_they_share_a_position():
-    sparse = np.array([1, 5, 9])
-    assert overlap(range(2), sparse)
-    assert overlap(sparse, np.array([2, 9]))
-    assert not overlap(sparse, range(2, 5))
-    assert not overlap(range(3), range(3, 5))
+def test_fresh_images_are_taken_oldest_first():
+    fresh, other, position = Fresh(), Fresh(), np.arange(20)[::-1]
+    fresh.add(np.array([19, 18, 17]))
+    fresh.add(np.array([14, 13]))
+    other.add(np.array([16, 15]))
+    fresh.merge(other, position)
+    assert (fresh.count, other.count) == (7, 0)
+    assert fresh.take(4).tolist() == [19, 18, 17, 16]
+    fresh.add(np.array([7]))
+    assert fresh.take(9).tolist() == [15, 14, 13, 7]
+    assert (fresh.count, len(fresh.clear())) == (0, 0)
 
 
 def test_rows_name_every_time_and_price_each_where_it_belongs():
@@ -117,30 +102,23 @@ def test_rows_name_every_time_and_price_each_where_it_belongs():
 
 def test_times_in_rows_count_from_the_start_of_the_session():
     found = Table(4, 1000, 2, 0)
-    ((block, at, _),) = found.add(0, 1)
-    block.states[at], block.open = DONE, 0
-    block.records["t0_ns"][at], block.records["said"]["done_ns"][at] = 1500, 1900
-    block.records["said"]["source"][at] = SOURCE_CODE["error"]
-    found.resolved(block, 1)
-    block.open = 0
-    found.reasons[0] = "gone"
+    (slot,) = found.add(0, np.zeros(1, PLACED), None)
+    found.state[slot] = DONE
+    found.records["t0_ns"][slot], found.records["said"]["done_ns"][slot] = 1500, 1900
+    found.records["said"]["source"][slot] = SOURCE_CODE["error"]
+    found.reasons[slot] = "gone"
     ((row,), vectors) = found.take()
-    assert (row["t0_ns"], row["latency_ns"], row["session"], row["reason"]) == (
-        500,
-        400,
-        2,
-        b"gone",
-    )
+    told = row["t0_ns"], row["latency_ns"], row["session"], row["reason"]
+    assert told == (500, 400, 2, b"gone")
     assert vectors == []
 
 
 def test_a_long_answer_does_not_make_the_vectors_of_others_longer():
     found = Table(4, 0, 1, 0)
-    ((block, at, _),) = found.add(0, 3)
-    block.states[at] = DONE
-    found.resolved(block, 3)
-    found.keep([2], np.full((1, 1000), 7, np.float32))
-    found.keep(range(2), np.zeros((2, 2), np.float32))
+    slots = found.add(0, np.zeros(3, PLACED), None)
+    found.state[slots] = DONE
+    found.keep(np.array([2]), np.full((1, 1000), 7, np.float32))
+    found.keep(np.array([0, 1]), np.zeros((2, 2), np.float32))
     assert found.vector_bytes == 4 * (1000 + 2 * 2)
     _, vectors = found.take()
     assert [len(vector) for vector in vectors] == [2, 2, 1000]
@@ -215,7 +193,7 @@ def test_a_kind_has_a_quick_rank_while_one_is_left_that_is_not_slow(avoid, quick
 def test_a_rank_that_comes_back_is_as_fast_as_it_was():
     found = ranks_of(10, 30, 40)
     for rank, limit_ms in ((2, 15), (1, 60)):
-        found.leave(found.known[rank])
+        found.leave(found.known[rank], 0)
         assert found.limit_ns(SINGLE) == limit_ms * MS
     for rank in (1, 2):
         found.enter(found.known[rank], 0)

@@ -37,6 +37,7 @@ from collage_mpi.mpi.answers import (
     in_messages,
     pack_results,
     unpack_use,
+    use_bytes,
 )
 from collage_mpi.mpi.tasks import (
     FILE,
@@ -242,9 +243,9 @@ def test_counts_of_vectors_that_do_not_add_up_are_refused():
 def test_the_use_of_a_ranks_time_travels_with_its_answers(use, batch):
     out = np.zeros(8192, np.uint8)
     message = out[: pack_results(out, 1, batch, use)]
-    assert (unpack_use(message), unpack_results(message)) == (use, batch)
+    assert (unpack_use(use_bytes(message)), unpack_results(message)) == (use, batch)
     with pytest.raises(wire.WireFault, match="does not match"):
-        unpack_use(message[: BEGIN_BYTES - 1])
+        unpack_results(message[: BEGIN_BYTES - 1])
 
 
 @given(st.lists(ids, max_size=20))

@@ -67,8 +67,8 @@ DEFECTS = (
         (
             (
                 "core/core.py",
-                'cells["score"] >= policy.confidence\n',
-                'cells["score"] >= policy.confidence - 0.1\n',
+                'cells["score"][items] >= policy.confidence\n',
+                'cells["score"][items] >= policy.confidence - 0.1\n',
             ),
         ),
     ),
@@ -175,8 +175,8 @@ DEFECTS = (
         (
             (
                 "core/core.py",
-                "                self._redo(task)\n            self.retries.ranks_changed()\n",
-                "                pass\n            self.retries.ranks_changed()\n",
+                '"lost", reason=event.why)\n',
+                '"lost", reason=event.why, left=False)\n',
             ),
         ),
     ),

@@ -92,15 +92,16 @@ class Laws:
             self.silent.add(event.rank)
         elif name in ("Answered", "Failed", "Skipped"):
             self.silent.discard(event.rank)
-            task = self.live.pop(event.task, None)
-            self.over.add(event.task)
-            if task is None or task.rank != event.rank or event.rank in self.lost:
-                self.broken("the end of a task that is not out there (1, 6)", event)
-            elif name == "Failed":
-                self._count_failure(task, event)
-                self._failed(task)
-            elif name == "Answered":
-                self.failed_in_row[event.rank] = 0
+            for number in event.tasks if name == "Answered" else [event.task]:
+                task = self.live.pop(number, None)
+                self.over.add(number)
+                if task is None or task.rank != event.rank or event.rank in self.lost:
+                    self.broken("the end of a task that is not out there (1, 6)", event)
+                elif name == "Failed":
+                    self._count_failure(task, event)
+                    self._failed(task)
+                elif name == "Answered":
+                    self.failed_in_row[event.rank] = 0
         elif name == "RankLost":
             if event.rank in self.lost:
                 self.broken("a rank is lost twice", event)
