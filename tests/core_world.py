@@ -628,27 +628,24 @@ class World:
             return
         core, table = self.core, self.table
         self._check_table()
-        holders = defaultdict(set)
+        holders, deaf = defaultdict(set), Counter[int]()
         for task, sent in self.live.items():
+            deaf.update(sent.images if sent.rank in self.silent else ())
             for image in sent.images:
                 holders[image].add(task)
-        covers = self._covers()
-        parked, deferred = core.retries._parked, core.retries._deferred
-        going_on = core.stopping is None
-        slot_of = self.slots()
-        parked, deferred = (
-            {int(table.position[slot]) for slot in among} for among in (parked, deferred)
+        parked, deferred, troubled = (
+            {int(table.position[slot]) for slot in among}
+            for among in (core.retries._parked, core.retries._deferred, core.retries.trouble)
         )
-        for image in self.open:
-            slot = slot_of[image]
+        going_on = core.stopping is None
+        for image, slot in self.slots().items():
             assert {task.id for task in core.holders(slot)} == holders[image], image
-            if not going_on:
-                continue
-            cover = table.holds[slot] - table.deaf[slot]
-            assert cover == covers[image], f"image {image}: {covers[image]} cover it"
-            waits = image in parked or image in deferred
-            assert covers[image] or waits, f"image {image} is forgotten (4)"
-            assert not (covers[image] and image in parked), f"image {image} waits without need"
+            assert table.deaf[slot] == deaf[image]
+            covers = table.holds[slot] - deaf[image]
+            if going_on:
+                waits = image in parked or image in deferred
+                assert covers or waits, f"image {image} is forgotten (4)"
+                assert not (covers and image in parked), f"image {image} waits without need"
         gone = [i for i in self.parked if i not in self.open and self.images[i].expected is None]
         if (gone or not going_on) and self.parked and not self.log[-1][1]:
             waited = self.now_ns - min(self.parked.values())
@@ -657,7 +654,6 @@ class World:
         self.parked = {image: self.parked.get(image, self.now_ns) for image in parked}
         if going_on and (parked or deferred):
             assert core.wake_ns is not None, "nothing wakes what waits (4)"
-        troubled = {int(table.position[slot]) for slot in core.retries.trouble}
         assert parked | deferred | troubled <= self.open.keys()
         self._check_tasks()
         self._check_ranks()
@@ -665,24 +661,6 @@ class World:
             self._check_holds()
             self._check_queues()
             self._check_admission()
-
-    def _covers(self) -> Counter[int]:
-        """Image -> work that waits for it, and its tasks on ranks that are heard."""
-        core, counts = self.core, Counter[int]()
-        for work in self._works():
-            counts.update(self.images_of(work.slots))
-        for fresh in (core.fresh, core.alone):
-            images = [image for part in fresh.parts for image in self.images_of(part)]
-            assert fresh.count == len(images)
-            assert images == sorted(images)
-            counts.update(images)
-        for sent in self.live.values():
-            if sent.rank not in self.silent:
-                counts.update(sent.images)
-        if self.scheme.grouped and core.admission.filling:
-            group = core.next // self.size
-            counts.update(i for i in self.open if i // self.size == group)
-        return counts
 
     def _works(self) -> list[Work]:
         queued = [work for queue in self.core.queues.values() for work in queue.works]
@@ -719,10 +697,13 @@ class World:
     def _check_holds(self) -> None:
         """A slot is free only when nothing refers to it."""
         core, counts = self.core, Counter[int]()
-        arrays = [task.slots for task in core.tasks.values()]
-        arrays += [work.slots for work in self._works()]
-        arrays += [part for fresh in (core.fresh, core.alone) for part in fresh.parts]
+        arrays = [each.slots for each in (*core.tasks.values(), *self._works())]
         arrays += [core.groups[group] for group in core._filling]
+        for fresh in (core.fresh, core.alone):
+            images = [image for part in fresh.parts for image in self.images_of(part)]
+            assert fresh.count == len(images)
+            assert images == sorted(images)
+            arrays += fresh.parts
         for slots in arrays:
             counts.update(slots.tolist())
         held = np.flatnonzero(self.table.holds).tolist()
