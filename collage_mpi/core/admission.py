@@ -84,8 +84,8 @@ class Admission:
         if left or group == self.next // self._size:  # an open group is not over
             self.left[group] = left
         else:
-            self.left.pop(group, None)
             self._settled = False
+            self.left.pop(group, None)
             self._core.group_over(group)
 
     def close_group(self) -> int | None:
