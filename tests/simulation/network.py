@@ -289,7 +289,7 @@ class MPI:
     def Finalize(self) -> None:
         """Waits for all ranks, for ever where one is lost. Nothing is under way any more."""
         for (source, target, tag), channel in self._net.channels.items():
-            if target == self._rank and channel.posted:
+            if target == self._rank and channel.posted and self._net.alive(source):
                 self._net.kernel.violations.append(
                     f"rank {target} ends with a receive from rank {source} with tag {tag}"
                 )
