@@ -122,11 +122,13 @@ class Fleet:
             self.kill_at_record.discard(by.name)
             self.die(by)
 
-    def play(self) -> Figures:
-        """Play until all jobs have ended. Raises Wrong."""
+    def play(self, until_s: float = float("inf")) -> Figures:
+        """Play until all jobs have ended, or only so long. Raises Wrong."""
         for minute in range(24 * 60):
             self.time.call(60.0 * minute, self._count_inodes)
         while any(not job.ended for job in self.jobs):
+            if self.time.now_s >= until_s:
+                return self.measured()
             if self.time.step() is None or self.time.now_s > 24 * HOUR_S:
                 raise Wrong("no end")
         for each in self.jobs:
@@ -147,25 +149,26 @@ class Fleet:
         for job in self.jobs:
             if job.owner is not None:
                 done += job.owner.counts
-            found.seconds += job.ended_s - job.began_s
+            ended_s = job.ended_s if job.ended else self.time.now_s
+            found.seconds += max(0.0, ended_s - job.began_s)
             if job.ended == "complete":
                 found.waits.append(job.ended_s - job.busy_s)
         found.jobs, found.records, found.failed = len(self.jobs), done["records"], done["failed"]
         found.again = self.written - self.truth.counted
-        found.end_s = max(job.ended_s for job in self.jobs)
+        found.end_s = self.time.now_s
         count = sum(n for kind, n in self.truth.operations.items())
         found.operations = count / max(1e-9, found.seconds)
         return found
 
 
-def crowd(jobs: int, total_s: float, seed: int = 0) -> Figures:
+def crowd(jobs: int, total_s: float, until_s: float = float("inf"), seed: int = 0) -> Figures:
     """So many jobs that start at once, each with `total_s` of work."""
     rate = 2.0
     total = int(jobs * total_s * rate)
     fleet = Fleet(seed, total, cell_size(total, 1, rate), unit=1)
     for _ in range(jobs):
         fleet.add(rate * fleet.rng.uniform(0.9, 1.1))
-    return fleet.play()
+    return fleet.play(until_s)
 
 
 def array(seed: int, tasks: int = 64, share: float = 0.6) -> Figures:

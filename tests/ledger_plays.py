@@ -243,6 +243,7 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=0, help="of the schedules, from 0")
     parser.add_argument("--of", type=int, default=1, help="parts of the schedules")
     parser.add_argument("--seconds", type=float, default=300.0, help="work of each job of a crowd")
+    parser.add_argument("--until", type=float, default=float("inf"), help="of a crowd, in s")
     parser.add_argument("--at-once", type=int, default=1, help="processes")
     args = parser.parse_args()
     seeds, began_s = range(args.first, args.first + args.count), time.monotonic()
@@ -255,7 +256,7 @@ def main() -> None:
         told = Counter(damaged_play(seed) for seed in seeds)
         print(f"{told[True]} told by name, {told[False]} without harm")
     elif args.what == "crowd":
-        print(crowd(args.count, args.seconds))
+        print(crowd(args.count, args.seconds, args.until))
     else:
         for seed in seeds:
             print(seed, {"array": array, "stalls": stalls}[args.what](seed), flush=True)
