@@ -53,7 +53,7 @@ class Quick:
         before = self.cells.get(start) or Cell(start, self.run.end(start))
         if before.packed:
             return  # void
-        after = before.after(data if gen else unmarked(data, name)[0], gen)
+        after = before.after(data if gen else unmarked(data)[0], gen)
         if gen != before.gen + 1:
             raise Wrong(f"{name} follows {before.gen}")
         assert after.record is not None
@@ -66,7 +66,7 @@ class Quick:
         """Judge what is written to the end of a cell's first file."""
         start = int(name.partition("/")[2].partition(".")[0])
         cell = self.cells[start]
-        if unmarked(data, name)[1] != (cell.gen, cell.digest) or not cell.closed:
+        if unmarked(data)[1] != (cell.gen, cell.digest) or not cell.closed:
             raise Wrong(f"cell {start} is packed, and its last record is another one")
         if not data.startswith(self.files[name][1][:-MARK_BYTES]):
             raise Wrong(f"{name} has changed")

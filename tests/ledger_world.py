@@ -320,7 +320,7 @@ class World:
             if f"{start}.0" not in names:
                 continue
             known = self.cells.get(start) or Cell(start, run.end(start))
-            first, last = unmarked(self._raw(names[f"{start}.0"]), f"leases/{start}.0")
+            first, last = unmarked(self._raw(names[f"{start}.0"]))
             if last is not None and not known.packed:
                 cell = Cell(start, run.end(start))
                 cell = cell.after(self._raw(names[f"{start}.{last[0]}"]), last[0])

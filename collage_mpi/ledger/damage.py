@@ -69,7 +69,7 @@ def _walk(store: FolderStore, none: Cell) -> tuple[Cell, str, str]:
     try:
         if (raw := store.read(name)) is None:
             return none, name, MISSING
-        text, last = unmarked(raw, name)
+        text, last = unmarked(raw)
         cell = none.after(text, 0)
         if last is not None:
             cell, name = none, lease_name(none.start, last[0])

@@ -308,7 +308,7 @@ class Owner:
         name = lease_name(start, 0)
         raw = self._read(name)
         if raw is not None:
-            text, last = unmarked(raw, name)
+            text, last = unmarked(raw)
             if last is None:
                 self._know(Cell(start, self.run.end(start)).after(text, 0))
             else:
@@ -320,7 +320,7 @@ class Owner:
         A record that somebody makes in a packed cell, because its name is free again, is void.
         """
         name = lease_name(start, 0)
-        _, last = unmarked(self._seen(name), name)
+        _, last = unmarked(self._seen(name))
         if last is not None:
             self._last(start, last[1])
         return last is not None
@@ -392,7 +392,7 @@ class Owner:
         start = self._to_pack[0]
         cell, name = self._cell(start), lease_name(start, 0)
         if not cell.packed:
-            text, last = unmarked(self._seen(name), name)
+            text, last = unmarked(self._seen(name))
             if last is None:
                 try:
                     self._store.overwrite(name, text + mark(cell.gen, cell.digest))

@@ -193,17 +193,14 @@ def mark(gen: int, digest: str) -> bytes:
     return f"{gen} {digest}".encode().ljust(MARK_BYTES)
 
 
-def unmarked(raw: bytes, name: str) -> tuple[bytes, tuple[int, str] | None]:
+def unmarked(raw: bytes) -> tuple[bytes, tuple[int, str] | None]:
     """The text of a cell's first file, and the (gen, digest) of its last record if it is packed.
 
-    Raises Damage.
+    A mark that was cut by a loss of power does not count: the records between are there then.
     """
-    text, end = raw[:-MARK_BYTES], raw[-MARK_BYTES:].split()
-    if not end:
-        return text, None
-    if len(end) != 2 or not _MARK.fullmatch(b" ".join(end)):
-        raise Damage(name, "its end is damaged")
-    return text, (int(end[0]), end[1].decode())
+    text, end = raw[:-MARK_BYTES], raw[-MARK_BYTES:].rstrip()
+    gen, _, digest = end.decode("ascii", "replace").partition(" ")
+    return text, ((int(gen), digest) if _MARK.fullmatch(end) else None)
 
 
 def read_beat(raw: bytes | None) -> Beat | None:

@@ -20,6 +20,7 @@ from collage_mpi.ledger.cells import Cell, Change
 from collage_mpi.ledger.owner import CELLS, Owner, cell_size, join
 from collage_mpi.ledger.records import (
     LARGEST_BYTES,
+    MARK_BYTES,
     Damage,
     Part,
     Record,
@@ -27,6 +28,8 @@ from collage_mpi.ledger.records import (
     decode,
     encode,
     lease_name,
+    mark,
+    unmarked,
 )
 from collage_mpi.ledger.store import FolderStore
 from tests.ledger_bounded import cases, play, short_times
@@ -173,3 +176,10 @@ def test_random_plays_on_a_folder_that_lies(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_a_record_that_is_removed_or_changed_is_told_by_name_and_repaired(seed: int) -> None:
     damaged_play(seed)
+
+
+def test_a_mark_that_was_cut_does_not_count() -> None:
+    text, whole = b"{}", mark(20, "0" * 32)
+    assert unmarked(text + whole) == (text, (20, "0" * 32))
+    for size in range(35):
+        assert unmarked(text + whole[:size].ljust(MARK_BYTES)) == (text, None)
