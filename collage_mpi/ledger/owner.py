@@ -359,7 +359,7 @@ class Owner:
     def _commit(self) -> None:
         while self._inbox:
             part = self._inbox.popleft()
-            for start in self._starts_of(part.spans):
+            for start in sorted(self._starts_of(part.spans)):
                 spans = sp.common(part.spans, ((start, self.run.end(start)),))
                 here = msgspec.structs.replace(part, spans=spans)
                 self._written.setdefault(start, []).append(here)
@@ -375,14 +375,11 @@ class Owner:
                 if self._cell(start).closed and not self._cell(start).packed:
                     self._to_pack.append(start)
 
-    def _starts_of(self, spans: Spans) -> Iterator[int]:
-        run = self.run
-        at = -1
-        for first, stop in spans:
-            begin = run.first + (first - run.first) // run.cell * run.cell
-            for start in range(max(begin, at), stop, run.cell):
-                yield start
-                at = start + run.cell
+    def _starts_of(self, spans: Spans) -> set[int]:
+        """The cells that have some of the positions."""
+        first, size = self.run.first, self.run.cell
+        begins = [(begin - (begin - first) % size, stop) for begin, stop in spans]
+        return {start for begin, stop in begins for start in range(begin, stop, size)}
 
     def _pack(self) -> None:
         """Write to the end of a closed cell's first file which record is the last, in place, and
