@@ -89,7 +89,7 @@ class Echo:
             WireResult(
                 t.task,
                 ANSWERED,
-                9,
+                compute_ns=9,
                 cells=[UNSURE if self._is_unsure(t, i) else SURE for i, _ in t.items],
                 vectors=np.zeros((len(t.items), self._floats), "<f4") if self._floats else None,
             )

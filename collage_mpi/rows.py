@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Annotated, NamedTuple, get_type_hints
 
 import numpy as np
@@ -105,6 +106,15 @@ I4 = Annotated[int, "<i4"]
 F4 = Annotated[float, "<f4"]
 Flag = Annotated[bool, "?"]
 Reason = Annotated[bytes | str, f"S{REASON_BYTES}"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Measured:
+    """What a worker measures of a task: columns of its images, to which rank 0 may add."""
+
+    compute_ns: int = 0  # in the network, GPU synchronised, for the whole message
+    read_ns: int = 0  # how long the network waited until its rank had read the images
+    runtime: int = 0  # who answered, an index into ANSWERERS
 
 
 class ImageRow(NamedTuple):
@@ -218,9 +228,18 @@ TABLES = (IMAGES, GROUPS, TASKS)
 STORED = (IMAGES, TASKS)  # the groups are computed
 
 IMAGE_ROW = IMAGES.dtype
+MEASURED = IMAGES.only(*(each.name for each in fields(Measured)))
+_pack_measured, _of_measured = packer(MEASURED).pack, attrgetter(*MEASURED.names or ())
 GROUP_ROW = GROUPS.dtype
 TASK_ROW = TASKS.dtype
 
+
+def measured_bytes(found: Measured) -> bytes:
+    """What a worker has measured, as a record of MEASURED."""
+    return _pack_measured(*_of_measured(found))
+
+
+NOT_MEASURED = measured_bytes(Measured())
 KEY_ROW = np.dtype([("shard", "<u4"), ("row", "<u8")])
 
 

@@ -34,6 +34,8 @@ from collage_mpi.rows import (
     PRESENT,
     SOURCES,
     UNREAD,
+    Measured,
+    measured_bytes,
 )
 from collage_mpi.settings.run_settings import RedundancySettings
 
@@ -257,7 +259,8 @@ class World:
         ]
         made = np.array([(*cell, (0, 0, 0)) for cell in found], CELL)
         kept = np.array([(task, i) for i in sent.images], np.float32) if self.keeps else None
-        return ev.Answered((task,), sent.rank, made, compute_ns, 11, 13, 2, reasons, kept, at_ns)
+        own = measured_bytes(Measured(compute_ns=compute_ns, read_ns=11, runtime=2))
+        return ev.Answered((task,), sent.rank, made, compute_ns, own, 13, reasons, kept, at_ns)
 
     def answer(self, task: int, *states: int, **how: Any) -> None:
         """The task's rank answers; `states`: of the cells of its first images."""

@@ -20,7 +20,9 @@ from collage_mpi.mpi.answers import (
 )
 from collage_mpi.mpi.protocol import read_header
 from collage_mpi.mpi.tasks import ITEM, WireTask, pack_tasks
-from collage_mpi.rows import BAD_ROW, PRESENT, UNREAD
+from collage_mpi.rows import BAD_ROW, MEASURED, PRESENT, UNREAD, packer
+
+unpack = packer(MEASURED).unpack
 
 
 class Packed(NamedTuple):
@@ -72,8 +74,9 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
             status, reason = ANSWERED if answered else FAILED, "\n".join(end.reasons)
             result = WireResult(task, status, reason=reason)
             if answered:
-                result.compute_ns, result.read_ns = end.compute_ns, end.read_ns
-                result.runtime, result.cells = end.runtime, cells
+                for name, value in zip(MEASURED.names, unpack(end.measured), strict=True):
+                    setattr(result, name, value)
+                result.cells = cells
                 result.vectors = None if end.vectors is None else end.vectors[part]
             if any(unread):
                 result.unread = unread

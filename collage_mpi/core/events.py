@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from collage_mpi.rows import CELL
+from collage_mpi.rows import CELL, NOT_MEASURED
 
 COMPLETE, COMPLETE_WITH_ERRORS, INCOMPLETE = "complete", "complete_with_errors", "incomplete"
 LOST_REASON = "it could not be read"  # of an image whose reason had no room in the message
@@ -99,9 +99,8 @@ class Answered(NamedTuple):
         cells: (n,) of CELL, one for each image of the tasks, in order. A cell is present, absent
             (the network gave no answer for it), or says that its image could not be read.
         compute_ns: time that the network took, for the whole message.
-        read_ns: how long it waited for the images to be read.
+        measured: what the rank measured, as the bytes of a MEASURED.
         decode_ns: time that rank 0 took to unpack the message.
-        runtime: index into ANSWERERS.
         reasons: a line for each cell that could not be read, or for the first ones; the others
             have LOST_REASON.
         vectors: (n, floats) float32, what is kept of each image; None if nothing is.
@@ -112,9 +111,8 @@ class Answered(NamedTuple):
     rank: int
     cells: np.ndarray
     compute_ns: int = 0
-    read_ns: int = 0
+    measured: bytes = NOT_MEASURED
     decode_ns: int = 0
-    runtime: int = 0
     reasons: Sequence[str] = ()
     vectors: np.ndarray | None = None
     at_ns: int = 0

@@ -10,14 +10,14 @@ import numpy as np
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, TROUBLED
-from collage_mpi.core.table import CELL_BYTES, SAID, SAID_BYTES
+from collage_mpi.core.table import BY_RANK_0, CELL_BYTES, SAID_BYTES
 from collage_mpi.core.work import NOBODY, Task, joined
 from collage_mpi.kinds import COLLAGE, KIND
 from collage_mpi.rows import AUDIT_CODE, SOURCE_CODE, SOURCES, packer
 
 Core = Any  # `core.core.Core`, which imports this module
 
-_said = packer(SAID)
+_by_rank_0 = packer(BY_RANK_0)
 _COLLAGE, _KEPT, _ERROR = (SOURCE_CODE[name] for name in (COLLAGE, "kept", "error"))
 _DONE, _FAILED = AUDIT_CODE["done"], AUDIT_CODE["failed"]
 
@@ -54,16 +54,11 @@ class Answer:
         self.tasks, self.kind = tasks, tasks[0].kind
         self.slots = tasks[0].slots if len(tasks) == 1 else joined([t.slots for t in tasks])
         self.cells, self.vectors = event.cells, event.vectors
-        rest = (
-            event.decode_ns,
-            event.compute_ns,
-            event.runtime,
-            event.read_ns,
-            event.at_ns or now_ns,
-        )
+        rest = event.decode_ns, event.at_ns or now_ns
         said = b""
         for t in tasks:
-            said += _said.pack(SOURCE_CODE[t.source], t.rank, t.attempt, t.encode_ns, *rest)
+            said += _by_rank_0.pack(SOURCE_CODE[t.source], t.rank, t.attempt, t.encode_ns, *rest)
+            said += event.measured
         self.said = np.frombuffer(said, SAID_BYTES)  # of each task
 
     def of(self, values: np.ndarray, items: np.ndarray | None) -> np.ndarray:
@@ -154,8 +149,9 @@ class Outcomes:
         if table.state[slot] & KEPT:
             self._use_kept(slots)
             return
-        table.records["said"][slot] = (_ERROR, 0, 0, 0, 0, 0, 0, 0, self._core.now_ns)
-        table.records["cell"][slot] = 0
+        said = table.records["said"]
+        said[slot] = table.records["cell"][slot] = 0
+        said["source"][slot], said["done_ns"][slot] = _ERROR, self._core.now_ns
         table.reasons[slot] = reason
         self.totals.errors += 1
         self._resolve(slots, table.state[slots], self._core.sharers(slots))

@@ -10,16 +10,15 @@ from __future__ import annotations
 import numpy as np
 
 from collage_mpi.core.states import DONE, DRAWN, OPEN
-from collage_mpi.rows import CELL, IMAGE_ROW, PLACED, SOURCE_CODE, reason_bytes
+from collage_mpi.rows import CELL, IMAGE_ROW, MEASURED, PLACED, SOURCE_CODE, reason_bytes
 
 ROOM = 1024  # slots at first
 
 # What is said of an image by the task whose answer counts or is kept, and by rank 0.
-_SAID = ("source", "rank", "attempt", "encode_ns", "decode_ns", "compute_ns", "runtime")
+_SAID = ("source", "rank", "attempt", "encode_ns", "decode_ns")
 _OTHER = ("audited", "other", "other_score")
-SAID = np.dtype(
-    [*((name, IMAGE_ROW[name]) for name in _SAID), ("said_read_ns", "<i8"), ("done_ns", "<i8")]
-)
+BY_RANK_0 = np.dtype([*((name, IMAGE_ROW[name]) for name in _SAID), ("done_ns", "<i8")])
+SAID = np.dtype([*BY_RANK_0.descr, *MEASURED.descr])
 RECORD = np.dtype(
     [
         ("placed", PLACED),
@@ -157,7 +156,9 @@ class Table:
         rows["predicted"], rows["score"] = cells["label"], cells["score"]
         rows["t0_ns"] = records["t0_ns"] - self.start_ns
         rows["latency_ns"] = said["done_ns"] - records["t0_ns"]
-        rows["read_ns"] = records["read_ns"] + said["said_read_ns"]
+        rows["read_ns"] = records["read_ns"]
+        for name in MEASURED.names or ():
+            rows[name] += said[name]
         rows["session"] = self.session
         for at in np.flatnonzero(~rows["answered"]).tolist():
             rows["reason"][at] = reason_bytes(self.reasons.pop(int(slots[at]), ""))

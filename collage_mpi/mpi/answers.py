@@ -7,9 +7,9 @@ the reason. Each message begins with what its rank has done with its time so far
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,17 @@ from collage_mpi.mpi.protocol import (
     WireFault,
     write,
 )
-from collage_mpi.rows import ABSENT, BAD_ROW, CELL, PRESENT, UNREAD, packer
+from collage_mpi.rows import (
+    ABSENT,
+    BAD_ROW,
+    CELL,
+    MEASURED,
+    PRESENT,
+    UNREAD,
+    Measured,
+    measured_bytes,
+    packer,
+)
 from collage_mpi.system.bottleneck import Use
 
 ANSWERED, FAILED, SKIPPED = STATUSES = 1, 2, 3
@@ -34,12 +44,10 @@ USE = np.dtype([(name, "<i8") for name in Use._fields])
 BEGIN_BYTES = HEADER.itemsize + USE.itemsize  # of a message, before its results
 RESULT = np.dtype(
     [
-        # The first fields of a WireResult, in its order. Add a new field to both.
+        # The first fields of a WireResult.
         ("task", "<i8"),
         ("status", "u1"),
-        ("compute_ns", "<i8"),
-        ("read_ns", "<i8"),
-        ("runtime", "u1"),
+        *((name, MEASURED[name]) for name in MEASURED.names or ()),
         # How many records, bytes and vectors of the message belong to the result.
         ("n_cells", "<u4"),
         ("reason_bytes", "<u2"),
@@ -49,9 +57,11 @@ RESULT = np.dtype(
 )
 VECTOR = np.dtype("<f4")
 
-_USE, _RESULT, _CELL = map(packer, (USE, RESULT, CELL))
+_USE, _CELL = map(packer, (USE, CELL))
+_RESULT = struct.Struct(f"<qB{MEASURED.itemsize}sIHII")  # what was measured stays as bytes
+assert _RESULT.size == RESULT.itemsize
+_COMPUTE, _COMPUTE_AT = struct.Struct("<q"), MEASURED.fields["compute_ns"][1]  # type: ignore[index]
 _NO_USE = Use()
-_said = attrgetter(*(RESULT.names or ())[:-4])
 
 
 class Score(NamedTuple):
@@ -74,14 +84,11 @@ class Unread(NamedTuple):
 
 
 @dataclass(slots=True)
-class WireResult:
+class WireResult(Measured):
     """How one task ended on its rank.
 
     Attributes:
         status: ANSWERED, FAILED or SKIPPED.
-        compute_ns: time in the network, GPU synchronised.
-        read_ns: how long the network waited until its rank had read the images.
-        runtime: runtime and format that answered, an index into `rows.ANSWERERS`.
         cells: one score for each item, None if the network gave none; () unless answered.
         reason: why the task failed, or the first reason of `unread`.
         unread: () if all images were read, otherwise one entry for each item. In an answered task
@@ -91,9 +98,6 @@ class WireResult:
 
     task: int
     status: int
-    compute_ns: int = 0
-    read_ns: int = 0
-    runtime: int = 0
     cells: Sequence[Score | None] = ()
     reason: str = ""
     unread: tuple[Unread | None, ...] = ()
@@ -145,7 +149,9 @@ def pack_results(
     ]
     records = [
         _RESULT.pack(
-            *_said(result),
+            result.task,
+            result.status,
+            measured_bytes(result),
             _count(result),
             len(reason),
             *((0, 0) if result.vectors is None else result.vectors.shape),
@@ -202,16 +208,16 @@ def unpack_ends(
     all_cells = np.frombuffer(message, CELL, header.n_items, cells_at)
     records = list(_RESULT.iter_unpack(message.data[BEGIN_BYTES:cells_at]))
     # Tasks that ended alike are told of together. Their cells and vectors lie one after another.
-    together = len({(*r[1:5], r[6], r[7] == r[5], r[8]) for r in records}) == 1
+    together = len({(r[1], r[2], r[4], r[5] == r[3], r[6]) for r in records}) == 1
     numbers = [record[0] for record in records]
-    if together and len(records) > 1 and records[0][1] == ANSWERED and not records[0][6]:
-        _, *alike, _, _, _, floats = records[0]
-        count, rows = sum([r[5] for r in records]), sum([r[7] for r in records])
-        records = [(0, *alike, count, 0, rows, floats)]
+    if together and len(records) > 1 and records[0][1] == ANSWERED and not records[0][4]:
+        _, status, measured, _, _, _, floats = records[0]
+        count, rows = sum([r[3] for r in records]), sum([r[5] for r in records])
+        records = [(0, status, measured, count, 0, rows, floats)]
     decode_ns = clock() - start_ns if clock else 0
     ends: list[Answered | Failed | Skipped] = []
     at, text, vector = 0, reasons_at, vectors_at
-    for task, status, compute_ns, read_ns, runtime, count, length, rows, floats in records:
+    for task, status, measured, count, length, rows, floats in records:
         cells, at = all_cells[at : at + count], at + count
         lines: Sequence[str] = ()
         if length:
@@ -225,9 +231,9 @@ def unpack_ends(
             vectors = message[vector:last].view(VECTOR).reshape(rows, floats)
             vector = last
         if status == ANSWERED:
-            times = compute_ns, read_ns, decode_ns, runtime
-            tasks = numbers if len(records) == 1 else [task]
-            ends.append(Answered(tasks, rank, cells, *times, lines, vectors, at_ns))
+            (compute_ns,) = _COMPUTE.unpack_from(measured, _COMPUTE_AT)
+            tasks, own = numbers if len(records) == 1 else [task], (measured, decode_ns)
+            ends.append(Answered(tasks, rank, cells, compute_ns, *own, lines, vectors, at_ns))
         elif status == FAILED:
             ends.append(Failed(task, rank, lines[0] if lines else "", cells, lines, decode_ns))
         elif status == SKIPPED:

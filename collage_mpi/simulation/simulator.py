@@ -40,7 +40,7 @@ from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE, SPARE_KINDS
 from collage_mpi.models import describe
 from collage_mpi.results.number_sets import Draw
 from collage_mpi.results.row_sink import Writer
-from collage_mpi.rows import ABSENT, CELL, PLACED, PRESENT
+from collage_mpi.rows import ABSENT, CELL, PLACED, PRESENT, Measured, measured_bytes
 from collage_mpi.settings.batches import ModelTimes, choose_batch, injected_ns, most_groups
 from collage_mpi.settings.run_settings import (
     AUDIT_SEED,
@@ -560,7 +560,11 @@ class Simulation:
             rank.busy = True
             took_ns = self._service_ns(wanted, at_ns)
             cells = np.concatenate([self._cells(task) for task in wanted])
-            ends.append(ev.Answered([task.id for task in wanted], rank.id, cells, took_ns))
+            numbers, own = (
+                [task.id for task in wanted],
+                measured_bytes(Measured(compute_ns=took_ns)),
+            )
+            ends.append(ev.Answered(numbers, rank.id, cells, took_ns, own))
             self._at(at_ns + took_ns, RANK, self._done, (rank, ends, tasks, len(wanted)))
 
     def _cells(self, task: Task) -> np.ndarray:

@@ -150,7 +150,7 @@ def _messages() -> list[Reader]:
         WireTask(3, "single", ((2, 0),)),
     ]
     results = [
-        WireResult(1, ANSWERED, 10, cells=(Score(3, 0.5), None)),
+        WireResult(1, ANSWERED, compute_ns=10, cells=(Score(3, 0.5), None)),
         WireResult(2, FAILED, reason="out of memory"),
         WireResult(3, FAILED, unread=(Unread("worn", of_input=True),)),
     ]

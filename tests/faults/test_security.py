@@ -353,7 +353,7 @@ def messages() -> dict[str, tuple[Any, np.ndarray]]:
         return buffer[: pack(buffer, 1, *content)].copy()
 
     tasks = [WireTask(1, "single", ((0, 0),))]
-    results = [WireResult(1, ANSWERED, 10, cells=(Score(3, 0.5), None))]
+    results = [WireResult(1, ANSWERED, compute_ns=10, cells=(Score(3, 0.5), None))]
     return {
         "tasks": (unpack_tasks, sound(pack_tasks, tasks, [np.ones(16, np.uint8)])),
         "results": (unpack_results, sound(pack_results, results)),

@@ -86,7 +86,9 @@ class Ranks:
         tasks, _ = unpack_tasks(message)
         self.sizes.append(sum(len(task.items) for task in tasks))
         cells = (Score(3, 0.5),)
-        ends = [WireResult(t.task, ANSWERED, 9, cells=cells * len(t.items)) for t in tasks]
+        ends = [
+            WireResult(t.task, ANSWERED, compute_ns=9, cells=cells * len(t.items)) for t in tasks
+        ]
         room = np.zeros(1 << 16, np.uint8)
         self.found.append((rank, room[: pack_results(room, SESSION, ends, self.use)]))
 

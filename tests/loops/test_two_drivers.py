@@ -167,7 +167,7 @@ class Coordinated(Simulation):
         for task in end.tasks:
             own = [next(cells) for _ in self.core.tasks[task].slots]
             found = [Score(c["label"], c["score"]) if c["state"] == PRESENT else None for c in own]
-            yield WireResult(task, ANSWERED, end.compute_ns, cells=found)
+            yield WireResult(task, ANSWERED, compute_ns=end.compute_ns, cells=found)
 
 
 def rows_of(driver: type[Simulation], settings: RunSettings) -> dict[str, np.ndarray]:

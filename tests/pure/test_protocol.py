@@ -326,7 +326,9 @@ def test_an_answer_of_more_cells_than_its_message_has_is_refused():
 
 
 def test_of_a_task_that_was_skipped_nothing_was_measured():
-    assert WireResult(1, SKIPPED) == WireResult(1, SKIPPED, 0, 0, 0, (), "", (), None)
+    assert WireResult(1, SKIPPED) == WireResult(
+        1, SKIPPED, (), "", (), None, compute_ns=0, read_ns=0, runtime=0
+    )
 
 
 def test_another_version_is_refused_by_name():
