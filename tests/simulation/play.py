@@ -316,7 +316,7 @@ class Play:
             elif jobs[0].ranks[0].code in (2, 3, 4) and kinds <= {*HARMLESS, *HARMS, "disk full"}:
                 faults += laws.claims_left(self.out)
             if run is not None and began and len(run.images):
-                faults += wrong_words(run, "".join(jobs[0].ranks[0].told), code)
+                faults += wrong_words(run, "".join(jobs[0].ranks[0].told), jobs[0].ranks[0].code)
             if self.case.measures_batch and began:
                 faults += told_batch(run, "".join(jobs[0].ranks[0].told))
             for table, what in (("tasks", "tasks sent"), ("images", "images resolved")):

@@ -20,10 +20,10 @@ START_NS = SECOND  # in which ranks start
 LATE_NS = 4 * SECOND  # a status that is due is written by then
 
 
-def wrong_words(run: Run, told: str, code: int) -> Iterator[str]:
+def wrong_words(run: Run, told: str, code: int | None) -> Iterator[str]:
     """Of a session that a user started, what rank 0 tells at its end.
 
-    `code`: the exit code.
+    `code`: its exit code.
     """
     rows, expected = len(run.lasting), run.manifest["rows"]
     for found in COUNTED.findall(told) if code in (0, 5, 6) else ():

@@ -228,7 +228,8 @@ class Laws:
             tries = [(image, task.kind) for image in images if not task.spare]
             if any(1 < task.attempt <= self.tries.get(each, 0) for each in tries):
                 self.broken("a try of the number of one that failed", tries)
-            if any(self.failures[each] >= self.most.max_attempts for each in tries):
+            main = send.kind == self.core.scheme.main  # which alone counts against the limit
+            if main and any(self.failures[each] >= self.most.max_attempts for each in tries):
                 self.broken("a try after all that there are have failed", tries)
             self.live[task.id] = task
             self.message[task.id] = tasks[0].id
