@@ -293,6 +293,12 @@ def too_early(out: Path, name: str) -> Iterator[str]:
         yield f"{name} is there, and the manifest does not say of which networks"
 
 
+def session_in(out: Path) -> int:
+    """The number of the present session."""
+    number: int = json.loads((out / "manifest.json").read_bytes())["session"]
+    return number
+
+
 def forgotten(before: Run, run: Run) -> Iterator[str]:
     """A later session adds to what the manifest says of earlier ones."""
     for name, keys in HISTORY.items():

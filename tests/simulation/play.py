@@ -40,7 +40,7 @@ from tests.simulation.row_laws import (
     wrong_files,
     wrong_predictions,
 )
-from tests.simulation.told_laws import Statuses, wrong_words
+from tests.simulation.told_laws import GIVEN_UP, Statuses, wrong_words
 
 # Virtual time in which a job ends after its last fault: with limits of seconds for silence and for
 # start-up a claim is watched for 30 s and a rank awaited for 60; else start-up alone takes 600.
@@ -106,6 +106,8 @@ class Play:
         self.harmed = False  # a part was taken away from a run that may be complete
         self.begun = "", set[str]()  # the run, and shards that were harmed when it began
         self.copies: dict[Path, bytes] = {}  # other names of parts -> what they held
+        self.given_up: dict[tuple[int, int], int] = {}  # session, team -> when that was noticed
+        self.jobs: list[world.Job] = []
         self.promised = False  # by the exit code of the last session, that the run is complete
         self.cuts: list[Cut] = []
         self.calls: list[witness.Call] = []  # of all sessions
@@ -518,7 +520,9 @@ class Play:
         if path == str(self.out / "status.json"):
             self.statuses.written(self.kernel.now_ns)
         elif path.startswith(str(self.out)):
-            self.kernel.violations += laws.too_early(self.out, os.path.relpath(path, self.out))
+            name = os.path.relpath(path, self.out)
+            self.kernel.violations += laws.too_early(self.out, name)
+            self._of_no_team_given_up(name)
         for cut in self.cuts:
             if re.match(cut.name, os.path.relpath(path, self.out)):
                 cut.times -= 1
@@ -528,6 +532,17 @@ class Play:
                     lose, end = cut.lose, partial(self.kernel.end, process, -9, wait=False)
                     self.kernel.after(0, end if lose is None else partial(lose, process.host))
                     return
+
+    def _of_no_team_given_up(self, name: str) -> None:
+        """The parts of a team that was given up are published no more, but for those in hand."""
+        part = re.fullmatch(r"parts/\w+-(\d+)-\d+\.npy", name)
+        if part is None or self.case.teams == 1 or len(self.jobs) != 1:
+            return
+        now_ns, first = self.kernel.now_ns, laws.session_in(self.out)
+        for team in map(int, GIVEN_UP.findall("".join(self.jobs[0].ranks[0].told))):
+            since_ns = self.given_up.setdefault((first, team), now_ns)
+            if int(part[1]) == first + team and now_ns > since_ns + SECOND:
+                self.kernel.violations.append(f"{name} is of a team that was given up")
 
     def _harm(self, kind: str, number: int) -> None:
         """Something happens to a shard. A run that begins with another one is another run than

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 COUNTED = re.compile(r"(?i:complete)[^:\n]*: (\d+) of (\d+) images?,")
 BOTH = re.compile(r"(\d+) images went through both networks")
+GIVEN_UP = re.compile(r"team (\d+) \(rank \d+\) is given up")
 PROGRESS = re.compile(r": (\d+) of \d+ images? \(")
 START_NS = SECOND  # in which ranks start
 LATE_NS = 4 * SECOND  # a status that is due is written by then
@@ -41,6 +42,13 @@ def wrong_words(run: Run, told: str, code: int | None) -> Iterator[str]:
     for count in map(int, BOTH.findall(told)) if whole else ():
         if count < 9 / (1 - agree) - 1e-6:
             yield f"{count} images choose the threshold of agree {agree}"
+    if "parts were removed while the job ran" in told:
+        yield "it tells of parts that were removed, and nobody removed any"
+    entries = {each["session"]: each for each in run.manifest["sessions"]}
+    for team in map(int, GIVEN_UP.findall(told)):
+        entry = entries.get(run.manifest["session"] + team)
+        if entry is not None and entry["rows"] is not None:
+            yield f"team {team} was given up, and its session says {entry['rows']}"
     if code == 6 and "--resume" not in told:
         yield "an incomplete job does not say how it goes on"
     if code in (2, 3, 4, 6) and not re.search(r"collage-mpi run:|incomplete:|warning:", told):
