@@ -274,7 +274,7 @@ class Play:
             self.shards.mend()  # a run without rows may go: the next one would be of other shards
             self.bad = self.replaced = True
         self.known = 0 if run is None else run.manifest["session"]
-        self.before = run
+        self.before, self.claimed = run, laws.claims_left(self.out)
         errors = run is not None and run.manifest["status"] == "complete_with_errors"
         again = errors and not self.shards.harmed
         go_on = () if run is None else ("--retry-errors",) if again else ("--resume",)
@@ -319,7 +319,8 @@ class Play:
             if run is not None and began and by_itself:
                 faults += laws.ended(self.out, run)
             elif jobs[0].ranks[0].code in (2, 3, 4) and kinds <= {*HARMLESS, *HARMS, "disk full"}:
-                faults += laws.claims_left(self.out)
+                left = laws.claims_left(self.out)  # one of a session that was killed may stay
+                faults += [each for each in left if each not in self.claimed]
             if run is not None and began and len(run.images):
                 faults += wrong_words(run, "".join(jobs[0].ranks[0].told), jobs[0].ranks[0].code)
             if self.case.measures_batch and began:
