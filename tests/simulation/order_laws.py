@@ -65,6 +65,7 @@ class Session:
     def __init__(self, run: Run, entry: Json, images: np.ndarray, tasks: np.ndarray) -> None:
         self.manifest, self.said = run.manifest, run.manifest["settings"]
         self.final, self.tasks = entry["final"], tasks
+        self.ended = entry["status"] != "incomplete"
         self.images = images[np.lexsort((images["cell"], images["group"]))]
         self.answered = self.images[self.images["answered"]]
         self.scheme = self.said["scheme"]
@@ -272,6 +273,7 @@ class Session:
         numbers, starts, counts = np.unique(images["group"], return_index=True, return_counts=True)
         begins = images["t0_ns"][starts]
         whole = len(self.manifest["sessions"]) == 1 and not self.final.get("lost")
+        whole &= self.ended  # a session that is stopped has images of later groups, too
         if self.closed and self.teams == 1 and whole and (counts[:-1] < cells).any():
             yield f"groups {numbers[:-1][counts[:-1] < cells]} are not full, nor the last"
         linger_ms = self.said["linger_ms"]
