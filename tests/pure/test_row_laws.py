@@ -13,7 +13,7 @@ from tests.simulation import witness
 from tests.simulation.figure_laws import figures, wrong_figures
 from tests.simulation.inputs import answer, first_answers
 from tests.simulation.kernel import Host, Process
-from tests.simulation.laws import COLLAGE, Run, broken, litter, unwritten
+from tests.simulation.laws import COLLAGE, Run, broken, forgotten, litter, too_early, unwritten
 from tests.simulation.order_laws import wrong_order
 from tests.simulation.row_laws import OUTCOMES, told_batch, wrong_columns, wrong_export, wrong_files
 from tests.simulation.told_laws import Statuses, wrong_words
@@ -51,7 +51,8 @@ def made() -> Run:
                 row[name] = value
     world = [{"rank": rank, "kinds": ["single"], "host": "h0"} for rank in (1, 2)]
     rows = {"images": 2, "tasks": 2}
-    sessions = [{"session": 1, "rows": rows, "final": {"world": world, "seconds": 1.0}}]
+    final = {"world": world, "seconds": 1.0}
+    sessions = [{"session": 1, "status": "complete", "rows": rows, "final": final}]
     manifest = {
         "status": "complete",
         "session": 1,
@@ -332,13 +333,36 @@ def test_a_status_that_runs_back_or_is_late_is_told(tmp_path: Path) -> None:
     statuses = Statuses(tmp_path / "status.json", told.append)
     statuses.calm = True
     status = {"run_id": "1", "session": 1, "count": 1, "done": 2, "total": 2, "errors": 0}
-    status |= {"elapsed_s": 1.0, "every_s": 5.0}
-    for at_s, change in ((1, {}), (2, {"count": 2}), (3, {"count": 1}), (30, {"count": 3})):
+    status |= {"elapsed_s": 1.0, "every_s": 5.0, "state": "running"}
+    last = {"count": 4, "state": "complete"}
+    changes = ({}, {"count": 2}, {"count": 1}, {"count": 3}, last)
+    for at_s, change in zip((1, 2, 3, 30, 31), changes, strict=True):
         (tmp_path / "status.json").write_text(json.dumps(status | change))
         statuses.written(at_s * 1000 * MS)
     assert told == [
         "status.json: count was 2, and is 1",
         "status.json was not written for 27000 ms",
+        "status.json: complete, and there is no marker",
+    ]
+
+
+def test_what_a_later_session_forgets_is_told() -> None:
+    before, after = (Run({"sessions": [{"session": 1, "status": "incomplete"}]}) for _ in range(2))
+    after.manifest["sessions"].append({"session": 2, "status": "complete"})
+    assert [*forgotten(before, after)] == []
+    before.manifest["thresholds"] = [{"session": 1, "since_ns": 5, "confidence": 0.9}]
+    assert [*forgotten(before, after)] == [
+        "the manifest had [(1, 5, 0.9)] as thresholds, and has []"
+    ]
+
+
+def test_a_file_that_comes_before_what_it_needs_is_told(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"extras": {"top_k": 2}}')
+    part = "parts/images-0001-000001.npy"
+    assert [*too_early(tmp_path, "COMPLETE")] == ["a run is marked that has no summary"]
+    assert [*too_early(tmp_path, part)] == [
+        f"{part} is there before its vectors",
+        f"{part} is there, and the manifest does not say of which networks",
     ]
 
 
