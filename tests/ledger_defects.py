@@ -8,8 +8,10 @@ A defect lies in a fork that loads the ledger anew with another text; no file ch
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.abc
 import importlib.util
+import inspect
 import os
 import random
 import sys
@@ -64,6 +66,13 @@ def how_found(seeds: int) -> str:
                         play(owners, cell, cell, case)
                     except Exception as error:
                         return f"bounded, {owners} owners, cells of {cell}, {case}: {error}"
+    sys.path.insert(0, str(Path(__file__).with_name("pure")))
+    for name, test in vars(importlib.import_module("test_ledger")).items():
+        if name.startswith("test_") and not inspect.signature(test).parameters:
+            try:
+                test()
+            except Exception as error:
+                return f"{name}: {type(error).__name__}: {error}"
     for seed in range(seeds):
         for what in (damaged_play, random_play):
             try:

@@ -34,6 +34,7 @@ from collage_mpi.ledger.records import (
 from collage_mpi.ledger.store import FolderStore
 from tests.ledger_bounded import cases, play, short_times
 from tests.ledger_plays import damaged_play, random_play
+from tests.ledger_quick import Quick, QuickStore
 
 ME, OTHER = "a" * 32, "b" * 32
 RUN = Run(1, 0, 100, 40)
@@ -183,3 +184,23 @@ def test_a_mark_that_was_cut_does_not_count() -> None:
     assert unmarked(text + whole) == (text, (20, "0" * 32))
     for size in range(35):
         assert unmarked(text + whole[:size].ljust(MARK_BYTES)) == (text, None)
+
+
+def test_a_job_that_leaves_gives_nothing_back_whose_rows_wait_for_their_record() -> None:
+    run, now = Run(1, 0, 40, 40), [0.0]
+    truth = Quick(run)
+    ones = [
+        Owner(QuickStore(truth, lambda operation: None), run, 1, lambda: now[0], name)
+        for name in (ME, OTHER)
+    ]
+    for one in ones:
+        while not one.held(0) and now[0] < 100:
+            now[0] += 1
+            one.turn(10)
+        one.wrote(Part(f"{one.name}-0.npy", 1, 1, one.held(0)))
+    ones[1].turn()
+    refused = ones[0].counts["failed"]
+    while not ones[0].leave() and now[0] < 200:
+        now[0] += 1
+    assert ones[0].counts["failed"] > refused
+    assert truth.counted == 20
