@@ -53,6 +53,7 @@ class Laws:
         self.failures: Counter[tuple[int, str]] = Counter()
         self.least = 0.0  # score, of the last threshold
         self.failed_in_row: Counter[int] = Counter()  # of a rank, with images that had not failed
+        self.failing: set[int] = set()  # of those, in this step
         self.idle_ns: int | None = None  # since when images wait, and no rank has any
         self.admitted = 0
         self.closed = self.stopped = self.finished = False
@@ -71,6 +72,7 @@ class Laws:
             self.broken(f"nothing is done for {(now_ns - self.idle_ns) / 1e9:.1f} s", waiting)
         self.now_ns = now_ns
         self.over.clear()
+        self.failing.clear()
         self.cancelled.clear()
         for event in events:
             self._take(type(event).__name__, event)
@@ -130,12 +132,15 @@ class Laws:
         """A rank fails with images that no other task failed with, and that can be read."""
         bad = (event.cells["state"] == UNREAD) | (event.cells["state"] == BAD_ROW)
         again = any(n for (image, _), n in self.failures.items() if image in images_of(task))
-        self.failed_in_row[event.rank] += not (bad.any() or again)
+        if not (bad.any() or again):
+            self.failed_in_row[event.rank] += 1
+            self.failing.add(event.rank)
 
     def _retired_too_late(self) -> None:
         """A rank that fails and fails gets no more work, if others hold its networks."""
         takes = self.credit.keys() - self.lost - self.silent - self.retired
-        for rank, count in self.failed_in_row.items():
+        for rank in self.failing:  # in this step: later others may have come back
+            count = self.failed_in_row[rank]
             if count < self.most.max_failures or rank not in takes or self.core.stopping:
                 continue
             kinds = self.kinds[rank]
