@@ -68,11 +68,11 @@ class Admission:
         return over + list(range(first // size, self.next // size))
 
     def resolved(self, positions: np.ndarray) -> None:
-        """The images at these positions have their outcome."""
+        """The images at these positions, in any order, have their outcome."""
         self.unresolved -= len(positions)
         if not self._by_group:
             return
-        first, last = int(positions[0]) // self._size, int(positions[-1]) // self._size
+        first, last = int(positions.min()) // self._size, int(positions.max()) // self._size
         if first == last:
             self._fewer(first, len(positions))
             return

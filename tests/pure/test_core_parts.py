@@ -75,6 +75,15 @@ def test_fresh_images_are_taken_oldest_first():
     assert (fresh.count, len(fresh.clear())) == (0, 0)
 
 
+def test_a_message_may_resolve_images_of_several_groups_in_any_order():
+    """A task and what was tried again come joined, so that first and last are of one group."""
+    world = World(scheme="collage", singles=2, others=1).start()
+    admission, size = world.core.admission, world.size
+    admission.came(0, 3 * size)
+    admission.resolved(np.array([size + 1, 2 * size, size]))
+    assert admission.left == {0: size, 1: size - 2, 2: size - 1}
+
+
 def test_rows_name_every_time_and_price_each_where_it_belongs():
     """A group by hand, each number its own."""
     world = World(scheme="collage", singles=2, others=1, keeps=True).start()
