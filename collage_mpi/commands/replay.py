@@ -47,7 +47,8 @@ def execute(args: ReplayArguments) -> int:
     if replay.difference:
         _tell_difference(replay, *replay.difference)
     elif replay.error:
-        say(f"{told}. Turn {turn} fails as it did in the run: {one_line(replay.error)}")
+        what = "fails now; the record is cut in it" if replay.cut else "fails as it did in the run"
+        say(f"{told}. Turn {turn} {what}: {one_line(replay.error)}")
     elif replay.end == COMPLETE or replay.turns == args.until:
         say(told)
     else:

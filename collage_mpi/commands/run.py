@@ -14,7 +14,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageEr
 from collage_mpi.settings.flags import Arguments, add_setting_flags, flags_of, over_file, switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size
-from collage_mpi.system.files import reading, writing
+from collage_mpi.system.files import reading
 from collage_mpi.system.printable import counted, say
 from collage_mpi.system.tell import tell
 
@@ -186,9 +186,10 @@ def _check_shards(settings: RunSettings) -> None:
 
 
 def _check_out(settings: RunSettings, resume: bool) -> None:
-    """Raise if the output folder would be refused, if another job writes to it, or if there is no
-    folder for the record.
+    """Raise if the output folder would be refused, if another job writes to it, or if no record can
+    be where it is asked for.
     """
+    from collage_mpi.job.record import check_record
     from collage_mpi.job.resume import has_run
     from collage_mpi.results.writer import check_place, refuse_writer
 
@@ -197,8 +198,7 @@ def _check_out(settings: RunSettings, resume: bool) -> None:
     else:
         check_place(Path(settings.out), shared=settings.shared_out == "on")
     if settings.record is not None:
-        with writing(path := Path(settings.record)):
-            path.parent.stat()
+        check_record(Path(settings.record))
 
 
 def _forecast(

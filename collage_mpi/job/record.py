@@ -30,8 +30,8 @@ from collage_mpi.core.policies import Confident, First
 from collage_mpi.core.schemes import SchemeSettings, make_scheme
 from collage_mpi.core.settings import CoreSettings
 from collage_mpi.core.table import Table
-from collage_mpi.errors import DataFault
-from collage_mpi.system.files import reading, require_regular
+from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.system.files import reading, require_regular, writing
 from collage_mpi.system.printable import size_text
 from collage_mpi.system.tell import tell
 
@@ -95,6 +95,21 @@ def made(name: str, values: Sequence[Any]) -> Any:
 
 
 # ---- write ------------------------------------------------------------------
+
+
+def check_record(path: Path) -> None:
+    """Raise where a record cannot be: its folder is missing, or another file has its name.
+
+    Raises:
+        EnvironmentFault: the folder cannot be read.
+        UsageError: the file is not empty and is no record.
+    """
+    with writing(path):
+        path.parent.stat()
+        if path.is_file() and path.stat().st_size and path.open("rb").read(len(MAGIC)) != MAGIC:
+            raise UsageError(
+                f"--record {path}: this file is no record, and would be lost: name a new file"
+            )
 
 
 class Record:
@@ -201,7 +216,8 @@ class Replay:
         events, actions: name of the type -> number.
         core_ns: time that the core took. longest: (time, number) of the longest turn.
         end: why the record ends; "" as long as it is not known.
-        error: what the core raised, if it raised the same when it was recorded.
+        error: what the core raised, if it raised the same when it was recorded, or if `cut`.
+        cut: whether the record lacks what its last turn gave.
         difference: events of the last turn, its actions in the record, and its actions now; None if
             these are the same.
     """
@@ -232,7 +248,7 @@ class Replay:
             self.core = Core(*asked, Table(*rows))
         self.turns, self.core_ns, self.longest = 0, 0, (0, 0)
         self.events, self.actions = Counter[str](), Counter[str]()
-        self.end = self.error = ""
+        self.end, self.error, self.cut = "", "", False
         self.difference: tuple[list[Any], list[Any], list[Any]] | None = None
 
     def play(self, until: int | None = None) -> None:
@@ -245,6 +261,7 @@ class Replay:
             self.turns += 1
             self.events.update(name for name, _ in named(events))
             gave, gives = next(self._entries, None), encode(self._step(now_ns, events))
+            self.cut = gave is None
             if gave not in (None, gives):
                 with reading(self._path, "damaged"):
                     then, now = ([made(*each) for each in decode(of)] for of in (gave, gives))

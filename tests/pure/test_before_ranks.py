@@ -71,6 +71,7 @@ def launched(*words: str) -> int:
         (("--", *RUN, "--shards", "nix", "--out", "o"), 3, "nix: cannot be read: No such file"),
         (("--", *RUN, "--out", "used"), 3, "used: holds a run already"),
         (("--", *RUN, "--out", "o", "--record", "nix/r"), 3, "nix/r: cannot be written: No such"),
+        (("--", *RUN, "--out", "o", "--record", "two.txt"), 2, "two.txt: this file is no record"),
         (("--", *RUN, "--shards", "empty", "--out", "o"), 3, "empty: no *.h5"),
         (("--", *RUN, "--class-names-file", "nix", "--out", "o"), 3, "nix: cannot be read"),
         (("--", *RUN, *TWO, "--top-k", "3", "--out", "o"), 2, "top_k is 3, but there are only 2"),

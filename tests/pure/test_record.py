@@ -100,6 +100,17 @@ def test_a_core_that_raises_is_recorded_up_to_the_end(tmp_path, capsys):
     assert "same actions. Turn 3 fails as it did in the run: ProtocolViolation: a step" in said
 
 
+def test_a_turn_that_fails_now_and_in_which_the_record_is_cut_is_told_as_that(tmp_path, capsys):
+    world = World(scheme="none", singles=2)
+    own = recorded(world, tmp_path / "r")
+    world.start()
+    own.add((-1, []))  # what it gave is lacking
+    own.close()
+    code, said = replayed(capsys, tmp_path / "r")
+    assert code == 0
+    assert "Turn 3 fails now; the record is cut in it: ProtocolViolation: a step" in said
+
+
 def test_a_record_is_played_up_to_where_it_is_cut(tmp_path, capsys):
     world = a_record(tmp_path / "r")
     raw = (tmp_path / "r").read_bytes()
