@@ -29,6 +29,7 @@ from collage_mpi.ledger.records import (
     Beat,
     Complete,
     Damage,
+    Format,
     Part,
     Run,
     beat_name,
@@ -36,6 +37,7 @@ from collage_mpi.ledger.records import (
     decode,
     digest,
     encode,
+    is_owner,
     lease_name,
     lease_of,
     mark,
@@ -113,13 +115,13 @@ def join(store: FolderStore, mine: Run) -> Run:
         raise EnvironmentFault(f"{name}: cannot be read: {error}. Repeat the command") from error
     if raw is None:
         raise EnvironmentFault(f"{name}: cannot be made. Is there room on the disk?")
-    found = decode(Run, raw, name)
-    if found.format != mine.format:
+    found = decode(Format, raw, name).format  # first: another format has other fields
+    if found != mine.format:
         raise EnvironmentFault(
-            f"{name}: of format {found.format}; this version has format {mine.format}. Go on with "
+            f"{name}: of format {found}; this version has format {mine.format}. Go on with "
             "the version that began the run"
         )
-    return found
+    return decode(Run, raw, name)
 
 
 class Owner:
@@ -160,7 +162,7 @@ class Owner:
         self._cells: dict[int, Cell] = {}
         self._mine: dict[int, Spans] = {}
         self._hints: dict[int, int] = {}  # start -> highest gen of a listing or a beat
-        self._place = self._random.randrange(len(run.starts))
+        self._place = self._random.randrange(max(1, len(run.starts)))
         self._untouched = True  # there may be cells without a record
         self._open: deque[int] = deque()  # cells that are looked at in turn
         self._again_s, self._pause_s = clock(), PAUSES_S[0]  # when an idle owner competes again
@@ -351,6 +353,7 @@ class Owner:
             self.grants.append(Grant(start, spans, times))
         self._want -= sp.count(gained)
         self._mine[start] = cell.held(self.name)
+        self._gone.difference_update(hold.owner for hold in cell.holds)  # seen late
         if not self._mine[start]:
             del self._mine[start]
             self.ahead.pop(start, None)
@@ -611,9 +614,10 @@ class Owner:
         now_s = self._clock()
         if now_s >= self._ring_s + LIST_S:
             self._ring_s = now_s
-            names = sorted({*self._store.names("beats"), self.name} - self._gone)
+            others = set(filter(is_owner, self._store.names("beats")))
+            names = sorted((others - self._gone) | {self.name})
             at = names.index(self.name)
-            self._ring = [name for name in (*names[at + 1 :], *names[:at]) if "." not in name]
+            self._ring = [*names[at + 1 :], *names[:at]]
             if self._gone:  # it may have been suspended
                 owner = self._random.choice(sorted(self._gone))
                 self._hear(owner)

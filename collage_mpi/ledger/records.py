@@ -19,14 +19,15 @@ COMPLETE = b"complete"  # what the news say then
 FORMAT = 1
 DEATHS = 3  # positions that so many holders died with are taken one by one
 
-Owner = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
-Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?$")]  # empty: of no record
+Owner = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")]  # empty: of no record
 Number = Annotated[int, Meta(ge=0, le=1 << 53)]
 Span = tuple[Number, Number]
 Spans = Annotated[tuple[Span, ...], Meta(max_length=1 << 16)]
 T = TypeVar("T")
 _MARK = re.compile(rb"\d{1,9} [0-9a-f]{32}")
-_NAME = re.compile(r"(\d{1,16})\.(\d{1,9})")
+_NAME = re.compile(r"([0-9]{1,16})\.([0-9]{1,9})")
+_OWNER = re.compile(r"[0-9a-f]{32}")
 
 
 class Damage(DataFault):
@@ -44,7 +45,7 @@ class Damage(DataFault):
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rows that count: those of the spans, in a file of parts/."""
 
-    file: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}-\d{1,9}\.[a-z]{1,8}$")]
+    file: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}-[0-9]{1,9}\.[a-z]{1,8}\Z")]
     size: Number
     crc: Annotated[int, Meta(ge=0, lt=1 << 32)]
     spans: Spans
@@ -96,6 +97,12 @@ class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at: tuple[tuple[Number, Number, Number, Number], ...]
 
 
+class Format(msgspec.Struct, frozen=True):
+    """Of the ledger, as each version writes it into the file of a run."""
+
+    format: int
+
+
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What all jobs of a run share.
 
@@ -141,6 +148,11 @@ def lease_of(name: str) -> tuple[int, int] | None:
     """The (start, gen) of a name in leases/; None if it is no name of a record."""
     match = _NAME.fullmatch(name)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def is_owner(name: str) -> bool:
+    """Whether a name in beats/ is that of an owner."""
+    return _OWNER.fullmatch(name) is not None
 
 
 def beat_name(owner: str) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 from pathlib import Path
@@ -119,6 +120,53 @@ def test_who_joins_second_gets_the_run_that_is_there(tmp_path: Path) -> None:
     assert join(store, Run(1, 0, 7, 7)) == RUN
     with pytest.raises(EnvironmentFault, match="of format 1; this version has format 2"):
         join(store, Run(1, 0, 7, 7, format=2))
+    (tmp_path / "run.2.json").write_text('{"format": 2, "what": "is not known here"}')
+    with pytest.raises(EnvironmentFault, match="of format 2; this version has format 1"):
+        join(store, Run(2, 0, 7, 7))
+
+
+def test_what_is_no_beat_in_the_folder_of_beats_is_passed_over(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.make()
+    (tmp_path / "beats" / "old").mkdir()
+    owner = Owner(store, join(store, RUN), clock=itertools.count().__next__)
+    for _ in range(20):
+        owner.turn(1)
+    assert owner.grants
+    assert not owner.counts["errors"]
+
+
+def test_a_dead_owner_is_taken_over_though_its_record_was_seen_late(tmp_path: Path) -> None:
+    """The watcher's host believes for a minute that the record is missing."""
+    hidden: set[str] = set()
+
+    class Late:
+        def __getattr__(self, name: str) -> object:
+            return getattr(os, name)
+
+        def open(self, path: str, flags: int, mode: int = 0o666) -> int:
+            if path in hidden and flags == os.O_RDONLY:
+                raise FileNotFoundError(path)
+            return os.open(path, flags, mode)
+
+    now_s = [0.0]
+    store, run = FolderStore(tmp_path), Run(1, 0, 20, 10)
+    store.make()
+    dead, live = (
+        Owner(each, join(store, run), clock=lambda: now_s[0])
+        for each in (store, FolderStore(tmp_path, Late()))
+    )
+    dead.rate = live.rate = 1.0
+    dead.turn(10)
+    hidden.add(f"{tmp_path}/{lease_name(dead.grants[0].start, 0)}")
+    for now_s[0] in range(1, 100):
+        if now_s[0] == 60:
+            hidden.clear()
+        live.turn(10)
+        while live.grants:
+            grant = live.grants.popleft()
+            live.wrote(part(*grant.spans, by=live.name))
+    assert live.counts["taken over"] == 1
 
 
 def test_a_file_system_without_links_is_told() -> None:
