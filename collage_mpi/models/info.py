@@ -133,7 +133,8 @@ def memory_fault(
         what: the network, in words.
         device: such as "cuda:0".
         weights_bytes: size of its weights in the requested precision.
-        free_bytes, total_bytes: memory of the GPU at that moment; None if unknown.
+        free_bytes: memory of the GPU that is free at that moment; None if unknown.
+        total_bytes: all memory of the GPU; None if unknown.
     """
     mib = 1 << 20
     room = "its free memory is not known"

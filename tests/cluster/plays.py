@@ -369,14 +369,18 @@ class Game:
             self._watch_leftovers()
             time.sleep(0.1)
         left = {pid for tag in self._over for pid in _own_holders(tag)}
-        names = [Path(f"/proc/{pid}/cmdline").read_bytes()[:60] for pid in left]
+        names = []
+        for pid in left:
+            with suppress(OSError):  # it has ended now
+                names.append(Path(f"/proc/{pid}/cmdline").read_bytes()[:60])
         begun = play.fault is None or play.fault.phase == "work"
         if verdict.met and (play.on_loss == "abort" or not begun):
             verdict.stayed = len(names)
         elif names or verdict.left_s > LEFT_S:
             verdict.wrong.append(f"processes were left for over {LEFT_S:g} s: {names}")
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _judge_files(self) -> None:
         """Nothing stays in the hosts' own /tmp and /dev/shm, but for what faults.md names."""
