@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from preset_speed import REFERENCE_PX, predictor_of
 
-from collage_mpi.core.work import Task, Work
+from collage_mpi.core.work import FIRST, Message, Task
 from collage_mpi.job.networks import result_of
+from collage_mpi.kinds import SINGLE
 from collage_mpi.models.architecture import REFERENCE_BACKBONES, Backbone
 from collage_mpi.models.info import MOST_BEGUN, PLAIN, Answer, Computation, Predictor
 from collage_mpi.mpi.answers import pack_results
@@ -36,7 +37,8 @@ REPEATS = 3
 
 def message_of(batch: int) -> np.ndarray:
     """A task of so many images, as rank 0 sends it."""
-    task = Task(0, 1, Work("single", "single", 1, range(batch)), None, 0)
+    places = np.arange(batch)
+    task = Task(0, 1, FIRST[SINGLE], places, places, None, Message(1, batch), 0)
     items = np.array([(0, 0, batch)], ITEM).tobytes()
     pixels = list(np.random.default_rng(0).integers(0, 256, (batch, *SHAPE), np.uint8))
     out = np.empty(task_message_bytes(1, batch, batch * pixels[0].nbytes), np.uint8)

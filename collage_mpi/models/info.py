@@ -20,13 +20,13 @@ from collage_mpi.encoding.vectors import (
 )
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
-from collage_mpi.models.architecture import AcceptSpec, HeadSpec
 from collage_mpi.system.printable import counted
 from collage_mpi.workload.straggler_settings import NO_DELAYS, StragglerSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from collage_mpi.models.architecture import AcceptSpec, HeadSpec
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 NO_TUNING = "null"  # of a null network, which computes nothing
@@ -154,6 +154,13 @@ Answer = tuple["np.ndarray", dict[str, "np.ndarray"]]  # scores, and further out
 MOST_BEGUN = 2  # computations of a network that may be in progress at a time
 
 
+def usual_head() -> HeadSpec:
+    """The head of a network that does not name one. The doctor runs where msgspec is lacking."""
+    from collage_mpi.models.architecture import HeadSpec
+
+    return HeadSpec()
+
+
 @dataclass(frozen=True)
 class NetworkInfo:
     """The facts of a network, mostly from its weights file.
@@ -183,7 +190,7 @@ class NetworkInfo:
     fingerprint: str
     path: Path | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    head: HeadSpec = field(default_factory=HeadSpec)
+    head: HeadSpec = field(default_factory=usual_head)
     accept: AcceptSpec | None = None
     dtype: str = "uint8"
 
