@@ -418,4 +418,4 @@ def try_ranks(mpi: Mpi) -> Finding:
 
 
 if __name__ == "__main__":
-    print(f"{MARK}{meet()}", flush=True)
+    print(f"{MARK}{meet()}\n", end="", flush=True)  # at once: lines of ranks may mix otherwise
