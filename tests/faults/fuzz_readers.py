@@ -292,6 +292,7 @@ def _weights(folder: Path) -> list[Reader]:
         return _with_header(raw, header)
 
     reader = _from_file(path, read)
+    path.write_bytes(whole)  # the graph names it
     return [
         Reader("weights, bytes", [whole], reader, USER),
         Reader("weights, header", [whole], reader, USER, _header_change),

@@ -76,6 +76,7 @@ NAMES = (
 OWN, CHILD, KERNEL = "its own bytes", "what its own child says", "a file of the kernel, words only"
 LIBRARY = "in a process apart, whose death is told: tests/loops/test_libraries"
 NOT_TRIED = {
+    ("job/record", "check_record"): "its first bytes are compared, nothing more",
     ("encoding/vectors", "pack"): "a user's texts as bytes, which they are in this process",
     ("shards/order", "__init__"): "its seed's digest",
     ("doctor/examine", "probe"): CHILD,
