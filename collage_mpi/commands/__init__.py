@@ -13,7 +13,7 @@ MODULES = {
 }
 # name -> line in --help
 COMMANDS: dict[str, str] = {
-    "demo": "classify real images under four schemes; print a table and draw a picture",
+    "demo": "classify real images under three schemes; print a table and draw a picture",
     "classify": "classify a folder of pictures and write the classes to a CSV file; resumable",
     "launch": "start ranks with the installed MPI, as in: launch -n 11 -- run",
     "map": "run a Python class of your own on every image: masks, embeddings, any arrays",

@@ -1,4 +1,4 @@
-"""`collage-mpi demo --out DIR`: four runs with data and networks of the package, one of ten worker
+"""`collage-mpi demo --out DIR`: three runs with data and networks of the package, one of ten worker
 ranks five times slower, and a picture of them.
 
 The injected service times are a fit to 24 measured cloud machines that served the same network:

@@ -1,4 +1,4 @@
-"""The README's first command, short: real images, four runs, a table, a picture, proofs."""
+"""The README's first command, short: real images, three runs, a table, a picture, proofs."""
 
 from __future__ import annotations
 
