@@ -43,7 +43,8 @@ def test_slots_are_used_again_once_their_rows_are_taken_and_nothing_refers_to_th
             end += rng.choice([0, 0, 5])
             slots = found.add(end, given[: rng.randint(1, 9)], None)
             assert not {*slots.tolist()} & ({*model.values()} | {*held.values()})
-            found.holds[slots] = 1
+            assert not found.encode_ns[slots].any(), "a time of the image before is left"
+            found.holds[slots] = found.encode_ns[slots] = 1
             model |= zip(range(end, end + len(slots)), slots.tolist(), strict=True)
             end += len(slots)
             most = max(most, len(model) + len(held))

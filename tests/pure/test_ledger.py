@@ -136,6 +136,25 @@ def test_what_is_no_beat_in_the_folder_of_beats_is_passed_over(tmp_path: Path) -
     assert not owner.counts["errors"]
 
 
+def test_a_file_and_then_its_name_are_on_the_disk_before_a_link_counts(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    class Noted:
+        def __getattr__(self, name: str) -> object:
+            return getattr(os, name)
+
+        def fsync(self, file: int) -> None:
+            path = Path(os.readlink(f"/proc/self/fd/{file}"))
+            done.append("folder" if path.is_dir() else "file")
+
+        def link(self, source: str, name: str) -> None:
+            done.append("link")
+
+    FolderStore(tmp_path).make()
+    assert FolderStore(tmp_path, Noted()).link(lease_name(0, 0), b"text")
+    assert done == ["file", "link", "folder"]
+
+
 def test_a_dead_owner_is_taken_over_though_its_record_was_seen_late(tmp_path: Path) -> None:
     """The watcher's host believes for a minute that the record is missing."""
     hidden: set[str] = set()
