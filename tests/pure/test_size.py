@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 34_400, "analysis": 6_000, "tests": 49_570}
+LINES = {"collage_mpi": 34_400, "analysis": 6_000, "tests": 49_600}
 GUIDE_WORDS = 20_600  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 5_800
 NO_CODE = {
