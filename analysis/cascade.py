@@ -82,7 +82,7 @@ class Network:
         if self.further is None:
             return flags | {"cost_ratio": self.ratio}
         one = self.ratio / (1 + self.further * (self.side**2 - 1))  # an image alone
-        return flags | {"cost_ratio": one, "batch_cost": self.further, "backup": self.name}
+        return flags | {"cost_ratio": one, "batch_cost": self.further, "first": (self.name,)}
 
 
 def networks(folder: Path, precision: str) -> list[Network]:
@@ -124,7 +124,7 @@ def entries(found: list[Network]) -> list[Entry]:
         entry("none, pull, credit 2", scheme="none", credit=2),
         entry("collage, the default", scheme="collage", **best.sure),
         *(
-            entry(f"batch of 9, cost {cost}", scheme="cascade-batch", batch_cost=cost)
+            entry(f"batch of 9, cost {cost}", scheme="none", batch=9, batch_cost=cost)
             for cost in (0.1, 0.3, 1.0)
         ),
         *(
@@ -139,7 +139,7 @@ def entries(found: list[Network]) -> list[Entry]:
             if n.further is None
         ),
         *(
-            entry(f"{n.name.removeprefix('fashion_')} network", n, scheme="cascade-batch", **n.sure)
+            entry(f"{n.name.removeprefix('fashion_')} network", n, scheme="cascade", **n.sure)
             for n in found
             if n.further is not None
         ),

@@ -9,17 +9,20 @@ other numbers and later times, as if the run had gone on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.results import RunWriter
-from collage_mpi.results.claim import PATIENT, Claim
-from collage_mpi.results.parts import list_parts, part_path, read_part, write_part
-from collage_mpi.rows import STORED
+import numpy as np
+
+from collage_mpi.results import write_summary
+from collage_mpi.results.manifest import finals
+from collage_mpi.results.parts import read_runs
+from collage_mpi.results.reader import open_run
+from collage_mpi.results.sole import SoleWriter
+from collage_mpi.rows import IMAGES, TASKS
 
 RUNS = ((100_000, 1), (1_000_000, 10))  # images simulated, times that they are written
 SIMULATE = ("simulate", "--straggler", "lognormal", "--slow-ranks", "4:5")
@@ -59,47 +62,30 @@ def peak_mib(*words: Any) -> float:
 
 
 def repeat(source: Path, times: int, out: Path) -> None:
-    """The rows of a run, `times` one behind another, as a job leaves them before it closes."""
-    (out / "parts").mkdir(parents=True)
-    manifest = json.loads((source / "manifest.json").read_text())
-    (session,) = manifest["sessions"]
-    tables = {table.name: table for table in STORED}
-    parts = list_parts(source / "parts")
-    last = {name: max(part.number for part in parts if part.table == name) for name in tables}
-    more = {"row": manifest["rows"], "task": session["rows"]["tasks"]}
-    for part in parts:
-        if part.table == "images":
-            rows = read_part(part.path, tables["images"])
-            more["group"] = max(more.get("group", 0), int(rows["group"].max()) + 1)
-            end_ns = int((rows["t0_ns"] + rows["latency_ns"]).max())
-            for column in ("t0_ns", "sent_ns", "done_ns"):
-                more[column] = max(more.get(column, 0), end_ns)
-    for part in parts:
-        table = tables[part.table]
-        rows = read_part(part.path, table).copy()
-        for time in range(times):
-            path = part_path(out / "parts", table, 1, time * last[table.name] + part.number)
-            write_part(path, table, memoryview(rows.tobytes()))
-            for column in more.keys() & set(rows.dtype.names or ()):
-                rows[column] += more[column]
-    said = {name: n * times for name, n in session["rows"].items()}
-    (out / "said.json").write_text(json.dumps({"rows": said, "final": session["final"]}))
-    manifest["rows"] = manifest["shards"][0]["count"] = manifest["rows"] * times
-    manifest |= {"status": "incomplete", "sessions": []}
-    manifest.pop("input_digest", None)
-    (out / "manifest.json").write_text(json.dumps(manifest))
+    """A run with the rows of a run, `times` one behind another."""
+    run, fixed = open_run(source), dict(read_runs(source)[0].settings)
+    rows = fixed["rows"]
+    more = {"row": rows, "position": rows, "task": run.rows_of(TASKS)}
+    for images in run.chunks(IMAGES):
+        more["group"] = max(more.get("group", 0), int(images["group"].max()) + 1)
+        end_ns = int((images["t0_ns"] + images["latency_ns"]).max())
+        for column in ("t0_ns", "sent_ns", "done_ns"):
+            more[column] = max(more.get(column, 0), end_ns)
+    fixed["rows"] = fixed["shards"][0]["count"] = rows * times
+    fixed.pop("input_digest", None)
+    writer = SoleWriter(out, fixed)
+    for time in range(times):
+        for table, take in ((IMAGES, writer.image_rows), (TASKS, writer.task_rows)):
+            for some in map(np.copy, run.chunks(table)):
+                for column in more.keys() & set(some.dtype.names or ()):
+                    some[column] += time * more[column]
+                take(some)
+    writer.close("complete", **finals(run.manifest)[1])
 
 
 def close(out: Path) -> None:
-    """What rank 0 does once all rows are written."""
-    manifest = json.loads((out / "manifest.json").read_text())
-    said = json.loads((out / "said.json").read_text())
-    writer = RunWriter(out, manifest, Claim.take(out, PATIENT))
-    for buffer in (writer._images, writer._groups, writer._tasks):
-        buffer.total = said["rows"][buffer.table.name]  # it wrote them, as far as it knows
-    lacking = writer.close("complete", summary=True, **said["final"])
-    if lacking or writer.manifest["status"] != "complete":
-        raise SystemExit(f"{out}: {lacking or writer.manifest['status']}")
+    """What rank 0 does once the run is complete."""
+    write_summary(open_run(out))
 
 
 if __name__ == "__main__":

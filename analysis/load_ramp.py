@@ -24,8 +24,10 @@ from peers.page import write_into
 from collage_mpi.commands.demo import FACTOR, SIGMA, SLOW
 from collage_mpi.figures import plots
 from collage_mpi.kinds import COLLAGE
-from collage_mpi.results import MARKER, Results, read_results
+from collage_mpi.results import Results, read_results
+from collage_mpi.results.reader import open_run
 from collage_mpi.results.statistics import percentile
+from collage_mpi.results.writer import has_run
 from collage_mpi.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.system.fields import with_shipped
@@ -83,7 +85,7 @@ def prepare(out: Path, time_scale: float) -> tuple[Path, Path]:
 def run(out: Path, name: str, shard: Path, times: Path, time_scale: float) -> Results:
     """One job, unless it is complete already."""
     folder = out / name.replace(" ", "_")
-    if not (folder / MARKER).exists():
+    if not has_run(folder) or not open_run(folder).complete:
         words = ["launch", "-n", str(RANKS + 1), "--", "run", "--out", str(folder)]
         words += ["--shards", str(shard), "--single", "shipped:fashion_single.safetensors"]
         words += ["--arrival-file", str(times)]

@@ -33,17 +33,23 @@ import numpy as np
 from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.handshake import task_bytes
-from collage_mpi.job.lead import build_lead
 from collage_mpi.job.messages import Hello, Start
 from collage_mpi.job.plan import make_plan, run_order
-from collage_mpi.job.provenance import make_manifest
+from collage_mpi.job.provenance import fixed_facts
 from collage_mpi.job.session import Audience, TeamSession
+from collage_mpi.job.shared import Share
 from collage_mpi.kinds import SINGLE
+from collage_mpi.ledger.jobs import register
+from collage_mpi.ledger.owner import Owner, join
+from collage_mpi.ledger.records import LARGEST_CELL, Run
 from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
 from collage_mpi.mpi.protocol import CANCEL, UP_BYTES, read_header
 from collage_mpi.mpi.tasks import WireTask, unpack_tasks
 from collage_mpi.mpi.transport import Received
-from collage_mpi.results import RunWriter
+from collage_mpi.results.jobs import entry
+from collage_mpi.results.row_sink import RowSink
+from collage_mpi.results.status import StatusFiles
+from collage_mpi.results.writer import open_folder
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system.progress import NoLines
@@ -52,6 +58,7 @@ SESSION = 1
 SURE, UNSURE = Score(3, 0.99), Score(3, 0.1)
 GOLDEN = 0.6180339887
 LATE_NS = 60_000_000_000
+RATE = 20_000.0  # images a second that the job expects to do
 EVERY_S = 1e9  # seconds between two lines on how it stands: none come
 RANKS = 9
 IMAGES = 450  # distinct ones, again and again: 68 MB
@@ -153,21 +160,26 @@ def cost_us(
         start=lambda *told: None,
         end=lambda: None,
     )
-    nobody = SimpleNamespace(ranks=(), transport=Echo(), detector=FailureDetector((), now_ns))
-    writer, lacking = RunWriter.create(Path(asked.out), make_manifest(plan)), [(0, images)]
-    lead = build_lead(plan, nobody, writer, lacking, lambda: None)
-    files = writer.publish({"label": "loop", "total": images, "before": 0}, EVERY_S)
-    audience = Audience(files, lacking, lines=NoLines())
+    fixed, name, out = entry(fixed_facts(plan)), "a" * 32, Path(asked.out)
+    unit = asked.group_size * asked.batch_size
+    store = open_folder(out, shared=False)
+    run = join(store, Run(1, 0, images, min(images, LARGEST_CELL), by=name, settings=fixed))
+    told = {"session": register(store, name, {}), "owner": name, "run_id": fixed["run_id"]}
+    share = Share(Owner(store, run, unit, name=name), unit, RATE)
+    rows = RowSink(out, fixed, SESSION, share.wrote)
+    files = StatusFiles(out, {**told, "label": "loop", "total": images, "before": 0}, EVERY_S)
+    audience = Audience(files, images, lines=NoLines())
     process_ns, thread_ns = time.process_time_ns(), time.thread_time_ns()
-    with TeamSession(plan, group, lead, writer, audience, lambda: None) as session:
+    with TeamSession(plan, group, SESSION, audience, lambda: None) as session:
         session.make_ready()
         most = UP_BYTES + asked.batch * floats * 4
-        work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder), most),)
+        work = (Start({}, {}, 1, task_bytes(plan, session.encoder), most), share, rows)
         finish = profile.runcall(session.work, *work) if profile else session.work(*work)
         thread_ns = time.thread_time_ns() - thread_ns
         process_ns = time.process_time_ns() - process_ns
     ranks_ns = echo.ranks_ns
-    writer.close(finish.status)
+    share.leave()
+    files.end(finish.status)
     plan.shards.close()
     assert finish.status == "complete", finish
     return (process_ns - ranks_ns) / images / 1e3, (thread_ns - ranks_ns) / images / 1e3

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import regimes
-from regimes import BACKUP, CASCADE, FASTEST, FIXED, HEDGE, NONE, ONLY, SURE, Entry
+from regimes import BATCHES, CASCADE, FASTEST, FIXED, HEDGE, NONE, ONLY, SURE, Entry
 from tails import Tail, measure_tail
 
 from collage_mpi.core.ranks import WINDOW
@@ -232,7 +232,7 @@ def cells(rows: Sequence[Mapping[str, str]], ratio: float, limit: float) -> dict
 LOOK = {
     NONE: ("#E4E4E4", "", "no redundancy (pull or turn): nothing gains 5 % over it"),
     HEDGE: ("#D9A9C6", "H", "hedging"),
-    BACKUP: ("#EEE08A", "B", "cascade-batch"),
+    BATCHES: ("#EEE08A", "B", "none, batch 9"),
     ONLY: ("#E79A8B", "O", "collage-only: every answer is a collage's, in two or four copies"),
     FIXED: ("#9AD0F0", "C", "collage on two ranks of its own, first answer counts"),
     FASTEST: ("#7CCFB4", "F", "collage on the two fastest ranks, first answer counts"),

@@ -25,7 +25,7 @@ DEMO_MEDIAN_S, DEMO_SIGMA = 0.144, 0.22  # of `collage-mpi demo`, fitted to clou
 
 # ---- what is compared -----------------------------------------------------------
 
-NONE, HEDGE, BACKUP = "none", "hedge", "batches"  # families of schemes: a colour each
+NONE, HEDGE, BATCHES = "none", "hedge", "batches"  # families of schemes: a colour each
 FIXED, FASTEST, SURE = "collage, fixed", "collage, fastest", "collage, confident"
 ONLY, CASCADE = "collage-only", "cascade"
 REPLICATE = "replicate"  # for comparison: it has more ranks
@@ -76,15 +76,15 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
     pulled: Json = {"assign": "pull", **spare}
     sure_cells: Json = {"confidence": SURE_FROM, "audit": 0.0}
     cascade: Json = {"scheme": "cascade", **pulled, **sure_cells}
-    batches: Json = {"scheme": "cascade-batch", "assign": "pull", "singles": n + 1}
+    batches: Json = {"scheme": "none", "assign": "pull", "singles": n + 2, "batch": 9}
     few, many = "collage-only, 3 ranks", f"collage-only, {n + 2} ranks"
     named: list[tuple[str, str, Json]] = [
         (BASELINES[0], NONE, {**more, "assign": "pull"}),
         (BASELINES[1], NONE, {**more, "assign": "turn"}),
         ("none, pull, end game", NONE, {**more, "assign": "pull", "endgame": "on"}),
         ("hedge 1.3 x median, pull", HEDGE, {**soon, "assign": "pull"}),
-        ("cascade-batch, batch cost 0.3", BACKUP, {**batches, "batch_cost": 0.3}),
-        ("cascade-batch, batch cost 0.1", BACKUP, {**batches, "batch_cost": 0.1}),
+        ("none, batch 9, batch cost 0.3", BATCHES, {**batches, "batch_cost": 0.3}),
+        ("none, batch 9, batch cost 0.1", BATCHES, {**batches, "batch_cost": 0.1}),
         (few, ONLY, {**only, "collage_ranks": 3}),
         (many, ONLY, {**only, "collage_ranks": n + 2}),
         ("fixed, M=2, first", FIXED, paper),

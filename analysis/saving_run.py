@@ -24,7 +24,9 @@ from typing import Any
 
 from startup_cost import cpu_s
 
+from collage_mpi.errors import CollageError
 from collage_mpi.models.weights import describe_weights
+from collage_mpi.results.manifest import compose
 from collage_mpi.system.fields import with_shipped
 from collage_mpi.system.process_tree import family_of, process_table
 
@@ -59,8 +61,8 @@ def settings(single: str, networks: Sequence[str]) -> dict[str, list[str]]:
 def manifest_of(out: Path) -> dict[str, Any]:
     """What the job has said of itself so far."""
     try:
-        return dict(json.loads((out / "manifest.json").read_text()))
-    except (OSError, ValueError):
+        return compose(out)
+    except CollageError:
         return {}
 
 

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
+from collage_mpi.kinds import COLLAGE, SINGLE, STAGES
 from collage_mpi.models.architecture import AcceptSpec
-from collage_mpi.rows import PRESENT
 from collage_mpi.simulation.simulator import Answers, read_answers
 from collage_mpi.system.files import UNREADABLE_OR_GONE
 from collage_mpi.training.threshold import (
@@ -100,17 +99,11 @@ def read(path: Path) -> Answers:
 
 def first_kind(known: Answers) -> str:
     """The kind of the network that is asked first."""
-    return BACKUP if BACKUP in known.known else COLLAGE
-
-
-def answers_of(cells: np.ndarray) -> list[tuple[int, float] | None]:
-    """Class and score of each image; None without an answer. cells: (n,) of CELL."""
-    told = zip(*(cells[name].tolist() for name in ("label", "score", "state")), strict=True)
-    return [(label, score) if state == PRESENT else None for label, score, state in told]
+    return STAGES[0] if STAGES[0] in known.known else COLLAGE
 
 
 def both(known: Answers, side: int) -> TwoStages:
-    both = (answers_of(known.known[kind]) for kind in (SINGLE, first_kind(known)))
+    both = (known.known[kind] for kind in (SINGLE, first_kind(known)))
     return TwoStages(*both, np.array(known.labels), side**2)
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from peers.page import markdown_of, write_into
 
 from collage_mpi.kinds import SINGLE
-from collage_mpi.results import MANIFEST, Results, read_results
+from collage_mpi.ledger.records import run_name
+from collage_mpi.results import Results, read_results
 from collage_mpi.rows import KIND_CODE, KINDS, SOURCES, ran_together
 from collage_mpi.system.table import Table
 
@@ -60,7 +61,7 @@ def ratio(results: Results) -> Ratio:
 
 def ratios(folder: Path) -> dict[str, Ratio]:
     """Name -> of the complete runs in a folder, by name."""
-    runs = [read_results(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+    runs = [read_results(path.parent) for path in sorted(folder.glob(f"*/{run_name(1)}"))]
     return {run.path.name: ratio(run) for run in runs if run.complete}
 
 

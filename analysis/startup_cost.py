@@ -13,7 +13,6 @@ The end of a start is when rank 0 has noted what the networks cost: tasks follow
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -22,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from collage_mpi.errors import CollageError
+from collage_mpi.results.manifest import compose
 from collage_mpi.system.process_tree import family_of, process_table
 
 HERE = Path(__file__).resolve().parents[1]
@@ -46,8 +47,8 @@ def cpu_s(pid: int) -> float:
 def measured(out: Path) -> bool:
     """Whether the run in `out` is about to send its first task."""
     try:
-        return json.loads((out / "manifest.json").read_text()).get("cost_ratio") is not None
-    except (OSError, ValueError):
+        return compose(out).get("cost_ratio") is not None
+    except CollageError:
         return False
 
 

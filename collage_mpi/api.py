@@ -14,20 +14,21 @@ if TYPE_CHECKING:
     from collage_mpi.results import Results
 
 
-def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = False) -> ExitCode:
+def run(settings: RunSettings, *, retry_errors: bool = False, leave: bool = False) -> ExitCode:
     """Run a job; call it on every rank of the world.
 
     Start such a program with `collage-mpi launch -n 11 -- script.py`, or with `mpiexec -n 11 python
     script.py`. To start ranks from a program of one process, use `launch_run`.
 
     Rank 0 classifies and writes the results to `settings.out`; with several teams, the first rank
-    of each team does. Read the results with `read_results`. The other ranks serve until the job is
-    over. Messages go to the logger `collage_mpi` (`logging`).
+    of each team does. If the folder has the run already, the job goes on with it, beside other jobs
+    that may be at work. Read the results with `read_results`. The other ranks serve until the job
+    is over. Messages go to the logger `collage_mpi` (`logging`).
 
     Args:
         settings: of the run.
-        resume: continue the run in `settings.out`, if one was started there.
-        retry_errors: likewise, and also classify the images again whose rows are errors.
+        retry_errors: if the run is complete, classify the images again whose rows are errors.
+        leave: when other jobs hold all images that are left, end in place of waiting.
 
     Returns:
         The job's exit code, the same on every rank.
@@ -36,7 +37,7 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
         UsageError: a second call in a world that survives lost ranks.
     """
     from collage_mpi.job.main import run_world
-    from collage_mpi.job.run import Ask, run_session, run_team
+    from collage_mpi.job.run import Ask, run_session
     from collage_mpi.system import hard_exit
 
     if hard_exit.armed():
@@ -48,12 +49,9 @@ def run(settings: RunSettings, *, resume: bool = False, retry_errors: bool = Fal
     code = run_world(
         "run",
         lambda worker_group, stop: int(
-            run_session(settings, worker_group, Ask(stop, resume, retry_errors)).exit_code
+            run_session(settings, worker_group, Ask(stop, retry_errors, leave)).exit_code
         ),
         teams=settings.teams,
-        team_body=lambda worker_group, link, stop: run_team(
-            lambda: settings, worker_group, link, stop
-        ),
     )
     return ExitCode(code)
 
@@ -62,7 +60,6 @@ def launch_run(
     settings: RunSettings,
     ranks: int | None = None,
     *,
-    resume: bool = False,
     mpi: str = "auto",
     timeout_s: float | None = None,
 ) -> ExitCode | int:
@@ -74,7 +71,6 @@ def launch_run(
     Args:
         settings: of the run; relative paths are in the current folder.
         ranks: of the world, rank 0 included; by default as many as the settings need.
-        resume: continue the run in `settings.out`.
         mpi: as in `collage-mpi launch --mpi`.
         timeout_s: end the job after this time, as incomplete; None for no limit.
 
@@ -89,7 +85,7 @@ def launch_run(
     from collage_mpi.settings.flags import flags_of
 
     settings.require_inputs()
-    words = ("run", *(("--resume",) if resume else ()), *flags_of(settings))
+    words = ("run", *flags_of(settings))
     how = LaunchArguments(words=words, mpi=mpi, timeout=timeout_s)
     code = launch_ranks(settings.launch_size if ranks is None else ranks, how)
     return ExitCode(code) if code in set(ExitCode) else code

@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     ENVIRONMENT = 3  # no MPI, wrong world size, unreadable or unwritable files
     DATA = 4  # damaged or mismatched input: shards, weights, traces, results
     COMPLETE_WITH_ERRORS = 5  # every image has a row, some rows say error
-    INCOMPLETE = 6  # stopped early; `--resume` goes on from here
+    INCOMPLETE = 6  # stopped early; the same command goes on from here
 
 
 class CollageError(Exception):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SINGLE, COLLAGE, BACKUP = "single", "collage", "backup"
+SINGLE, COLLAGE = "single", "collage"
+# Networks for single pictures that a cascade asks before its exact network, by their place in it.
+STAGES = ("stage1", "stage2", "stage3")
+_STAGE_CODES = ((3, 8, "#332288"), (5, 11, "#AA4499"), (6, 12, "#88CCEE"))
 
 
 @dataclass(frozen=True)
@@ -12,8 +15,8 @@ class Kind:
     """A kind of network.
 
     Attributes:
-        name: in settings, manifests and messages. It is also the setting that names its weights,
-            the source of an image that it resolved, and the name of its ranks.
+        name: in settings, manifests and messages. It is also the source of an image that it
+            resolved, and the name of its ranks.
         code: its code in rows. A code is never reused for another kind.
         source: code of the source of images that it resolved, in rows. Never reused, either.
         ranks: the setting that says how many ranks hold it.
@@ -21,8 +24,7 @@ class Kind:
         encoded: its input is one picture made of several images. Otherwise each image of a task is
             an input.
         share: text for its share of the images, in the table of costs.
-        runs: the kind of network that its ranks hold if it has no network of its own. Such kinds
-            are neither trained nor evaluated.
+        runs: the kind of network that is trained for it, if it is not this kind itself.
         batched: a full batch has as many images as `batch` groups. Otherwise it has `batch` inputs.
     """
 
@@ -39,7 +41,7 @@ class Kind:
 
     @property
     def network(self) -> str:
-        """The kind of network that its ranks hold."""
+        """The kind of network that is trained for it."""
         return self.runs or self.name
 
 
@@ -62,22 +64,24 @@ TABLE = (
         legend="collage answer that resolved images",
         share="of images the collage resolved",
     ),
-    Kind(
-        BACKUP,
-        code=3,
-        source=8,
-        ranks="collage_ranks",
-        colour="#332288",
-        legend="backup batch that resolved images",
-        share="of images a backup batch resolved",
-        runs=SINGLE,
-        batched=True,
+    *(
+        Kind(
+            name,
+            code=code,
+            source=source,
+            ranks="collage_ranks",
+            colour=colour,
+            legend=f"{name} answer that resolved images",
+            share=f"of images {name} resolved",
+            runs=SINGLE,
+            batched=True,
+        )
+        for name, (code, source, colour) in zip(STAGES, _STAGE_CODES, strict=True)
     ),
 )
 KIND = {kind.name: kind for kind in TABLE}
 KINDS = tuple(kind.name for kind in sorted(TABLE, key=lambda kind: kind.code))  # by code
 NETWORKS = tuple(kind for kind in KINDS if KIND[kind].runs is None)  # kinds that are trained
-NETWORK_SETTINGS = (*NETWORKS, BACKUP)  # settings that name a network
 SPARE_KINDS = tuple(kind for kind in KINDS if kind != SINGLE)  # kinds to which `cost_ratio` applies
 ENCODED_KINDS = tuple(kind.name for kind in TABLE if kind.encoded)
 SHARED_KINDS = tuple(kind.name for kind in TABLE if kind.share)

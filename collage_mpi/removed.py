@@ -28,7 +28,12 @@ TABLE: dict[str, tuple[str, str]] = {
     "--scheme parity": (_DECODED, _COLLAGE),
     "--scheme approx": (_DECODED, _COLLAGE),
     "--scheme collage-hedge": ("collages and late second copies", "use --scheme collage"),
-    "--scheme batch-backup": ("each group also as a batch", "use --scheme cascade-batch"),
+    "--scheme batch-backup": ("each group also as a batch", "use --scheme cascade --first W"),
+    "--scheme cascade-batch": (
+        "a quick network, or the single network in batches, before the single network",
+        "use --scheme cascade --first W, or --scheme none --batch 9",
+    ),
+    "--backup": ("quick network of scheme cascade-batch", "use --first W"),
     "--parity": ("network that answers for the sum of several images", _COLLAGE),
     "--parity-k": ("images that were decoded together", _COLLAGE),
     "--parity-ranks": ("ranks of scheme parity", _COLLAGE),
@@ -101,7 +106,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "leave it out: all M with --scheme collage, one with collage-only",
     ),
     "--replicas": ("copies of scheme replicate", "leave it out: each image has two"),
-    "--backup-ranks": ("ranks for batches of cascade-batch", "use --collage-ranks M"),
+    "--backup-ranks": ("ranks for batches of a quick network", "use --collage-ranks M"),
     "--collage-from": (
         "images that had to wait for a collage",
         "leave it out: 3, or the next number above the cost ratio",

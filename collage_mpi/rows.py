@@ -14,9 +14,9 @@ from typing import Annotated, NamedTuple, get_type_hints
 
 import numpy as np
 
-from collage_mpi.kinds import BACKUP, COLLAGE, ENCODED_KINDS, TABLE
+from collage_mpi.kinds import ENCODED_KINDS, SHARED_KINDS, TABLE
 
-KEPT = "kept"  # a collage's answer that was too uncertain to count at once, but counted later
+KEPT = "kept"  # an answer that was too uncertain to count at once, but counted later
 
 # What the codes of rows stand for: kinds of network, and sources, which are kinds or why a task was
 # sent. Codes are fixed. Only runs of earlier versions have "parity" and "coded".
@@ -59,7 +59,7 @@ _ENCODED_KINDS = (*ENCODED_KINDS, "parity", "coded")
 ENCODED = tuple(SOURCE_CODE[name] for name in (*_ENCODED_KINDS, KEPT))
 
 # Sources of answers that a cascade accepts before it asks the single network.
-ASKED_FIRST = (SOURCE_CODE[COLLAGE], SOURCE_CODE[BACKUP])
+ASKED_FIRST = tuple(SOURCE_CODE[kind] for kind in SHARED_KINDS)
 
 _ENCODED_KIND = np.array([kind in _ENCODED_KINDS for kind in KINDS])
 
@@ -126,7 +126,8 @@ class ImageRow(NamedTuple):
 
     shard: U4
     row: U8
-    group: int
+    position: U8  # in the order of the run
+    group: int  # counted by its session
     cell: I2
     source: U1  # index into SOURCES
     answered: Flag
@@ -215,7 +216,9 @@ def _table(name: str, row: type) -> TableLayout:
 
 
 # An image as it enters the job: where it lies in the input, and its label.
-PLACED = np.dtype([("shard", "<u4"), ("row", "<u8"), ("has_label", "?"), ("label", "<i4")])
+PLACED = np.dtype(
+    [("shard", "<u4"), ("row", "<u8"), ("position", "<u8"), ("has_label", "?"), ("label", "<i4")]
+)
 # An image's answer in a message: its class and score, or why there is none.
 CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("state", "u1"), ("reserved", "u1", (3,))])
 ABSENT, PRESENT, UNREAD, BAD_ROW = range(4)  # states of a cell; UNREAD, BAD_ROW: not read

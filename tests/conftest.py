@@ -46,8 +46,15 @@ MEANT = (
 RANKS_LIMIT_S = 120.0
 MANY_LIMIT_S = 280.0
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
-FORKED = {("-m", "collage_mpi"), ("-m", "many")}
-MODULES = ("collage_mpi.job.run",)  # of the server that forks ranks
+FORKED = {("-m", "collage_mpi"), ("-m", "many"), ("-m", "saboteur")}
+# Of the server that forks ranks: what each of them loads.
+MODULES = (
+    "h5py",
+    "numpy.random",
+    "collage_mpi.job.run",
+    "collage_mpi.job.main",
+    "collage_mpi.job.worker",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -156,6 +163,8 @@ def run_ranks(
     CPU of a short job is that each rank imports the same modules.
     """
     words, modules = [sys.executable, *map(str, args)], ()
+    if Path(words[1]) == PROGRAMS / "saboteur.py":
+        words[1:2], env = ["-m", "saboteur"], {**env, "PYTHONPATH": str(PROGRAMS)}
     if tuple(words[1:3]) in FORKED:
         words, modules = [*own_command(words[2]), *words[3:]], MODULES
     plan = build_command(mpi, n, words, site_here(), extra_env=env)

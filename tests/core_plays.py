@@ -34,8 +34,11 @@ from collage_mpi.core import events as ev
 from collage_mpi.core import table
 from collage_mpi.core.policies import Confident, First
 from collage_mpi.core.schemes import SCHEMES
+from collage_mpi.kinds import COLLAGE, SPARE_KINDS, STAGES
 
 STEPS = 60
+# What a cascade asks before its exact network.
+CHAINS = ((COLLAGE,), STAGES[:1], (COLLAGE, STAGES[1]), STAGES[:2], STAGES)
 CORE = Path(core.__file__).parent
 
 
@@ -46,15 +49,16 @@ class Play:
         self.rng = rng = random.Random(seed)
         self.steps, self.rough = rng.randint(5, steps), rng.random() < 0.7
         self.silence_weight = rng.choice([2, 4, 4, 20])
-        scheme = rng.choice(SCHEMES)
+        scheme = rng.choice((*SCHEMES, "cascade"))
         deadline_ns = rng.choice([None, 20 * MS, 100 * MS])
         policy = First() if rng.random() < 0.3 else Confident(rng.choice([0.6, 0.9]), deadline_ns)
-        costs = {} if rng.random() < 0.5 else {kind: 2.5 for kind in ("collage", "backup")}
+        costs = {} if rng.random() < 0.5 else {kind: 2.5 for kind in SPARE_KINDS}
         self.world = World(
             scheme=scheme,
+            stages=rng.choice(CHAINS) if scheme == "cascade" else (COLLAGE,),
             side=rng.choice([1, 2, 2, 2, 3]),
             singles=rng.randint(1, 5),
-            others=rng.randint(1, 3) if "c" in scheme else rng.choice([0, 0, 1]),
+            others=rng.randint(1, 4) if "c" in scheme else rng.choice([0, 0, 1]),
             assign=rng.choice(["turn", "pull"]),
             policy=policy,
             collage_copies=rng.choice([1, 1, 2, 3]),

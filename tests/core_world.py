@@ -22,7 +22,7 @@ from collage_mpi.core.settings import CoreSettings
 from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, OPEN
 from collage_mpi.core.table import Table
 from collage_mpi.core.work import Work
-from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
+from collage_mpi.kinds import COLLAGE, KIND, SINGLE, STAGES
 from collage_mpi.rows import (
     ABSENT,
     AUDITS,
@@ -41,7 +41,7 @@ from collage_mpi.settings.run_settings import RedundancySettings
 
 MS = 1_000_000
 SECOND_NS = 1000 * MS
-__all__ = ["ABSENT", "BACKUP", "BAD_ROW", "COLLAGE", "MS", "PRESENT", "SINGLE", "UNREAD", "World"]
+__all__ = ["ABSENT", "BAD_ROW", "COLLAGE", "MS", "PRESENT", "SINGLE", "STAGES", "UNREAD", "World"]
 
 
 def policy_of(
@@ -55,9 +55,16 @@ def policy_of(
     return settings.accept_policy()
 
 
-def scheme_settings(name: str, **changes: Any) -> SchemeSettings:
-    """A scheme's settings where a test names only some of them."""
-    plain = dict(assign="turn", policy=First(), collage_copies=1, hedge_ns=None)
+def scheme_settings(
+    name: str,
+    *,
+    policy: AcceptPolicy | None = None,
+    stages: Sequence[str] = (COLLAGE,),
+    **changes: Any,
+) -> SchemeSettings:
+    """A scheme's settings where a test names only some of them. `policy`: of all `stages`."""
+    plain = dict(assign="turn", accept=dict.fromkeys(stages, policy or First()), hedge_ns=None)
+    plain |= dict(collage_copies=1)
     plain |= dict(placement="fixed", calibrate=False)
     return SchemeSettings(**{"name": name, **plain, **changes})
 
@@ -102,7 +109,8 @@ class Image:
     def __init__(self, t0_ns: int, drawn: bool, label: int | None, fault: str | None) -> None:
         self.t0_ns, self.drawn, self.label, self.fault = t0_ns, drawn, label, fault
         self.kept: tuple[Any, ...] | None = None  # the row that a kept answer would give
-        self.decided = self.late = False
+        self.decided = False
+        self.late_ns: float = inf  # when a kept answer counts
         self.failures = 0  # tasks of the main kind that failed, were lost or gave no answer
         self.unread = self.bad_row = False  # by any rank
         self.expected: tuple[Any, ...] | None = None  # its row
@@ -133,29 +141,31 @@ class World:
         **settings: Any,
     ) -> None:
         made = scheme_class(scheme)
-        other = made.needs - {SINGLE} or {COLLAGE}
+        names = {each.name for each in fields(SchemeSettings)} | {"policy", "stages"}
+        own = {name: settings.pop(name) for name in names & settings.keys()}
+        stages = own.get("stages", (COLLAGE,))
+        other = sorted({*stages} if scheme == "cascade" else made.needs - {SINGLE} or {COLLAGE})
         if SINGLE not in made.needs:
             singles = 0
         fastest = placement == "fastest" and "placement" in made.takes and singles > 0
-        names = {each.name for each in fields(SchemeSettings)} & settings.keys()
-        own = {name: settings.pop(name) for name in names}
         own |= dict(placement="fastest" if fastest else "fixed", calibrate=calibrate)
         self.asked = scheme_settings(scheme, **own)
         self.scheme = make_scheme(self.asked)
         both = frozenset({SINGLE, *other})
         self.kinds = {r: both if fastest else frozenset({SINGLE}) for r in range(1, singles + 1)}
-        more = range(singles + 1, singles + others + 1)
-        self.kinds |= {r: both if fastest else frozenset(other) for r in more}
+        apart = [{kind} for kind in other] if others >= len(other) else [other]
+        for number in range(others):
+            held = both if fastest else frozenset(apart[number % len(apart)])
+            self.kinds[singles + 1 + number] = held
         self.hosts = {r: f"{hosts[r - 1] if r <= len(hosts) else 'h'}.org" for r in self.kinds}
         size = side * side
         self.table = Table(size, 0, 3, 1)
         self.settings = core_settings(group_size=size, ranks=len(self.kinds), **settings)
         self.core = Core(self.settings, self.scheme, self.table)
         self.size, self.credit, self.keeps, self.checked = size, credit, keeps, checked
-        self.policy = self.scheme.policy if hasattr(self.scheme, "policy") else First()
-        self.cascade, self.calibrating = False, False
-        if scheme.startswith("cascade"):
-            self.cascade, self.calibrating = True, calibrate
+        self.policies = dict(self.scheme.accept)
+        self.cascade = scheme == "cascade"
+        self.calibrating = self.cascade and calibrate
         self.now_ns = 0
         self.log: list[tuple[int, tuple[ev.Event, ...], list[Any]]] = []
         self.sent: dict[int, Sent] = {}
@@ -194,7 +204,10 @@ class World:
         self._deadlines()
         told: list[Any] = []
         self.log.append((now_ns, events, told))
+        came = [self.core.next, *(e.first + len(e.images) for e in events if type(e) is ev.Arrived)]
         self.actions = self.core.step(now_ns, events)
+        if self.core.next > max(came) and not self.paused:
+            self.left_behind += 1  # a group that lingered was cut short
         for action in self.actions:
             told.append(told_of(action))
             getattr(self, f"_do_{type(action).__name__.lower()}")(action)
@@ -361,10 +374,9 @@ class World:
 
     def _on_threshold(self, event: ev.Threshold) -> None:
         if self.cascade:
-            deadline = getattr(self.policy, "deadline_ns", None)
-            self.calibrating = False
+            first, self.calibrating = self.scheme.stages[0], False
             bar = inf if event.confidence is None else event.confidence
-            self.policy = Confident(bar, deadline)
+            self.policies[first] = Confident(bar, self.policies[first].deadline_ns)
 
     def _on_left(self, event: ev.Left) -> None:
         for task, encode_ns in zip(event.tasks, event.encode_ns, strict=True):
@@ -439,27 +451,26 @@ class World:
                 found.expected = (*row[:4], *audit)
             elif not found.decided:
                 found.kept = row
-                found.late |= when == "late"
+                if when == "late":
+                    deadline_ns = self.policies[sent.kind].deadline_ns
+                    found.late_ns = min(found.late_ns, found.t0_ns + deadline_ns)
 
     def _counts(self, sent: Sent, image: Image, score: float) -> str:
         """now; late: at its deadline; kept: where an error row would be."""
-        if sent.kind == self.scheme.main or (
-            isinstance(self.policy, First) and not (self.cascade and self.calibrating)
-        ):
+        policy = self.policies.get(sent.kind, First())
+        if sent.kind == self.scheme.main or isinstance(policy, First):
             return "now"
-        if self.calibrating:
-            return "kept"
-        deadline_ns = self.policy.deadline_ns
+        deadline_ns = policy.deadline_ns
         over = deadline_ns is not None and image.t0_ns + deadline_ns <= self.now_ns
-        if np.float32(score) >= self.policy.confidence or over:
+        if np.float32(score) >= policy.confidence or over:
             return "now"
         return "kept" if deadline_ns is None else "late"
 
     def _deadlines(self) -> None:
         for image in self.open.values():
-            if not image.late or image.decided or image.expected is not None:
+            if image.decided or image.expected is not None:
                 continue
-            if image.t0_ns + self.policy.deadline_ns <= self.now_ns:
+            if image.late_ns <= self.now_ns:
                 image.expected = self._kept_row(image)
 
     def _kept_row(self, image: Image) -> tuple[Any, ...]:
@@ -499,6 +510,10 @@ class World:
                 assert image in self.open, "no Send after the outcome (2)"
                 assert self.open[image].fault is None
                 failed |= self.open[image].failures > 0 and task.attempt > 1
+                if self.cascade and task.kind != self.scheme.main:
+                    others = [s for s in self.live.values() if image in s.images]
+                    asked = {sent.rank for sent in others if sent.id != task.id}
+                    assert asked <= self.silent, "two stages are asked at a time"
                 if task.spare:
                     assert self.closed or self.paused, "a copy though images may come"
                     assert not self.open[image].failures, "a copy of what has failed"
@@ -513,7 +528,8 @@ class World:
             )
         encoded = KIND[send.kind].encoded
         inputs = len(send.tasks) if encoded else sum(map(len, send.tasks))
-        assert inputs <= batch or (not encoded and send.kind == BACKUP), "over the batch (3)"
+        most = batch * (self.size if KIND[send.kind].batched else 1)
+        assert inputs <= most, "over the batch (3)"
         if failed and send.kind == self.scheme.main and not encoded:
             assert inputs == 1, "what has failed takes no others along"
         self.messages.append([task.id for task in send.tasks])
@@ -651,7 +667,8 @@ class World:
                 assert not (covers and image in parked), f"image {image} waits without need"
         gone = [i for i in self.parked if i not in self.open and self.images[i].expected is None]
         if (gone or not going_on) and self.parked and not self.log[-1][1]:
-            waited = self.now_ns - min(self.parked.values())
+            begun = max(self.parked[i] for i in gone) if gone else min(self.parked.values())
+            waited = self.now_ns - begun
             late = core.stopping not in (None, "every rank that could classify an image is silent")
             assert late or waited >= self.settings.park_ns, "given up before the wait was over"
         self.parked = {image: self.parked.get(image, self.now_ns) for image in parked}
@@ -779,7 +796,7 @@ class World:
 
     def _check_fresh(self) -> None:
         core, apart = self.core, self.core.ranks.fastest(COLLAGE)
-        kinds = {SINGLE, self.scheme.first} if self.cascade else {SINGLE}
+        kinds = {SINGLE, *self.scheme.serves}
         for fresh, able in ((core.fresh, kinds), (core.alone, {SINGLE})):
             useful = any(i in self.open for part in fresh.parts for i in self.images_of(part))
             assert not useful or any(core.ranks.ready[kind] for kind in able), "for nobody (4)"
@@ -788,10 +805,10 @@ class World:
                 continue
             assert not core.alone.count
             assert not core.fresh.count or (self.cascade and self.calibrating)
-        if self.cascade:
-            for rank in [place[-1] for place in core.ranks.room[self.scheme.first]]:
-                if self._quick(rank, self.scheme.first):
-                    assert core.fresh.count < self.scheme.least(core)
+        first = self.scheme.first(core) if self.cascade else None
+        for rank in [place[-1] for place in core.ranks.room[first]] if first else ():
+            if self._quick(rank, first):
+                assert core.fresh.count < self.scheme.least(core, first)
 
     def _quick(self, rank: Any, kind: str) -> bool:
         return rank.pace_ns <= self.core.ranks.limit_ns(kind)

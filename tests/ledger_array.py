@@ -71,7 +71,7 @@ class Fleet:
         self.errors: set[int] = set()
         self.figures = Figures()
         self.kill_at_record: set[str] = set()  # jobs that die at their next record
-        self.written = 0
+        self.written, self.refuted = 0, 0.0
 
     def cell_of(self, number: int) -> int:
         return self.truth.run.cell
@@ -88,6 +88,9 @@ class Fleet:
         now_s = self.time.now_s
         ends = [end_s for begin_s, end_s in self.stalls if begin_s <= now_s < end_s]
         self.time.wait(OPERATION_S * self.rng.uniform(0.5, 2) + (max(ends) - now_s if ends else 0))
+
+    def numbered(self, number: int) -> None:
+        pass
 
     def wrote(self, part: Part) -> None:
         self.written += sp.count(part.spans)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 from greenlet import getcurrent, greenlet
+from msgspec.structs import replace
 
 from collage_mpi.errors import CollageError
 from collage_mpi.ledger import owner as ledger_owner
@@ -61,6 +62,7 @@ def play(owners: int, cell: int, want: int, case: Case) -> Quick:
         owner = Owner(store, run, 1, lambda: float(truth.step), f"{number:032x}")  # type: ignore[arg-type]
         owner.rate, owner.counts = 0.2, truth.done
         todo: list[tuple[int, int]] = []
+        older: Part | None = None
         for count in itertools.count():
             truth.step += 1
             hub.switch()
@@ -76,9 +78,13 @@ def play(owners: int, cell: int, want: int, case: Case) -> Quick:
                 if not any(a <= position < b for a, b in owner.held(start)):
                     continue
                 owner.ahead = {cell: (todo[0][1], todo[-1][1] + 1) for cell, _ in todo[:1]}
-                part = Part(f"{number:032x}-{count}.npy", 1, 0, ((position, position + 1),))
+                file = f"images-{number:04d}-%06d.npy"
+                part = Part(file % count, 1, 0, ((position, position + 1),))
                 store.overwrite(f"parts/{part.file}", b"")
                 owner.wrote(part)
+                if older is not None:  # it was refuted meanwhile
+                    owner.wrote(replace(older, file=file % (count + LIMIT), reason="refuted"))
+                older = part
                 break
 
     for number in range(owners):

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -71,7 +73,7 @@ def how_found(seeds: int) -> str:
         if name.startswith("test_") and not inspect.signature(test).parameters:
             try:
                 test()
-            except Exception as error:
+            except (Exception, pytest.fail.Exception) as error:
                 return f"{name}: {type(error).__name__}: {error}"
     for seed in range(seeds):
         for what in (damaged_play, random_play):

@@ -72,7 +72,7 @@ def random_play(seed: int) -> World:
         rng.choice((1, 1, 4)),
         lambda host: clocks.get(host, (0.0, 1.0)),
     )
-    world.calm = calm
+    world.calm, world.refuted = calm, random.Random(seed).choice((0.0, 0.2))
     lively = rng.choice(LIVELY)
     if rng.random() < 0.1:
         world.killers = {rng.randrange(total) for _ in range(rng.randint(1, 2))}
@@ -110,6 +110,7 @@ def random_play(seed: int) -> World:
             found += 1
             if world.look() < total:
                 raise Wrong("found complete, is not")
+            world.judge_reading()
         elif job.ended.partition(":")[0] not in ("", "complete", "left", "dead", "hung"):
             raise Wrong(job.ended)
     if world.killers - world.errors:

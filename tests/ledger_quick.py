@@ -14,6 +14,7 @@ from typing import Any
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.cells import Cell
 from collage_mpi.ledger.records import MARK_BYTES, Run, lease_of, unmarked
+from collage_mpi.ledger.store import FolderStore
 from tests.ledger_world import Wrong
 
 
@@ -58,7 +59,8 @@ class Quick:
             raise Wrong(f"{name} follows {before.gen}")
         assert after.record is not None
         old = before.record.parts if before.record else ()
-        self.counted += sum(sp.count(part.spans) for part in after.record.parts[len(old) :])
+        new = [part for part in after.record.parts[len(old) :] if not part.reason]
+        self.counted += sum(sp.count(part.spans) for part in new)
         self.cells[start] = after
         self.on_record(before, after)
 
@@ -102,6 +104,8 @@ class QuickStore:
         made = self._truth.files[name][0]
         return name in self._mine or made + self._truth.lag <= self._truth.step
 
+    settled = FolderStore.settled
+
     def make(self) -> None:
         pass
 
@@ -139,6 +143,9 @@ class QuickStore:
     def replace(self, name: str, data: bytes) -> None:
         self._begin("replace")
         assert name.startswith("parts/")  # nobody reads them here
+
+    def sync_folder(self, name: str) -> None:
+        pass  # what is linked stays
 
     def remove(self, name: str) -> None:
         self._begin("remove")

@@ -7,6 +7,7 @@ jobs are interleaved there.
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 import random
 import zlib
@@ -21,7 +22,9 @@ from greenlet import getcurrent, greenlet
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.cells import Cell
+from collage_mpi.ledger.jobs import register
 from collage_mpi.ledger.owner import LEASE_S, LOOK_S, Owner, join
+from collage_mpi.ledger.reading import counted
 from collage_mpi.ledger.records import DEATHS, Part, Run, unmarked
 from collage_mpi.ledger.store import FolderStore
 from tests.folder.misbehaviour import Misbehaviour
@@ -137,18 +140,20 @@ class Job:
 
     def _play(self) -> None:
         world, time = self.world, self.world.time
-        wanted = Run(1, 0, world.total, world.cell_of(self.number), {"by": self.number})
-        run = None
-        while run is None:
+        wanted = Run(1, 0, world.total, world.cell_of(self.number), self.name)
+        run, session = None, 0
+        while not session:
             try:
                 self.disk.make()
-                run = join(self.disk, wanted)
+                run = join(self.disk, wanted, time.wait)
+                session = register(self.disk, self.name, {"host": self.number}, time.wait)
             except (OSError, EnvironmentFault):
                 time.wait(TURN_S)
         self.owner = owner = Owner(self.disk, run, world.unit, self.clock, self.name)
         owner.rate = self.rate
+        world.numbered(session)
         done: list[int] = []
-        parts, since_s = 0, 0.0
+        parts, since_s, older = itertools.count(1), 0.0, sp.union()
         lease = max(1, int(self.rate * LEASE_S))
         while True:
             turn_s, leaving = time.now_s, time.now_s >= self.stop_s
@@ -170,15 +175,22 @@ class Job:
             commit_s = LOOK_S if owner.hurry else COMMIT_S
             if done and (time.now_s >= since_s + commit_s or not self.todo or leaving):
                 spans = sp.union(*(((p, p + 1),) for p in done))
-                data = json.dumps(spans).encode()
-                part = Part(f"{self.name}-{parts}.npy", len(data), zlib.crc32(data), spans)
-                parts += 1
+                file = f"images-{session:04d}-{next(parts):06d}.npy"
                 with suppress(OSError):
-                    self.disk.replace(f"parts/{part.file}", data)
-                    world.wrote(part)
-                    owner.wrote(part)
+                    self._write(owner, file, spans)
                     done = []
+                    if older and world.rng.random() < world.refuted:
+                        file = f"images-{session:04d}-{next(parts):06d}.npy"
+                        self._write(owner, file, sp.head(older, 2), "refuted")
+                    older = spans
             time.wait(max(0.01, turn_s + TURN_S - time.now_s))
+
+    def _write(self, owner: Owner, file: str, spans: sp.Spans, reason: str = "") -> None:
+        data = json.dumps(spans).encode()
+        part = Part(file, len(data), zlib.crc32(data), spans, sp.head(spans, 1), reason=reason)
+        self.disk.replace(f"parts/{part.file}", data)
+        self.world.wrote(part)
+        owner.wrote(part)
 
     def _work(self, owner: Owner) -> Iterator[int]:
         """What it has done since the last time."""
@@ -216,6 +228,7 @@ class World:
         calm: nothing goes wrong but that jobs die: no job loses what it has begun.
         takeovers: when, and of whom.
         splits: how many there were. A slow job may begin a position before it learns of one.
+        refuted: share of the parts after which the job replaces rows of an older one.
         cells, rows, files: what counts, as last seen.
     """
 
@@ -240,10 +253,11 @@ class World:
         self.store.server.room, self.store.server.quota = plan.room_bytes, plan.quota_bytes
         self.jobs: list[Job] = []
         self.parts: dict[str, sp.Spans] = {}
+        self.numbers: set[int] = set()
         self.written = 0
         self.killers: set[int] = set()
         self.errors: set[int] = set()
-        self.calm, self.splits = False, 0
+        self.calm, self.splits, self.refuted = False, 0, 0.0
         self.takeovers: list[tuple[float, Job]] = []
         self.cells: dict[int, Cell] = {}
         self.rows: dict[int, str] = {}
@@ -254,9 +268,15 @@ class World:
         self.jobs.append(Job(self, disk, rate, self.clock_of(host)))
         return self.jobs[-1]
 
+    def numbered(self, number: int) -> None:
+        """A job has got its number."""
+        if number in self.numbers:
+            raise Wrong(f"two jobs have number {number}")
+        self.numbers.add(number)
+
     def wrote(self, part: Part) -> None:
         self.parts[part.file] = part.spans
-        self.written += sp.count(part.spans)
+        self.written += 0 if part.reason else sp.count(part.spans)
 
     def mend(self) -> None:
         """The disk has room again, and the server answers."""
@@ -341,6 +361,16 @@ class World:
                 raise Wrong(f"{file} counts and is not there")
         return len(self.rows)
 
+    def judge_reading(self) -> None:
+        """Whether who reads the folder finds the rows that count."""
+        rows = {
+            position: part.file
+            for part in counted(FolderStore("/run", self.store.host("sound", mended=True)))
+            for position in positions(part.spans)
+        }
+        if rows != self.rows:
+            raise Wrong("a reader finds other rows than those that count")
+
     def _follow(self, before: Cell, after: Cell) -> None:
         assert after.record is not None
         new = after.record.parts[len(before.record.parts) if before.record else 0 :]
@@ -364,8 +394,8 @@ class World:
                 raise Wrong(f"{part.file} has no rows of {part.spans}")
             self.files.add(part.file)
             for position in positions(part.spans):
-                if position in self.rows:
-                    raise Wrong(f"position {position} has two rows")
+                if (position in self.rows) is not bool(part.reason):
+                    raise Wrong(f"position {position} has two rows, or none that is replaced")
                 self.rows[position] = part.file
 
     def taken_over(self, job: Job, start: int) -> None:

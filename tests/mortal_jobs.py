@@ -11,10 +11,13 @@ import os
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from conftest import MODULES
 
+from collage_mpi.commands.launch import run_status
 from collage_mpi.launch.ending import TIME_LIMIT, exit_code
 from collage_mpi.launch.mpiexec import Mpi, build_command, site_here
 from collage_mpi.launch.supervisor import Limits, Supervisor
@@ -23,7 +26,6 @@ from collage_mpi.system.environment import STATUS_VARIABLE
 from collage_mpi.system.process_tree import own_command, process_table
 
 MORTAL = Path(__file__).parent / "mpi" / "programs" / "mortal.py"
-MODULES = ("collage_mpi.job.run",)  # of a server that forks ranks
 LIMIT_S = 120.0  # a hang; on an idle machine a job takes 3 s
 
 
@@ -106,16 +108,18 @@ def run_mortal(
         extra_env=extra,
         fault_tolerant=tolerant,
     )
-    plan = replace(plan, modules=MODULES if forked else ())
+    plan = replace(plan, modules=(*MODULES, "collage_mpi.launch.supervisor") if forked else ())
     said = io.StringIO()
     start_s = time.monotonic()
-    limits = Limits(LIMIT_S, start_limit_s, 3.0 if tolerant else math.inf)
+    teams = tolerant and "--teams" in words and words[words.index("--teams") + 1] != "1"
+    grace_s = 3.0 if tolerant else math.inf
+    limits = Limits(LIMIT_S, start_limit_s, grace_s, teams_go_on=teams)
     ending = Supervisor(plan, limits, said, said).run()
     wall_s = time.monotonic() - start_s
     assert ending.cut is not TIME_LIMIT, said.getvalue()
     assert running(folder) == []
     assert forked == any(folder.glob("*.relay"))
-    code, note = exit_code(ending, out, must_report=tolerant)
+    code, note = exit_code(ending, partial(run_status, out), must_report=tolerant)
     return Ended(code, said.getvalue() + (note or ""), out, wall_s, folder)
 
 

@@ -80,6 +80,7 @@ beside_is_over() {
     done
     running=()
     cat "$said"/*
+    rm "$said"/*
 }
 
 without_running() {
@@ -110,24 +111,20 @@ tests() {
 }
 
 # Real jobs on two virtual clusters wait for Slurm most of the time, and jobs over virtual hosts that
-# vanish wait for their ends. So both run beside the tests that compute. Skipped where Slurm is not
-# installed or hosts cannot be told apart (it takes root).
+# vanish wait for their ends. So they run one after another beside all other tests. Skipped where
+# Slurm is not installed or hosts cannot be told apart (it takes root).
 seed=${CHAOS_SEED:-1}
-on_slurm() {
+that_waits() {
     tests mpich tests/slurm -n 2 --dist loadfile   # that of hosts takes two minutes
     tests openmpi tests/slurm -m "not any_mpi"
-}
-on_virtual_hosts() {
     tests mpich tests/cluster --chaos-seed="$seed"
     tests openmpi tests/cluster -m "not any_mpi" --chaos-seed="$seed"
 }
-beside on_slurm
-beside on_virtual_hosts
+beside that_waits
 
 # Three workers, since a test waits for processes a third of its time; those of a file, which share
 # fixtures, run one after another.
 tests mpich tests/loops tests/pure -n 3 --dist loadfile
-beside_is_over
 
 # Of what starts ranks, that which no MPI changes runs under one of the two. Ranks wait as much as
 # they compute: three jobs at once.
@@ -139,6 +136,7 @@ tests openmpi tests/mpi -m "not any_mpi" -n 3 --dist worksteal
 tests mpich tests/faults --chaos-seed="$seed" -n 3 --dist worksteal
 tests openmpi tests/faults -m "mpi and not any_mpi" --chaos-rounds=2 --chaos-seed="$seed" \
     -n 3 --dist worksteal
+beside_is_over
 
 say "skipped"
 cut -f 1,2 "$skipped" | sort | uniq -c | sort -rn

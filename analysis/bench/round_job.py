@@ -24,17 +24,24 @@ from collage_mpi.core.events import COMPLETE
 from collage_mpi.errors import ExitCode
 from collage_mpi.faults.process_monitor import CoordinatorMonitor
 from collage_mpi.job.handshake import task_bytes
-from collage_mpi.job.lead import build_lead
 from collage_mpi.job.messages import Start
 from collage_mpi.job.networks import NetworkLoader
 from collage_mpi.job.plan import Plan, make_plan
-from collage_mpi.job.provenance import make_manifest
+from collage_mpi.job.provenance import fixed_facts
 from collage_mpi.job.session import Audience, TeamSession
+from collage_mpi.job.shared import Share
 from collage_mpi.job.worker import Worker
 from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.ledger.jobs import register
+from collage_mpi.ledger.owner import Owner, join
+from collage_mpi.ledger.records import Run
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.transport import CoordinatorTransport, WorkerTransport, library_version
-from collage_mpi.results import RunWriter, read_results
+from collage_mpi.results import read_results
+from collage_mpi.results.jobs import entry
+from collage_mpi.results.row_sink import RowSink
+from collage_mpi.results.status import StatusFiles
+from collage_mpi.results.writer import open_folder
 from collage_mpi.rows import PLACED
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, write_shard
@@ -51,6 +58,7 @@ if TYPE_CHECKING:
 
 IMAGES = 128  # distinct ones, used again and again: 19 MB at 224 px, beyond most caches
 EVERY_S = 1e9  # seconds between two lines on how a block stands: none come
+SESSION, RATE = 1, 1000.0  # of the only job; images a second that it expects to do
 GRACE_MS = 60_000.0  # the collage never wins: all nine single answers are always awaited
 
 
@@ -181,6 +189,7 @@ class MemoryReader:
         self._next += len(chosen)
         placed = np.zeros(len(chosen), PLACED)
         placed["row"], placed["has_label"], placed["label"] = chosen, True, chosen % 10
+        placed["position"] = positions
         return Images(positions, chosen, placed, self._images[chosen], self._cells[chosen])
 
 
@@ -259,20 +268,27 @@ class JobBlock:
 
     def _run(self, plan: Plan, worker_group: WorkerGroup, name: str) -> RoundMeter:
         worker_group.greet()
-        writer = RunWriter.create(self.out, make_manifest(plan))
-        lacking, never = [(0, len(plan.order))], lambda: None
-        lead = build_lead(plan, self._group(()), writer, lacking, never)
-        facts = {"label": name, "total": len(plan.order), "before": 0}
-        audience = Audience(writer.publish(facts, EVERY_S), lacking, lines=NoLines())
-        with MeteredSession(plan, worker_group, lead, writer, audience, never) as session:
+        fixed, images, owner = entry(fixed_facts(plan)), len(plan.order), "a" * 32
+        unit = plan.settings.group_size
+        store = open_folder(self.out, shared=False)
+        run = join(store, Run(1, 0, images, images, by=owner, whole=True, settings=fixed))
+        told = {"session": register(store, owner, {}), "owner": owner, "run_id": fixed["run_id"]}
+        share = Share(Owner(store, run, unit, name=owner), unit, RATE)
+        rows = RowSink(self.out, fixed, SESSION, share.wrote)
+        files = StatusFiles(
+            self.out, {**told, "label": name, "total": images, "before": 0}, EVERY_S
+        )
+        audience = Audience(files, images, lines=NoLines())
+        with MeteredSession(plan, worker_group, SESSION, audience, lambda: None) as session:
             session.meter = meter = RoundMeter(self.world.settings)
             profile = None
             if name == "job-memory":
                 session.images, profile = self.images, self.world.profile
             session.make_ready()
-            work = (Start(1.0, {}, 1, task_bytes(plan, session.encoder), UP_BYTES),)
+            work = (Start({}, {}, 1, task_bytes(plan, session.encoder), UP_BYTES), share, rows)
             finish = profile.runcall(session.work, *work) if profile else session.work(*work)
-        writer.close(finish.status)
+        share.leave()
+        files.end(finish.status)
         assert finish.status == COMPLETE, finish
         return meter
 

@@ -31,6 +31,7 @@ from collage_mpi.settings.run_settings import (
     InputSettings,
     NetworkSettings,
     PaceSettings,
+    RedundancySettings,
     RunSettings,
 )
 from collage_mpi.system.environment import launcher_size, processes_here
@@ -66,6 +67,16 @@ class ClassifyArguments(MpiArguments):
         metavar="FILE",
     )
     id: str | None = same(ExportArguments, "id")
+    agree: float | None = setting(
+        None,
+        "let a cheaper form of the network, or --first, answer what it is sure of, so that at most "
+        "1 - A of all pictures get another class, with a probability of 95 % (docs/cascade.md). "
+        "Without it each answer is the network's own",
+        metavar="A",
+        above=0,
+        below=1,
+    )
+    first: tuple[str, ...] = same(RedundancySettings, "first", group="")
     top_k: int | None = same(InputSettings, "top_k", group="")
     class_names_file: str | None = same(InputSettings, "class_names_file", group="")
     image_px: int | None = same(InputSettings, "image_px", group="")
@@ -92,8 +103,8 @@ class ClassifyArguments(MpiArguments):
 
 
 def execute(args: ClassifyArguments) -> int:
-    """Start or resume the run, and export its predictions when it is complete. Returns the exit
-    code of the run.
+    """Start the run, or go on with it, and export its predictions when it is complete. Returns the
+    exit code of the run.
     """
     from collage_mpi.results.vectors import require_pyarrow
 
@@ -101,10 +112,14 @@ def execute(args: ClassifyArguments) -> int:
         raise UsageError(f"--out {args.out}: its name must end in .csv or .parquet")
     if args.top_k or args.out.suffix == ".parquet":
         require_pyarrow("--top-k, or an --out that ends in .parquet,")
+    if args.first and args.agree is None:
+        raise UsageError("--first names what answers before the network: add --agree 0.995")
     if args.id:
         _check_id(str(args.pictures), args.id)
     words = run_words(_settings(args), retry_errors=args.retry_errors, verbose=args.verbose)
-    code = check_and_launch(LaunchArguments(words=words, mpi=args.mpi))
+    # In a cascade every rank but rank 0 holds all networks.
+    ranks = None if args.agree is None else 1 + _ranks(args)
+    code = check_and_launch(LaunchArguments(words=words, mpi=args.mpi, ranks=ranks))
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
         if code == ExitCode.INCOMPLETE:
             say("repeat the command to continue; it writes the classes when all images are done")
@@ -127,21 +142,25 @@ def _settings(args: ClassifyArguments) -> Values:
     given = {name: getattr(args, name) for name in sorted(shared)}
     return {
         "batch": None,  # auto
-        "scheme": "none",
+        "scheme": "none" if args.agree is None else "cascade",
         "pixels": "workers",
         "input_labels": "none",
-        **{name: value for name, value in given.items() if value not in (None, "")},
+        **{name: value for name, value in given.items() if value not in (None, "", ())},
         "shards": [str(args.pictures)],
         "single": args.network,
-        "singles": ranks_here("classify", args.ranks, args.device),
+        **({} if args.agree is not None else {"singles": _ranks(args)}),
         "out": str(args.run),
     }
 
 
+def _ranks(args: ClassifyArguments) -> int:
+    return ranks_here("classify", args.ranks, args.device)
+
+
 def run_words(values: Values, *, retry_errors: bool, verbose: bool) -> tuple[str, ...]:
-    """The words of the `run` command that starts or resumes a run with these settings."""
-    resume = "--retry-errors" if retry_errors else "--resume"
-    return ("run", resume, *(() if verbose else ("--brief",)), *words_of(values))
+    """The words of the `run` command that starts a run with these settings, or goes on with it."""
+    retry = ("--retry-errors",) if retry_errors else ()
+    return ("run", *retry, *(() if verbose else ("--brief",)), *words_of(values))
 
 
 def ranks_here(command: str, ranks: int | None, device: str) -> int:
@@ -218,13 +237,15 @@ class MapArguments(MpiArguments):
 
 
 def execute_map(args: MapArguments) -> int:
-    """Start or resume the run. Returns its exit code."""
+    """Start the run, or go on with it. Returns its exit code."""
     from collage_mpi.models.own import check_mapped
 
     given, _ = over_file(args.given, RunSettings)
     theirs = [name for name in ITS_OWN if name in given]
     if theirs:
         raise UsageError(f"map sets {', '.join(theirs)} itself: leave them out, and use --ranks")
+    if given.get("agree") is not None:
+        raise UsageError("--agree is a promise about classes, and map gives none: leave it out")
     check_mapped(args.function)
     singles = ranks_here("map", args.ranks, given.get("device", "auto"))
     values = {"scheme": "none", "batch": None, **given}

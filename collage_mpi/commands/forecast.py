@@ -31,15 +31,15 @@ from collage_mpi.job.handshake import (
 from collage_mpi.job.messages import Hello, Measured
 from collage_mpi.job.networks import NetworkLoader, Networks, gpus_here
 from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups, warn_of_small_pictures
-from collage_mpi.job.provenance import make_manifest
-from collage_mpi.job.resume import has_run
-from collage_mpi.job.run import Ask, warn_of_bad_shards
+from collage_mpi.job.run import Ask, left_of, team_of, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder, open_reader
+from collage_mpi.job.teams import OtherTeams
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.info import NO_TUNING
-from collage_mpi.results.manifest import read_manifest
-from collage_mpi.results.writer import RunWriter, check_place
+from collage_mpi.results import has_run
+from collage_mpi.results.manifest import compose
+from collage_mpi.results.writer import check_place
 from collage_mpi.settings.run_settings import RunSettings, with_every_answer
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.order import Order
@@ -71,21 +71,21 @@ class Timings:
 
     Attributes:
         costs: measured service times.
-        shared: largest number of ranks that share one core, or one GPU; at least 1.0.
-        who: where the times were measured, as printed.
-        memory: the memory needed and available, as printed.
         tunings: kind -> number format and threads of its network, as printed.
         on_gpu: whether the networks run on GPUs.
         gain: how many times as quick the single network is likely to be in another runtime.
+        shared: largest number of ranks that share one core, or one GPU; at least 1.0.
+        who: where the times were measured, as printed.
+        memory: the memory needed and available, as printed.
     """
 
     costs: ServiceCosts
-    shared: float
-    who: str
-    memory: str
     tunings: Mapping[str, str]
-    on_gpu: bool = False
-    gain: float = 1.0
+    on_gpu: bool
+    gain: float
+    shared: float = 1.0
+    who: str = ""
+    memory: str = ""
 
     @property
     def asked_ns(self) -> float:
@@ -140,24 +140,23 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
     """
     settings.require_inputs()
     out = Path(settings.out)
-    resume, retry_errors = ask.resumes and has_run(settings.out), ask.retry_errors
-    known = read_manifest(out) if resume else {}
+    check_place(out, shared=settings.shared_out == "on")
+    known = compose(out) if has_run(out) else {}
     size = settings.launch_size if worker_group is None else worker_group.transport.size
-    plan = make_plan(settings, size, known, launched=worker_group is not None)
+    team = 0 if worker_group is None else team_of(settings, worker_group)
+    plan = make_plan(settings, size, known, team=team, launched=worker_group is not None)
     with closing(plan.shards):
         warn_of_one_class_groups(plan)
         warn_of_small_pictures(plan)
         warn_of_bad_shards(plan.shards)
         order = plan.order
-        if resume:
-            manifest = make_manifest(plan)
-            if RunWriter.finished(out, manifest, retry_errors=retry_errors):
-                say(f"{out}: every image already has its row; there is nothing to do")
+        if known:
+            found = left_of(plan, known, retry_errors=ask.retry_errors)
+            if found is None:
+                if not team:
+                    say(f"{out}: every image already has its row; there is nothing to do")
                 return ExitCode.COMPLETE
-            done = RunWriter.done(out, manifest, retry_errors=retry_errors)
-            order = plan.order.part(plan.lacking(done))
-        else:
-            check_place(out, shared=settings.shared_out == "on")
+            plan, order = found
         encoder = build_encoder(plan)
         reads = _reads(plan, encoder, order)
         if worker_group is None:
@@ -165,10 +164,26 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
         else:
             asked = known.get("networks") or {}, order, ask.stop_reason
             measured = _measured_there(plan, encoder, worker_group, *asked)
+            _wait_for_teams(worker_group, ask)
         plan = plan.at_batch(measured.costs.batch)
-        for name, text in _lines(plan, order, measured, reads, resume):
+        for name, text in () if team else _lines(plan, order, measured, reads, bool(known)):
             say(f"{name:<10}{text}")
         return ExitCode.DATA if plan.shards.bad else ExitCode.COMPLETE
+
+
+def _wait_for_teams(group: WorkerGroup, ask: Ask) -> None:
+    """Rank 0 waits until the ranks of the other teams have loaded their networks, too."""
+    if group.others is None or not group.others.ranks:
+        return
+    teams = OtherTeams(group.others)
+
+    def look() -> None:
+        if (reason := ask.stop_reason()) is not None:
+            teams.halt(reason)
+        teams.look()
+
+    look()
+    teams.wait(look, lambda: False)
 
 
 def _reads(plan: Plan, encoder: Encoder, order: Order) -> Reads:
@@ -248,14 +263,14 @@ class _ThisProcess(WorkerGroup):
     ) -> dict[int, Measured]:
         return {min(ranks): self.networks[kind].measured(kind, batch)}
 
+    def end(self) -> None:
+        """Does nothing, because no rank waits."""
+
 
 def _measured_here(plan: Plan, encoder: Encoder, order: Order) -> Timings:
     """Load and time each network in this process, with the settings of a rank on this host."""
     here, workers = _ThisProcess(plan, encoder), plan.placement.workers
-    predictors = {kind: each.predictors[kind] for kind, each in here.networks.items()}
-    devices = sorted({predictor.device.partition(":")[0] for predictor in predictors.values()})
     ranks = plan.settings.teams * len(workers)
-    shared = max(1.0, ranks / (gpus_here() if devices == ["cuda"] else allowed_cores()))
     needed = sum(max(here.rss_bytes[k] for k in plan.placement.kinds[rank]) for rank in workers)
     needed, there = plan.settings.teams * needed, available_bytes()
     memory = f"at most {size_text(needed)} for {ranks} ranks, measured in this process"
@@ -263,25 +278,11 @@ def _measured_here(plan: Plan, encoder: Encoder, order: Order) -> Timings:
         memory += f"; {size_text(there)} available here"
         if needed > there:
             memory += ": TOO LITTLE for all ranks on this host"
-    tunings = {kind: predictor.tuning for kind, predictor in predictors.items()}
-    who = f"in this process, on {' and '.join(devices)}"
-    reading, columns = workers if plan.settings.by_place else (), kept_columns(here.hellos)
-    most = most_together(plan, encoder, len(order), reading, columns)
-    costs = service_costs(plan, here, most, least_batch(plan, tunings.values(), devices))
-    gain = _gain(plan, here.hellos, encoder, costs, order)
-    return Timings(costs, shared, who, memory, tunings, devices == ["cuda"], gain)
-
-
-def _gain(
-    plan: Plan,
-    hellos: Mapping[int, Hello],
-    encoder: Encoder,
-    costs: ServiceCosts,
-    order: Order,
-) -> float:
-    """See `Timings.gain`."""
-    change = Changeover(plan.at_batch(costs.batch), hellos, encoder, costs, order)
-    return change.gains.get(SINGLE, 1.0)
+    reading = workers if plan.settings.by_place else ()
+    made = _timings(plan, here, encoder, order, here.hellos, reading)
+    shared = max(1.0, ranks / (gpus_here() if made.on_gpu else allowed_cores()))
+    who = f"in this process, on {'cuda' if made.on_gpu else 'cpu'}"
+    return replace(made, shared=shared, who=who, memory=memory)
 
 
 def _measured_there(
@@ -294,7 +295,8 @@ def _measured_there(
 ) -> Timings:
     """Let every rank load its networks, and time one rank of each kind while the others wait."""
     hellos = handshake(plan, worker_group, encoder, stop_reason)
-    refuse_other_networks(plan, hellos, known)
+    for hello in hellos.values():
+        refuse_other_networks(plan, hello.fingerprints, known)
     there = available_bytes()
     hosts = Counter(hello.host for hello in hellos.values() if hello.kinds)
     memory = "all ranks have loaded their networks and answered"
@@ -305,15 +307,27 @@ def _measured_there(
     shared = float(max(gpus.values())) if gpus else max(1.0, on_cores)
     named = ", ".join(f"{host} ({ranks} ranks)" for host, ranks in sorted(hosts.items()))
     who = f"on a rank of each kind while the others wait; on {named}"
+    made = _timings(plan, worker_group, encoder, order, hellos, readers(plan, hellos))
+    return replace(made, shared=shared, who=who, memory=memory)
+
+
+def _timings(
+    plan: Plan,
+    group: WorkerGroup,
+    encoder: Encoder,
+    order: Order,
+    hellos: Mapping[int, Hello],
+    reading: Collection[int],
+) -> Timings:
+    """The times of the ranks' networks, in the batch that the job would choose."""
     tunings = {kind: how for hello in hellos.values() for kind, how in hello.tuning.items()}
-    columns = kept_columns(hellos)
-    most = most_together(plan, encoder, len(order), readers(plan, hellos), columns)
     devices = {device for hello in hellos.values() for device in hello.devices}
-    least = least_batch(plan, tunings.values(), devices)
-    costs = service_costs(plan, worker_group, most, least)
-    worker_group.end()
-    gain = _gain(plan, hellos, encoder, costs, order)
-    return Timings(costs, shared, who, memory, tunings, bool(gpus), gain)
+    most = most_together(plan, encoder, len(order), reading, kept_columns(hellos))
+    costs = service_costs(plan, group, most, least_batch(plan, tunings.values(), devices))
+    group.end()
+    change = Changeover(plan.at_batch(costs.batch), hellos, encoder, costs, order)
+    on_gpu = any(device != "cpu" for device in devices)
+    return Timings(costs, tunings, on_gpu, change.gains.get(SINGLE, 1.0))
 
 
 def _lines(

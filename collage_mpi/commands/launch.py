@@ -8,8 +8,9 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from collage_mpi.commands import COMMANDS
@@ -17,7 +18,7 @@ from collage_mpi.commands.parser import Command, MpiArguments, read_command
 from collage_mpi.commands.run import RunArguments, finished
 from collage_mpi.commands.run import check_before_ranks as check_run
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
-from collage_mpi.launch.ending import exit_code, marker_text, script_code
+from collage_mpi.launch.ending import exit_code, script_code
 from collage_mpi.launch.mpiexec import (
     LaunchPlan,
     build_command,
@@ -28,7 +29,6 @@ from collage_mpi.launch.mpiexec import (
 )
 from collage_mpi.launch.supervisor import FORWARDED, LEAVE_GRACE_S, Limits, Supervisor
 from collage_mpi.models.named import is_null, libraries_of
-from collage_mpi.results import MARKER
 from collage_mpi.settings.flags import switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import (
@@ -49,7 +49,9 @@ MODULES = (
     "torch",
     "h5py",
     "collage_mpi.commands.run",
+    "collage_mpi.job.main",
     "collage_mpi.job.run",
+    "collage_mpi.job.worker",
     "collage_mpi.models.predictor",
 )
 EXAMPLE = "collage-mpi launch -n 11 -- run --shards DIR --out OUT"
@@ -255,13 +257,14 @@ def _plan(ranks: int, how: LaunchArguments, site: Site, extra: Mapping[str, str]
 
 def _follow(plan: LaunchPlan, how: LaunchArguments) -> int:
     """Run the plan to its end, and once more if its start hung; returns the exit code."""
-    marker = None if how.out is None else how.out / MARKER
-    earlier = marker_text(marker)
+    status = None if how.out is None else partial(run_status, how.out)
+    earlier = None if status is None else status()
     script = how.is_script  # a script may do more after its run
     limits = Limits(
         math.inf if how.timeout is None else how.timeout,
         START_LIMIT_S if how.in_world else None,
         math.inf if script else LEAVE_GRACE_S,
+        teams_go_on=how.tolerant and how.settings is not None and how.settings.teams > 1,
     )
     until_s = time.monotonic() + limits.timeout_s
     signals: list[int] = []  # signals that came before or after a job
@@ -278,10 +281,20 @@ def _follow(plan: LaunchPlan, how: LaunchArguments) -> int:
         if script:
             code, note = script_code(ending)
         else:
-            code, note = exit_code(ending, marker, must_report=how.tolerant, earlier=earlier)
+            code, note = exit_code(ending, status, must_report=how.tolerant, earlier=earlier)
         if note:
             job.say(note)
     return code
+
+
+def run_status(out: Path) -> str | None:
+    """The status of the run in `out` if it is complete; otherwise None."""
+    from collage_mpi.results.manifest import COMPLETE, compose
+
+    with suppress(CollageError, OSError):
+        status = str(compose(out)["status"])
+        return status if status in COMPLETE else None
+    return None
 
 
 def _check_startable(how: LaunchArguments) -> None:

@@ -27,6 +27,7 @@ from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.files import writing
 from collage_mpi.system.printable import brief, counted, minutes, printable, ranges_in, say, some_of
 from collage_mpi.system.table import Column, Printable, Table, Value, to_text
+from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -143,9 +144,11 @@ def life_line(view: View, *, once: bool = False) -> str:
 
     status = view.status
     where = f"on {status['host']}, pid {status['pid']}, session {status['session']}"
+    if status["jobs"] > 1:
+        where += f", and {counted(status['jobs'] - 1, 'more job')}"
     said = status["state"].replace("_", " ")
     written = f"written {status['written']} by the clock of {status['host']}"
-    go_on = "verify shows which rows exist, run --resume continues"
+    go_on = "verify shows which rows exist, run with the same --out goes on"
     if view.life == ENDED:
         hint = f"; {go_on}" if said == "incomplete" else ""
         return f"ended: {said} ({where}; {written}){hint}"
@@ -166,7 +169,7 @@ def progress_line(status: Json) -> str:
     """Says how many images are done, and how long the job has run."""
     done, total = status["done"], status["total"]
     share = f" ({100 * done / total:.1f} %)" if total else ""
-    before = f"; {status['before']:,} in earlier sessions" if status["before"] else ""
+    before = f"; {status['before']:,} of them by jobs that have ended" if status["before"] else ""
     errors = f"; {counted(status['errors'], 'error row')}" if status.get("errors") else ""
     took = f"; {minutes(status['elapsed_s'])} since the start"
     return f"{done:,} of {counted(total, 'image')}{share}{before}{errors}{took}"
@@ -194,8 +197,8 @@ def rates_line(view: View) -> str:
 
 
 def _ranks_table(ranks: list[Json], most: int) -> RenderableType:
-    """The table of ranks. Lost ranks come first, then silent ones, then the others, the slowest
-    compared with their peers first.
+    """The table of ranks, with their session if numbers occur twice. Lost ranks come first, then
+    silent ones, then the others, the slowest compared with their peers first.
     """
     from rich.console import Group
     from rich.text import Text
@@ -203,12 +206,16 @@ def _ranks_table(ranks: list[Json], most: int) -> RenderableType:
     rows = []
     known = ("busy",) if any(rank.get("busy") is not None for rank in ranks) else ()
     slower = beside_peers(ranks)
-    order = sorted(
-        ranks,
-        key=lambda r: (r["state"] == "ready", r["state"] != "lost", -(slower[r["rank"]] or 0)),
-    )
-    for rank in order[:most]:
-        ratio, enough = slower[rank["rank"]], (rank.get("answers") or 0) >= LEAST_ANSWERS
+    several = len({rank["rank"] for rank in ranks}) < len(ranks)  # worlds, each with a rank 1
+
+    def last(number: int) -> tuple[bool, bool, float]:
+        state = ranks[number]["state"]
+        return state == "ready", state != "lost", -(slower[number] or 0)
+
+    for number in sorted(range(len(ranks)), key=last)[:most]:
+        rank, ratio = ranks[number], slower[number]
+        enough = (rank.get("answers") or 0) >= LEAST_ANSWERS
+        name = f"{rank['session']}:{rank['rank']}" if several else str(rank["rank"])
         wrong = "" if rank["state"] == "ready" else str(rank.get("why") or "")[:40]
         slow = ratio is not None and ratio >= SLOW and enough
         state = rank["state"].upper() if wrong else rank["state"].replace("_", " ")
@@ -216,8 +223,8 @@ def _ranks_table(ranks: list[Json], most: int) -> RenderableType:
         busy = rank.get("busy")
         figures = (*(brief(value, "-") for value in told), "-" if busy is None else f"{busy:.0%}")
         figures = figures if known else figures[:-1]
-        kinds, last = "+".join(rank["kinds"]), wrong or ("SLOW" if slow else "")
-        rows.append((str(rank["rank"]), rank["host"], kinds, state, *figures, last))
+        kinds, hint = "+".join(rank["kinds"]), wrong or ("SLOW" if slow else "")
+        rows.append((name, rank["host"], kinds, state, *figures, hint))
     columns = "rank", "host", "kind", "state", "open", "service ms", "x peers", *known, ""
     counts = Counter(rank["state"] for rank in ranks)
     states = sorted(counts, key=lambda state: (state != "ready", state))
@@ -228,14 +235,14 @@ def _ranks_table(ranks: list[Json], most: int) -> RenderableType:
 
 
 def beside_peers(ranks: list[Json]) -> dict[int, float | None]:
-    """Rank -> its service time divided by the median of the other ranks of the same kinds; None if
-    it is unknown.
+    """Index in `ranks` -> the rank's service time divided by the median of the other ranks of the
+    same kinds; None if it is unknown.
     """
     times: dict[tuple[str, ...], dict[int, float]] = {}
-    for rank in ranks:
+    for number, rank in enumerate(ranks):
         if (rank.get("service_ms") or 0) > 0:
-            times.setdefault(tuple(rank["kinds"]), {})[rank["rank"]] = rank["service_ms"]
-    found: dict[int, float | None] = dict.fromkeys(rank["rank"] for rank in ranks)
+            times.setdefault(tuple(rank["kinds"]), {})[number] = rank["service_ms"]
+    found: dict[int, float | None] = dict.fromkeys(range(len(ranks)))
     for members in times.values():
         ordered = sorted(members.values())
         for number, service_ms in members.items():
@@ -255,9 +262,10 @@ def _median_without(ordered: list[float], place: int) -> float:
 TOP_COMMAND = Command(
     top,
     TopArguments,
-    epilog="top reads status.json from the results folder, over any file system that it shares "
-    "with the job. It opens no port and no connection. Ctrl-C ends the view and not the job. The "
-    "exit code is 0; 6 if the job was killed or seems to be; 3 if there is no run.",
+    epilog="top reads what each job of the run writes to the results folder, over any file system "
+    "that it shares with the jobs. It opens no port and no connection. Ctrl-C ends the view and "
+    "not the jobs. The exit code is 0; 6 if the last job was killed or seems to be; 3 if there is "
+    "no run.",
 )
 
 
@@ -270,24 +278,29 @@ class VerifyArguments(Arguments):
 
     runs: tuple[Path, ...] = setting(REQUIRED, "folders of runs", metavar="DIR", positional=True)
     json: bool = switch("print the reports as JSON")
+    repair: bool = switch(
+        "move away the records of the ledger that are damaged, that follow damaged ones, or that "
+        "name damaged rows; the next job of the run does their images again. Also remove temporary "
+        "files of jobs that were killed"
+    )
 
 
 def verify(args: VerifyArguments) -> int:
     """Verify each run. Returns 4 if any run is damaged, else 6 if any is incomplete, else 0."""
-    from collage_mpi.results.verify import verify_run
+    from collage_mpi.results.verify import repair_run, verify_run
 
+    for path in args.runs if args.repair else ():
+        for line in repair_run(path):
+            tell(f"repaired: {line}")
     reports = [verify_run(path) for path in args.runs]
     if args.json:
-        print(json.dumps([_proof_as_json(report) for report in reports], indent=1))
+        told = [{**asdict(each), "path": str(each.path), "ok": each.ok} for each in reports]
+        print(json.dumps(told, indent=1))
     else:
         for report in reports:
             _print_proof(report)
     codes = {int(report.exit_code) for report in reports}
     return next((code for code in (4, 6) if code in codes), 0)
-
-
-def _proof_as_json(report: VerifyReport) -> dict[str, object]:
-    return {**asdict(report), "path": str(report.path), "ok": report.ok}
 
 
 def _print_proof(report: VerifyReport) -> None:
@@ -310,8 +323,8 @@ VERIFY_COMMAND = Command(
     verify,
     VerifyArguments,
     epilog="Exit codes: 0, every image has exactly one row (error rows are counted and allowed). "
-    "6, rows are missing: resume the run, or wait for the job that is writing to it. 4, the run is "
-    "damaged or inconsistent. 3, there is no run.",
+    "6, rows are missing: go on with the run, or wait for the jobs that are writing to it. 4, the "
+    "run is damaged or inconsistent. 3, there is no run, or it is of another format.",
 )
 
 
@@ -415,7 +428,7 @@ class TimelineArguments(FigureArguments):
 
     run: Path = setting(REQUIRED, "folder of the run", metavar="RUN", positional=True)
     groups: str = setting(REQUIRED, "first and last group to draw, such as 20-27", metavar="A-B")
-    session: int = setting(1, "number of the session, if the run was resumed or has several teams")
+    session: int = setting(1, "number of the session, if several jobs or teams did the run")
 
 
 def _drawn(paths: Sequence[Path]) -> int:
@@ -627,13 +640,11 @@ def _exclude(
         return [], [
             "Every host has slow or failing ranks, so excluding some of them does not help."
         ]
-    shared = sorted({host for item in found for host in _hosts_of_rank_0(item.run)} & {*wanted})
+    worlds = [item.run.manifest.get("world") or () for item in found]
+    of_rank_0 = {m["host"] for world in worlds for m in world if m["rank"] == 0 and "host" in m}
+    shared = sorted(of_rank_0 & {*wanted})
     notes = [f"{host} also ran rank 0, which uses a core of that host." for host in shared]
     return [_node(host) for host in wanted], notes
-
-
-def _hosts_of_rank_0(run: Run) -> set[str]:
-    return {m["host"] for m in run.manifest.get("world") or () if m["rank"] == 0 and "host" in m}
 
 
 def _node(host: str) -> str:

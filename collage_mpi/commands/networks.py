@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collage_mpi.commands.parser import Command, Commands
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.kinds import BACKUP, COLLAGE, KIND, NETWORK_SETTINGS, SINGLE
+from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.kinds import COLLAGE, KIND, NETWORKS, SINGLE, STAGES
 from collage_mpi.models import describe, load_predictor
 from collage_mpi.models.architecture import (
     BY_SIDE,
@@ -71,9 +71,8 @@ class EvaluateArguments(Arguments):
     shards: tuple[Path, ...] = setting(REQUIRED, "labelled shards", shipped=True)
     single: str | None = _weights("weights of the single network")
     collage: str | None = _weights("weights of the collage network", either=FIRST)
-    backup: str | None = _weights(
-        "in place of --collage: weights of a quick single network, which scheme cascade-batch asks "
-        "first",
+    first: str | None = _weights(
+        "in place of --collage: weights of a quick single network, which scheme cascade asks first",
         either=FIRST,
     )
     side: int | None = setting(
@@ -116,7 +115,7 @@ class EvaluateArguments(Arguments):
 
 def evaluate(args: EvaluateArguments) -> int:
     """Measure the networks and print the table, or JSON. Returns 0."""
-    given = {kind: getattr(args, kind) for kind in NETWORK_SETTINGS}
+    given = {kind: getattr(args, kind) for kind in NETWORKS} | {STAGES[0]: args.first}
     specs = {kind: spec for kind, spec in given.items() if spec is not None}
     if not specs:
         raise UsageError("nothing to evaluate: give --single WEIGHTS, --collage WEIGHTS or both")
@@ -148,9 +147,9 @@ def _warn_of_weak_collage(networks: dict[str, dict[str, Any]]) -> None:
 
 
 def _check_save(args: EvaluateArguments, path: Path) -> None:
-    if args.single is None or (args.collage is None and args.backup is None):
+    if args.single is None or (args.collage is None and args.first is None):
         raise UsageError(
-            "--save-answers needs two networks: give --single, and --collage or --backup"
+            "--save-answers needs two networks: give --single, and --collage or --first"
         )
     if args.shuffle is not None:
         raise UsageError("--save-answers keeps the file order: leave out --shuffle")
@@ -162,7 +161,7 @@ def _check_save(args: EvaluateArguments, path: Path) -> None:
 
 def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
     from collage_mpi.shards import ShardSet
-    from collage_mpi.training.measure import AskedNetworks, make_report
+    from collage_mpi.training.measure import make_report
 
     trusted = args.trust_network
     described = {kind: describe(spec, KIND[kind].network, trusted) for kind, spec in specs.items()}
@@ -185,9 +184,8 @@ def _measure(args: EvaluateArguments, specs: dict[str, str]) -> dict[str, Any]:
         answers, labels = _answers(args, shards, predictors)
         read = shards.infos
     with advancing(args.calls, "timing", unit="calls", bar=False) as advance:
-        asked = AskedNetworks(predictors, answers, labels, args.side)
         order = "file" if args.shuffle is None else f"shuffle:{args.shuffle}"
-        return make_report(asked, args.calls, order, read, advance)
+        return make_report(predictors, answers, labels, args.side, args.calls, order, read, advance)
 
 
 def _geometry(args: EvaluateArguments, shards: Any, infos: list[NetworkInfo]) -> Geometry:
@@ -204,31 +202,25 @@ def _geometry(args: EvaluateArguments, shards: Any, infos: list[NetworkInfo]) ->
 
 def _answers(
     args: EvaluateArguments, shards: Any, predictors: dict[str, TorchPredictor]
-) -> tuple[dict[str, list[tuple[int, float] | None]], np.ndarray]:
-    """Kind -> n answers (class, score), and (n,) labels, for the same images in the same order."""
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Kind -> (n,) of CELL, the answers, and (n,) labels, for the same images in the same order."""
     import numpy as np
 
     from collage_mpi.simulation.simulator import save_answers
-    from collage_mpi.training.measure import QUICK_SIDE, AskedImages, answers_of
+    from collage_mpi.training.measure import QUICK_SIDE, ask_each, labelled
 
     order = np.arange(len(shards))
     if args.shuffle is not None:
         order = np.random.default_rng(args.shuffle).permutation(order)
     order = order[: args.limit]
-    labels = shards.labels()
-    if labels is None:
-        raise DataFault("the shards have no labels; accuracy needs labelled shards")
-    answers, side = {}, args.side
-    for kind, predictor in predictors.items():
-        if kind != SINGLE:
-            side = predictor.info.side or side or QUICK_SIDE
-        with advancing(len(order), kind) as advance:
-            answers[kind] = answers_of(predictor, AskedImages(shards, order, advance))
+    labels = labelled(shards, "accuracy")[order]
+    answers = ask_each(predictors, shards, order)
     if args.save_answers is not None:
-        assert side is not None
+        sides = [one.info.side for kind, one in predictors.items() if kind != SINGLE]
+        side = next(filter(None, sides), None) or args.side or QUICK_SIDE
         names = predictors[SINGLE].info.class_names
-        save_answers(args.save_answers, side, labels[order], answers, names)
-    return answers, labels[order]
+        save_answers(args.save_answers, side, labels, answers, names)
+    return answers, labels
 
 
 def _print_table(report: dict[str, Any]) -> None:
@@ -324,9 +316,9 @@ class ThresholdArguments(Arguments):
         REQUIRED, "weights of the single network", metavar="WEIGHTS", shipped=True
     )
     collage: str | None = same(EvaluateArguments, "collage")
-    backup: str | None = same(EvaluateArguments, "backup")
+    first: str | None = same(EvaluateArguments, "first")
     out: Path | None = setting(
-        None, "weights file to write", unset="the file of --collage or --backup", metavar="FILE"
+        None, "weights file to write", unset="the file of --collage or --first", metavar="FILE"
     )
     aim: str = setting(
         "share",
@@ -349,11 +341,11 @@ class ThresholdArguments(Arguments):
     def networks(self) -> dict[str, str]:
         """Kind -> weights file, the single network first. Raises UsageError if there is only
         one."""
-        if self.collage is None and self.backup is None:
+        if self.collage is None and self.first is None:
             raise UsageError(
-                "--collage or --backup is missing: give the network to find a threshold for"
+                "--collage or --first is missing: give the network to find a threshold for"
             )
-        kind, given = (BACKUP, self.backup) if self.collage is None else (COLLAGE, self.collage)
+        kind, given = (STAGES[0], self.first) if self.collage is None else (COLLAGE, self.collage)
         return {SINGLE: self.single, kind: str(given)}
 
 
@@ -397,7 +389,8 @@ def _described(specs: Mapping[str, str]) -> tuple[NetworkInfo, NetworkInfo]:
         raise UsageError("a threshold needs two networks with weights files")
     if single.fingerprint == first.fingerprint:
         kind, spec = [*specs.items()][1]
-        raise UsageError(f"--{kind} {spec} is the same network as --single: give another one")
+        flag = kind if kind == COLLAGE else "first"
+        raise UsageError(f"--{flag} {spec} is the same network as --single: give another one")
     return single, first
 
 
@@ -408,24 +401,20 @@ def _ask_both(
     import numpy as np
 
     from collage_mpi.shards import ShardSet
-    from collage_mpi.training.measure import AskedImages, answers_of, images_a_call
+    from collage_mpi.training.measure import ask_each, images_a_call, labelled
     from collage_mpi.training.threshold import TwoStages, require_images
 
     with ShardSet.open(args.shards) as shards:
         check_fit(infos, shards.shape, shards.class_names, args.shards)
-        labels = shards.labels()
-        if labels is None:
-            raise DataFault("the shards have no labels; a threshold needs labelled shards")
+        labels = labelled(shards, "a threshold")
         require_images(len(labels))
         how = Loading(device=args.device, tuning=replace(PLAIN, precision=args.precision))
-        networks: list[Any] = []
-        answers = []
-        for kind, spec in args.networks.items():
-            networks.append(load_predictor(spec, KIND[kind].network, how))
-            with advancing(len(shards), kind) as advance:
-                images = AskedImages(shards, np.arange(len(shards)), advance)
-                answers.append(answers_of(networks[-1], images))
-    return TwoStages(answers[0], answers[1], labels, images_a_call(infos[1])), networks
+        networks: dict[str, Any] = {
+            kind: load_predictor(spec, KIND[kind].network, how)
+            for kind, spec in args.networks.items()
+        }
+        single, first = ask_each(networks, shards, np.arange(len(shards))).values()
+    return TwoStages(single, first, labels, images_a_call(infos[1])), [*networks.values()]
 
 
 CACHE = ("HF_HOME", "~/.cache/huggingface")
@@ -587,7 +576,8 @@ def _train(args: TrainArguments) -> int:
         f"{trainer.precision}, checkpoint {args.checkpoint_file}",
         flush=True,
     )
-    info = store(args.out, trainer.run(), settings, data, facts)
+    trainer.run()
+    info = store(args.out, trainer, facts)
     print(f"{args.out}: {_worth(info.metadata)}, sha256 {info.fingerprint[:12]}")
     if args.kind == COLLAGE or (args.kind == SINGLE and args.teacher is not None):
         print(_saving(args, info, data))

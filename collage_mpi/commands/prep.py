@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from collage_mpi.prep.work import PixelRows, Recipe, ShardJob, ShardReport, ShardRows
     from collage_mpi.shards import ShardSet
-    from collage_mpi.shards.foreign import ArrayLayout
     from collage_mpi.shards.members import Listing
     from collage_mpi.shards.pictures import PictureFit
+    from collage_mpi.shards.schema import ArrayLayout
 
 
 IN_OUT = ("in", "out")
@@ -302,6 +302,7 @@ def _each(one: Callable[[Path, bool], bool], args: ReadArguments) -> int:
 def inspect_one(path: Path, as_json: bool) -> bool:
     """Print what a shard holds; False if it is damaged. Raises EnvironmentFault."""
     from collage_mpi.shards.reader import inspect_sources
+    from collage_mpi.shards.schema import remake_command
     from collage_mpi.shards.source import ANY_ITEMS
 
     try:
@@ -319,23 +320,17 @@ def inspect_one(path: Path, as_json: bool) -> bool:
     if info.fit is not None:
         say(f"  stored       as encoded files, decoded when read: {info.fit}")
     if info.layout is not None and info.storage == "foreign":
-        _tell_layout(info.layout, info.path)
+        say("  format       another program's HDF5, understood as:")
+        say(f"    images     dataset {info.layout.images}, axes {info.layout.axes}")
+        found = info.layout.labels
+        say(f"    labels     {f'dataset {found}' if found else 'none found'}")
+        say("  integrity    not checked: the file has no checksums. To make shards that have them:")
+        say(f"               {remake_command([path])}")
     say(f"  labels       {'yes' if info.has_labels else 'no'}")
     say(f"  classes      {f'{len(names)}: ' + some_of(names, 12) if names else 'not named'}")
     say(f"  source       {info.source or 'not given'}")
     say(f"  fingerprint  {info.fingerprint}")
     return True
-
-
-def _tell_layout(layout: dict[str, Any], path: Path) -> None:
-    from collage_mpi.shards.schema import remake_command
-
-    say("  format       another program's HDF5, understood as:")
-    say(f"    images     dataset {layout['images']}, axes {layout['axes']}")
-    found = layout["labels"]
-    say(f"    labels     {'none found' if found is None else f'dataset {found}'}")
-    say("  integrity    not checked: the file has no checksums. To make shards that have them:")
-    say(f"               {remake_command([path])}")
 
 
 def verify_one(path: Path, as_json: bool) -> bool:
@@ -531,14 +526,8 @@ def _is_shard(args: Hdf5Arguments) -> str:
 def _layout(args: Hdf5Arguments, file: Any, elsewhere: bool) -> ArrayLayout:
     """Where images and labels are. Raises UsageError, ForeignFault."""
     from collage_mpi.prep.work import parse_shape
-    from collage_mpi.shards.foreign import (
-        NO_LABELS,
-        ArrayLayout,
-        ForeignFault,
-        find_datasets,
-        only_axes,
-        what,
-    )
+    from collage_mpi.shards.foreign import NO_LABELS, ForeignFault, find_datasets, only_axes, what
+    from collage_mpi.shards.schema import ArrayLayout
 
     told = NO_LABELS if elsewhere else args.labels
     images, labels = find_datasets(file, args.file, args.images, told)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from collage_mpi.commands.parser import Command
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
+from collage_mpi.results import has_run
 from collage_mpi.settings.flags import Arguments, add_setting_flags, flags_of, over_file, switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size
@@ -20,7 +21,6 @@ from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
     from collage_mpi.job.run import Ask, SessionOutcome
-    from collage_mpi.job.team import LeadLink
     from collage_mpi.job.worker_group import WorkerGroup
 
 
@@ -31,11 +31,12 @@ BRIEF_PHASE = "done"  # name of the work in the progress line of a brief run
 class RunArguments(Arguments):
     """The arguments of run, besides the settings of a run."""
 
-    resume: bool = switch(
-        "continue the run in --out where it stopped, with the settings that it was started with. "
-        "If there is no run yet, start it"
+    retry_errors: bool = switch(
+        "if the run in --out is complete, classify the images of its error rows again"
     )
-    retry_errors: bool = switch("like --resume, and also classify the images of error rows again")
+    leave: bool = switch(
+        "when other jobs hold all images that are left, end with exit code 6 in place of waiting"
+    )
     brief: bool = switch(
         "for classify and map: print only how the networks run, how many images are done, and what "
         "went wrong, but not the summary",
@@ -46,69 +47,58 @@ class RunArguments(Arguments):
         "take, and write nothing. Works with and without launch"
     )
 
-    @property
-    def resumes(self) -> bool:
-        """Whether an existing run is continued."""
-        return self.resume or self.retry_errors
-
     def ask(self, stop_reason: Callable[[], str | None] = lambda: None) -> Ask:
-        """How a session of the run is asked for."""
+        """How a job of the run is asked for."""
         from collage_mpi.job.run import Ask
 
         phase = BRIEF_PHASE if self.brief else ""
-        return Ask(stop_reason, self.resume, self.retry_errors, phase, self.brief)
+        return Ask(stop_reason, self.retry_errors, self.leave, phase, self.brief)
 
     def settings(self, world_size: int | None) -> RunSettings:
-        """The settings of the run; if it is resumed, the settings that it was started with.
+        """The settings of the job; if the folder has a run, those that are not given are the run's.
 
         Args:
             world_size: number of ranks, to which the run is fitted; None: as many as the settings
-                need, or as the resumed run had.
+                need, or as the run had.
 
         Raises:
             UsageError, EnvironmentFault, DataFault: the settings cannot be read, or contradict each
                 other.
         """
         given, source = over_file(self.given, RunSettings)
-        if not self.resumes:
+        if not given.get("out") or not has_run(given["out"]):
             return RunSettings.for_world(given, source, world_size)
-        from collage_mpi.job.resume import resumed_settings
+        from collage_mpi.job.joining import joined_settings
 
-        return resumed_settings(given, source, world_size)
+        return joined_settings(given, source, world_size)
 
     @property
     def teams(self) -> int:
-        """The teams of the run. Every rank must know them before rank 0 has read a run that goes
-        on.
-        """
+        """The teams of this world, which every rank must know first."""
         try:
             return self.settings(None).teams
         except CollageError:
-            if self.resumes:
-                return 1  # rank 0 meets the same error, and prints it
-            raise
+            return 1  # rank 0 meets the same error, and prints it
 
 
 def finished(args: RunArguments) -> ExitCode | None:
-    """The exit code of a resumed run that has nothing left to do, which is said; otherwise None.
+    """The exit code of a run that has nothing left to do, which is said; otherwise None.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: the run cannot be read, or the settings contradict
             each other.
     """
-    from collage_mpi.job.resume import finished_status, has_run
+    from collage_mpi.job.joining import finished_status
     from collage_mpi.job.run import EXIT_CODES
-    from collage_mpi.results.manifest import read_manifest
+    from collage_mpi.results.manifest import compose
 
-    if not args.resumes or args.dry_run:
+    if args.dry_run:
         return None
     settings = args.settings(None)
-    status = None
-    if has_run(settings.out):
-        status = finished_status(settings, retry_errors=args.retry_errors)
+    status = finished_status(settings, retry_errors=args.retry_errors)
     if status is None:
         return None
-    images = counted(read_manifest(Path(settings.out))["rows"], "image")
+    images = counted(compose(Path(settings.out))["rows"], "image")
     errors = ", some of them error rows" if EXIT_CODES[status] else ""
     say(f"{settings.out} is finished: it has the rows of {images}{errors}. No rank was started")
     return EXIT_CODES[status]
@@ -124,16 +114,13 @@ def execute(args: RunArguments) -> int:
         settings = args.settings(worker_group.transport.size)
         if args.dry_run:
             return _forecast(args, settings, worker_group, args.ask(stop_reason))
+        if worker_group.ranks and worker_group.ranks[0] > 1:  # rank 0 tells
+            from collage_mpi.job.run import run_session
+
+            return int(run_session(settings, worker_group, args.ask(stop_reason)).exit_code)
         return run_and_tell(settings, worker_group, args.ask(stop_reason))
 
-    def team_body(
-        worker_group: WorkerGroup, link: LeadLink, stop_reason: Callable[[], str | None]
-    ) -> int:
-        from collage_mpi.job.run import run_team
-
-        return run_team(lambda: args.settings(launcher_size()), worker_group, link, stop_reason)
-
-    return run_world("run", body, teams=args.teams, team_body=team_body)
+    return run_world("run", body, teams=args.teams)
 
 
 def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = True) -> int:
@@ -148,14 +135,16 @@ def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = T
         UsageError: the arguments do not fit together, including the number of ranks.
         EnvironmentFault, DataFault: a file is missing, damaged, or in use.
     """
+    from collage_mpi.job.joining import fitted
     from collage_mpi.job.plan import check_without_images
-    from collage_mpi.job.resume import fitted, has_run
 
     settings = args.settings(None)
     given, source = over_file(args.given, RunSettings)
-    if not (args.resumes and has_run(settings.out)):
+    if not has_run(settings.out):
         settings = RunSettings.for_world(given, source, ranks)
         settings.require_inputs()
+        if settings.scheme == "none" and "scheme" not in given:
+            say("without --collage the scheme is none: each image goes to one rank")
     elif ranks is not None and "singles" not in given:
         settings = fitted(settings, ranks // settings.teams)
     size = settings.launch_size if ranks is None else ranks
@@ -166,7 +155,7 @@ def check_before_ranks(args: RunArguments, ranks: int | None, *, files: bool = T
     if files:
         check_without_images(settings, size)
         _check_shards(settings)
-        _check_out(settings, args.resumes)
+        _check_out(settings)
     return size
 
 
@@ -185,18 +174,12 @@ def _check_shards(settings: RunSettings) -> None:
     expand_paths(settings.shards)
 
 
-def _check_out(settings: RunSettings, resume: bool) -> None:
-    """Raise if the output folder would be refused, if another job writes to it, or if no record can
-    be where it is asked for.
-    """
+def _check_out(settings: RunSettings) -> None:
+    """Raise if the output folder would be refused, or if no record can be where it is asked for."""
     from collage_mpi.job.record import check_record
-    from collage_mpi.job.resume import has_run
-    from collage_mpi.results.writer import check_place, refuse_writer
+    from collage_mpi.results.writer import check_place
 
-    if resume and has_run(settings.out):
-        refuse_writer(Path(settings.out))
-    else:
-        check_place(Path(settings.out), shared=settings.shared_out == "on")
+    check_place(Path(settings.out), shared=settings.shared_out == "on")
     if settings.record is not None:
         check_record(Path(settings.record))
 
@@ -208,15 +191,16 @@ def _forecast(
 
     code = forecast(settings, worker_group, ask)
     if worker_group is None:
-        how = [f"--{n}" for n in ("resume", "retry-errors") if getattr(args, n.replace("-", "_"))]
-        words = ["launch", "-n", str(settings.launch_size), "--", "run", *how, *flags_of(settings)]
+        asked = {"--retry-errors": args.retry_errors, "--leave": args.leave}
+        how = [*(word for word, given in asked.items() if given), *flags_of(settings)]
+        words = ["launch", "-n", str(settings.launch_size), "--", "run", *how]
         say(f"start it with: {shlex.join(['collage-mpi', *words])}")
     return int(code)
 
 
 def run_and_tell(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> int:
-    """Run one session on rank 0, save its summary as summary.json, and print it, or only what went
-    wrong if the session is asked to be brief.
+    """Run a job on rank 0 and print the summary of the run, or only what went wrong if the job is
+    asked to be brief.
     """
     from collage_mpi.job.run import run_session
     from collage_mpi.results import render_summary, summarise
@@ -248,15 +232,15 @@ def proof_of(out: Path) -> str:
 
 def _tell_what_is_left(outcome: SessionOutcome, errors: int) -> None:
     """Print the command that continues an incomplete run, or classifies error rows again."""
-    from collage_mpi.results.manifest import read_manifest, resume_command
+    from collage_mpi.results.manifest import compose, resume_command
 
     if outcome.exit_code is ExitCode.INCOMPLETE:
-        go_on = resume_command(read_manifest(outcome.out), outcome.out)
+        go_on = resume_command(compose(outcome.out), outcome.out)
         say(f"incomplete: {outcome.reason}; go on with: {go_on}")
     elif errors:
         say(
             f"{counted(errors, 'error row')}. When the cause is fixed, classify them again with: "
-            + resume_command(read_manifest(outcome.out), outcome.out, "--retry-errors")
+            + resume_command(compose(outcome.out), outcome.out, "--retry-errors")
         )
 
 
@@ -266,7 +250,7 @@ def tell_of_input(faults: Sequence[str]) -> None:
     tell(
         f"collage-mpi run: {counted(len(faults), 'shard')} not read in full, or changed; all "
         f"other images have their rows:\n  {listed}\n"
-        "Repair or copy them; then the same command with --resume classifies what is left.",
+        "Repair or copy them; then the same command classifies what is left.",
         logging.ERROR,
     )
 

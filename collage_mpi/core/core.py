@@ -337,8 +337,10 @@ class Core:
         for kind in self.scheme.serves:
             room, passed = self.ranks.room[kind], 0
             while passed < len(room) and self._anything(kind):
-                if not self.scheme.next(self, room[passed][-1]):
-                    passed += 1
+                rank = room[passed][-1]
+                pace_ns = rank.pace_ns
+                if not self.scheme.next(self, rank):  # a speed that is forgotten may free others
+                    passed = passed + 1 if rank.pace_ns == pace_ns else 0
 
     def gathers(self) -> bool:
         """Whether work waits until all images that could leave with it are there."""
@@ -401,11 +403,12 @@ class Core:
             same: dict[Like, list[np.ndarray]] = {}
             for like, slots in parts:
                 same.setdefault(like, []).append(slots)
-            parts = [(like, self._sorted(slots)) for like, slots in same.items()]
+            parts = [(like, self.in_order(slots)) for like, slots in same.items()]
         self._send(rank, kind, parts)
         return True
 
-    def _sorted(self, arrays: list[np.ndarray]) -> np.ndarray:
+    def in_order(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """The slots of some arrays in the order of their positions."""
         slots = joined(arrays)
         return slots[np.argsort(self.table.position[slots])]
 
@@ -422,17 +425,21 @@ class Core:
         queue = self.queues.get(kind)
         if queue is None or not queue.works or kind not in rank.kinds:
             return False
-        encoded = KIND[kind].encoded
-        waiting = len(queue.works) if encoded else queue.count + self.scheme.waiting(self)
-        only = encoded and kind == self.scheme.main  # its first tasks wait here too
+        encoded, main = KIND[kind].encoded, kind == self.scheme.main
+        size = self._size if KIND[kind].batched else 1  # images that count as an input
+        waiting = len(queue.works) if encoded else -(-queue.count // size)
+        if main and not encoded:
+            waiting += self.scheme.waiting(self)
+        only = encoded and main  # its first tasks wait here too
         share = self._portion(rank, kind, waiting, fresh=only)
-        most = share or self.settings.batch
+        most = (share or self.settings.batch) * size
         return self._take(rank, queue, most, lambda work: self._may(rank, work, share))
 
     def _may(self, rank: Rank, work: Work, share: int) -> bool:
         """Whether the rank may take the work, and does not leave it to quicker ranks."""
         kind = work.like.kind
-        if rank.id in work.held or (self.scheme.redundant and self.has(rank, work)):
+        twice = self.scheme.redundant or self._copies is not None
+        if rank.id in work.held or (twice and self.has(rank, work)):
             return False
         if rank.id in work.avoid and next(self.ranks.others(kind, work.avoid), None):
             return False
@@ -531,7 +538,7 @@ class Core:
                 levels[copies].add(slots)
         if not found:
             return False
-        parts = [self._sorted([slots for _, slots in found])]
+        parts = [self.in_order([slots for _, slots in found])]
         attempt = min(int(self.table.sends[parts[0]].max()) + 1, MOST_ATTEMPTS)
         self._send_more(
             rank, Like(main, "endgame" if main == SINGLE else main, attempt, True), parts
@@ -557,12 +564,12 @@ class Core:
     def _send(self, rank: Rank, kind: str, parts: Sequence[tuple[Like, np.ndarray]]) -> None:
         """Send unresolved images as the tasks of one message."""
         table, scheme, tasks = self.table, self.scheme, []
-        mixed, inputs = scheme.mixes and kind == scheme.first, len(parts)
-        if not KIND[kind].encoded:
+        encoded, inputs = KIND[kind].encoded, len(parts)
+        if not encoded:
             inputs = sum([len(slots) for _, slots in parts])
         message = Message(len(parts), inputs)
         for like, slots in parts:
-            cells = np.arange(len(slots)) if mixed else None
+            cells = np.arange(len(slots)) if encoded and scheme.mixes else None
             number, positions = next(self._numbers), table.position[slots]
             task = Task(number, rank.id, like, slots, positions, cells, message, self.now_ns)
             if scheme.redundant or like[2:] != (1, False) or self.retries.trouble:

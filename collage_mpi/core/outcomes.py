@@ -161,6 +161,8 @@ class Outcomes:
         came, which audit them."""
         table, said = self._table, self._table.records["said"]
         states = table.state[slots]
+        for slot in slots[states & TROUBLED != 0].tolist():
+            self._distrust_label(slot)  # as long as the row says which network has answered
         if others is not None:
             self._audit(slots, others)
         else:
@@ -233,7 +235,6 @@ class Outcomes:
             return
         placed, said = self._table.records["placed"], self._table.records["said"]
         source = SOURCES[said["source"][slot]]
-        kind = self._core.scheme.first if source == "kept" else source
-        by_row = kind not in KIND or not KIND[kind].encoded
+        by_row = source not in KIND or not KIND[source].encoded
         if source == "error" or (trouble.bad_row and not by_row):
             placed["has_label"][slot], placed["label"][slot] = False, 0

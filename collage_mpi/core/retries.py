@@ -17,6 +17,7 @@ not read is sent to ranks of other hosts, if there are any; the error row names 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,9 @@ class Retries:
         self.trouble: dict[int, Trouble] = {}  # by slot; only of images that met any
         self.lost_ns = -core.settings.settle_ns  # when the last rank was lost
         self._core, self._settings, self._table = core, core.settings, core.table
-        self._parked: set[int] = set()  # until a silent rank recovers
-        self._deferred: set[int] = set()  # until no more ranks are lost
-        self._give_up_ns: int | None = None
+        self._parked: dict[int, int] = {}  # slot -> since when it waits for a silent rank
+        self._deferred: dict[int, int] = {}  # slot -> since when it waits for losses to end
+        self._give_up_ns: int | None = None  # when the image that is parked longest is given up
 
     # ---- what is remembered --------------------------------------------------
 
@@ -144,23 +145,22 @@ class Retries:
         elif holders or (left and core.ranks.any_silent((main,))):
             self._wait(slot, self._parked)
             if self._give_up_ns is None:
-                self._give_up_ns = core.now_ns + self._settings.park_ns
-                core.later(self._give_up_ns, self._give_up, self._give_up_ns)
+                self._give_up_at(core.now_ns + self._settings.park_ns)
         elif left and not core.anybody():
             core.stop(NOBODY)
         else:
             core.outcomes.error(slot, trouble.reason or f"no {main} rank is left")
 
     def _wait_no_longer(self, slot: int) -> None:
-        self._deferred.discard(slot)
-        self._parked.discard(slot)
+        self._deferred.pop(slot, None)
+        self._parked.pop(slot, None)
         if not self._parked:
             self._give_up_ns = None
 
-    def _wait(self, slot: int, among: set[int]) -> None:
+    def _wait(self, slot: int, among: dict[int, int]) -> None:
         if slot not in among:
             self._wait_no_longer(slot)
-        among.add(slot)
+            among[slot] = self._core.now_ns
         self._table.state[slot] |= TROUBLED
 
     def _retry(self, slot: int, trouble: Trouble, held: frozenset[int]) -> None:
@@ -203,23 +203,28 @@ class Retries:
         """A rank came, recovered or was lost: decide again about the parked images."""
         self._look_again(self._parked)
 
-    def _look_again(self, among: set[int]) -> None:
+    def _look_again(self, among: dict[int, int]) -> None:
         """Decide again about images that wait; the deferred ones wait on if another rank was
         lost."""
         for slot in self._ordered(among):
             if slot in among:
                 self.one(slot)
 
-    def _ordered(self, slots: set[int]) -> list[int]:
+    def _ordered(self, slots: Iterable[int]) -> list[int]:
         return sorted(slots, key=lambda slot: int(self._table.position[slot]))
 
+    def _give_up_at(self, at_ns: int) -> None:
+        self._give_up_ns = at_ns
+        self._core.later(at_ns, self._give_up, at_ns)
+
     def _give_up(self, until_ns: int) -> None:
-        """The parked images have waited long enough for silent ranks."""
-        core = self._core
+        """Images that were parked for `park_ns` have waited long enough for silent ranks."""
+        core, since_ns = self._core, until_ns - self._settings.park_ns
         if until_ns != self._give_up_ns:
             return  # the images that it was set for wait no longer
         self._give_up_ns = None
-        for slot in self._ordered(self._parked):
+        due = [slot for slot, parked_ns in self._parked.items() if parked_ns <= since_ns]
+        for slot in self._ordered(due):
             if core.stopping is not None:
                 return
             if any(core.ranks.ready[kind] for kind in core.scheme.needs):
@@ -227,6 +232,8 @@ class Retries:
                 core.outcomes.error(slot, reason or "every rank that could classify it is silent")
             else:
                 core.stop("every rank that could classify an image is silent")
+        if self._parked and core.stopping is None:
+            self._give_up_at(min(self._parked.values()) + self._settings.park_ns)
 
     def _losses_may_be_to_blame(self, slot: int) -> bool:
         failures, losses = int(self._table.failures[slot]), int(self._table.losses[slot])

@@ -12,9 +12,9 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from collage_mpi.core.policies import AcceptPolicy, Confident, First
-from collage_mpi.core.states import DECIDED, DRAWN
+from collage_mpi.core.states import DECIDED, DRAWN, TROUBLED
 from collage_mpi.errors import UsageError
-from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.plugins import Names
 
 if TYPE_CHECKING:  # settings import this module, and `--help` must not wait for numpy
@@ -41,7 +41,8 @@ class SchemeSettings:
         name: one of SCHEME_NAMES.
         assign: turn: image i of a group goes to the i-th rank, as in the paper. pull: a rank that
             has room takes the oldest work.
-        policy: when a collage's answer counts.
+        accept: kind -> when an answer of its network counts, in the order in which a cascade asks
+            them. Answers of other kinds count at once.
         collage_copies: number of ranks that get the same collage.
         hedge_ns: time from its t0 after which an image is late.
         placement: one of PLACEMENTS. Collages go to ranks of their own (fixed), or to the fastest
@@ -51,7 +52,7 @@ class SchemeSettings:
 
     name: str
     assign: str
-    policy: AcceptPolicy
+    accept: Mapping[str, AcceptPolicy]
     collage_copies: int
     hedge_ns: int | None
     placement: str
@@ -59,7 +60,7 @@ class SchemeSettings:
 
 
 # Values of the settings that a scheme does not take but that its base class reads.
-NOT_TAKEN: Mapping[str, Any] = {"assign": "turn", "policy": First(), "placement": "fixed"}
+NOT_TAKEN: Mapping[str, Any] = {"assign": "turn", "accept": {}, "placement": "fixed"}
 
 REGISTERED: dict[str, type[Scheme]] = {}
 SchemeClass = TypeVar("SchemeClass", bound="type[Scheme]")
@@ -78,18 +79,18 @@ class Scheme:
 
     Attributes:
         name: as in settings and messages.
-        needs: kinds of network that it uses; ranks that hold none of them stay idle.
+        needs: kinds of network that it uses; ranks that hold none of them stay idle. The class of a
+            cascade has only the last one.
         takes: names of the settings that it uses.
         assigns: values of `assign` that it supports. If it supports one, it uses this one always.
         main: kind of the tasks that retries use, and whose failures count.
-        first: kind of its other tasks.
         replicas: number of single ranks that each image is sent to at once.
         only: setting of a run -> its allowed values, for settings with restrictions.
         placement, credit: defaults of the settings that say which ranks hold a second network, and
             how many messages a rank may have at a time.
         label: as shown in tables and legends.
         grouped: groups are units of its work.
-        mixes: a picture of its first stage holds images of any groups, in its first cells.
+        mixes: a collage holds images of any groups, in its first cells.
         redundant: an image may have several tasks though nothing went wrong.
         gathers: images that come in together leave only when all are there, also if each message
             has one input.
@@ -100,11 +101,10 @@ class Scheme:
     """
 
     name: ClassVar[str] = "none"
-    needs: ClassVar[frozenset[str]] = frozenset({SINGLE})
+    needs: frozenset[str] = frozenset({SINGLE})
     takes: ClassVar[frozenset[str]] = frozenset({"assign"})
     assigns: ClassVar[tuple[str, ...]] = ASSIGNMENTS
     main: ClassVar[str] = SINGLE
-    first: ClassVar[str] = COLLAGE
     replicas: ClassVar[int] = 1
     only: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     placement: ClassVar[str] = "fixed"
@@ -120,7 +120,7 @@ class Scheme:
     def __init__(self, settings: SchemeSettings) -> None:
         turns = settings.assign == "turn" and "turn" in self.assigns
         self.pulls = "pull" in self.assigns and not turns
-        self.policy = settings.policy
+        self.accept = dict(settings.accept)
         copies = f" {self.replicas}" if self.replicas > 1 else ""
         self.label = self.name + copies + (", pulled" if self.pulls else "")
         self.serves = tuple(sorted(self.needs))
@@ -166,17 +166,18 @@ class Scheme:
 
     def accepts_all(self, kind: str) -> bool:
         """Whether each answer of a network of this kind counts at once."""
-        return kind == self.main
+        return isinstance(self.accept.get(kind, First()), First)
 
     def answered(self, core: Core, answer: Answer, items: np.ndarray) -> None:
         """Tasks are answered; `items`: (k,) int64, their answers for unresolved images.
 
-        An unsure answer of a first stage is kept. A sure one that is audited waits for the audit.
+        An unsure answer is kept. A sure one that is audited waits for the audit.
         """
-        if self.accepts_all(answer.kind):
+        if answer.kind == self.main:
             core.outcomes.accept(answer, items)
             return
-        sure = core.sure(answer, items, self.policy)
+        policy = self.accept.get(answer.kind, First())
+        sure = core.sure(answer, items, policy)
         unsure, items = items[~sure], items[sure]
         drawn = core.table.state[answer.slots[items]] & DRAWN != 0
         if drawn.any():
@@ -184,7 +185,7 @@ class Scheme:
             items = items[~drawn]
         core.outcomes.accept(answer, items)
         if len(unsure):
-            core.keep(answer, unsure, self.policy.deadline_ns)
+            core.keep(answer, unsure, policy.deadline_ns)
 
     def left(self, core: Core, tasks: Sequence[Task]) -> None:
         """Tasks have left."""
@@ -257,7 +258,7 @@ class CollageScheme(Scheme):
 
     name = "collage"
     needs = frozenset({SINGLE, COLLAGE})
-    takes = frozenset({"assign", "policy", "collage_copies", "placement"})
+    takes = frozenset({"assign", "accept", "collage_copies", "placement"})
     grouped = True
     redundant = True
     covers = 2
@@ -280,10 +281,6 @@ class CollageScheme(Scheme):
     def next(self, core: Core, rank: Rank) -> bool:
         """The oldest collage or single image that the rank may take."""
         return core.take_again(rank, COLLAGE) or super().next(core, rank)
-
-    def accepts_all(self, kind: str) -> bool:
-        """A collage's answers count at once if they all do."""
-        return kind == SINGLE or isinstance(self.policy, First)
 
 
 @register
@@ -310,105 +307,105 @@ class CollageOnlyScheme(CollageScheme):
 
 @register
 class CascadeScheme(Scheme):
-    """A first stage for waiting images, and the exact network for those that it was unsure of.
+    """Stages of networks: what one is unsure of goes to the next, and the last one is exact.
 
-    A rank with room takes the oldest image that the first stage was unsure of. Otherwise, if enough
-    images wait, it takes the oldest of them as one collage, or else the oldest image alone. While
-    no images wait this is scheme `none`; the more images wait, the more a rank answers in one call.
-    It is a cascade of classifiers (Streeter, arXiv 1802.07697) whose first stage grows with the
-    queue.
+    A rank with room takes what the latest stages wait for. Otherwise, if enough new images wait, it
+    takes the oldest of them for the first stage, or else the oldest image for the exact network.
+    While no images wait this is scheme `none`; the more images wait, the more a rank answers in one
+    call. It is a cascade of classifiers (Streeter, arXiv 1802.07697) whose first stage grows with
+    the queue.
     """
 
     name = "cascade"
-    needs = frozenset({SINGLE, COLLAGE})
-    takes = frozenset({"assign", "policy", "placement", "calibrate"})
+    takes = frozenset({"assign", "accept", "placement", "calibrate"})
     assigns = ("pull",)
     only: ClassVar[Mapping[str, tuple[str, ...]]] = {"assign": ("pull",)}
     placement = "fastest"
-    gathers = True  # they can leave in one collage
+    gathers = True  # they can leave together
     mixes = True
-    credit = 1  # images in a rank's second message would wait, and no collage could take them
+    credit = 1  # images in a rank's second message would wait, and could not leave together
 
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
         self.label = self.name + (", ranks apart" if settings.placement == "fixed" else "")
+        self.serves = self.stages = (*self.accept, self.main)
+        self.needs = frozenset(self.stages)
         self.calibrating = settings.calibrate
         if self.calibrating:
-            self.policy = Confident(inf, None)  # until a threshold is chosen
+            self.accept[self.stages[0]] = Confident(inf, None)  # until a threshold is chosen
+        # What a collage says of an image depends on how many there are.
+        self.whole = self.calibrating and self.stages[0] == COLLAGE
         self.ended = False  # the first stage gets no further image
+
+    def first(self, core: Core) -> str | None:
+        """The first of the stages that a ready rank holds; None if only the exact one is left."""
+        return next((kind for kind in self.stages[:-1] if core.ranks.ready[kind]), None)
 
     def arrived(self, core: Core, slots: np.ndarray) -> None:
         """While a threshold is chosen both stages classify drawn images, and the exact network
         all others."""
-        first, exact = core.ranks.ready[self.first], core.ranks.ready[SINGLE]
+        first, exact = self.first(core), core.ranks.ready[self.main]
         if not first and not exact:
             core.release(slots)
-        elif exact and (self.ended or not first):
-            core.alone.add(slots)
-        elif exact and self.calibrating:
+            return
+        if exact and first and self.calibrating:
             drawn = core.table.state[slots] & DRAWN != 0
             core.alone.add(slots[~drawn])
-            core.fresh.add(slots[drawn])
-        else:
-            core.fresh.add(slots)
+            slots = slots[drawn]
+        (core.alone if exact and (self.ended or not first) else core.fresh).add(slots)
 
-    def least(self, core: Core) -> int:
-        """How many images must wait before they leave together."""
+    def least(self, core: Core, kind: str) -> int:
+        """How many images must wait before they leave together, for a network of this kind."""
         size = core.settings.group_size
-        if not core.ranks.ready[SINGLE]:
+        if not core.ranks.ready[self.main]:
             return 1
-        if self.calibrating and core.fresh.count:
+        if (self.calibrating or self.whole) and core.fresh.count:
             oldest = int(core.table.position[core.fresh.parts[0][0]])
             return 1 if oldest // size < core.next // size else size
-        return min(max(LEAST, int(core.settings.costs.get(self.first, 1.0)) + 1), size)
+        return min(max(LEAST, int(core.settings.costs.get(kind, 1.0)) + 1), size)
 
     def waiting(self, core: Core) -> int:
         """Number of tasks that the images will become: of the first stage, and single ones."""
         return core.fresh.count // core.settings.group_size + core.alone.count
 
     def next(self, core: Core, rank: Rank) -> bool:
-        """Unsure images, then a collage of those that wait, then images alone."""
-        first = (core.fresh,) if core.fresh.count >= self.least(core) else ()
+        """What the latest stages wait for, then new images together, then new ones alone."""
+        if any(core.take_again(rank, kind) for kind in reversed(self.stages[1:])):
+            return True
+        first = self.first(core)
         alone = (core.alone,) if self.calibrating else (core.fresh, core.alone)
         return bool(
-            core.take_again(rank, SINGLE)
-            or core.take_fresh(rank, self.first, *first)
-            or core.take_fresh(rank, SINGLE, *alone)
+            (
+                (first and core.fresh.count >= self.least(core, first))
+                and core.take_fresh(rank, first, core.fresh)
+            )
+            or core.take_fresh(rank, self.main, *alone)
             or core.take_copy(rank)
         )
 
+    def answered(self, core: Core, answer: Answer, items: np.ndarray) -> None:
+        """What a stage was unsure of, and nothing else covers, waits for the next stage. The exact
+        one gets it without further words, as all images in need."""
+        super().answered(core, answer, items)
+        later = self.stages[self.stages.index(answer.kind) + 1 : -1]
+        kind = next((each for each in later if core.ranks.ready[each]), None)
+        if kind is not None:
+            slots, table = core.table.open(answer.slots[items]), core.table
+            covers = table.holds[slots] - table.deaf[slots] - answer.tasks[0].covers
+            slots = slots[(covers == 0) & (table.state[slots] & (TROUBLED | DECIDED) == 0)]
+            if len(slots):
+                core.place(core.work(kind, kind, 1, slots))
+
     def nobody(self, core: Core, kind: str) -> None:
-        """Without one of the stages the other one gets its images."""
-        if not core.ranks.ready[SINGLE] and not core.ranks.ready[self.first]:
-            core.strand(core.fresh)
-            core.strand(core.alone)
-        elif kind == SINGLE:
-            core.fresh.merge(core.alone, core.table.position)
-        elif self.calibrating:
-            core.alone.merge(core.fresh, core.table.position)
+        """Without one of the stages the others get its new images."""
+        self.arrived(core, core.in_order([core.fresh.clear(), core.alone.clear()]))
 
     def judge_by(self, core: Core, confidence: float | None) -> None:
         """The threshold is chosen: from now on any image may go through the first stage."""
         self.calibrating, self.ended = False, confidence is None
-        least = inf if confidence is None else confidence
-        self.policy = Confident(least, self.policy.deadline_ns)
-        if self.ended and core.ranks.ready[SINGLE]:
-            core.alone.merge(core.fresh, core.table.position)
-        else:
-            core.fresh.merge(core.alone, core.table.position)
-
-
-@register
-class CascadeBatchScheme(CascadeScheme):
-    """As `cascade`, with a batch for the backup network instead of a collage.
-
-    The backup network is a quick network for the same classes. If the user names none, the single
-    network takes its place, and all its answers count.
-    """
-
-    name = "cascade-batch"
-    first = BACKUP
-    needs = frozenset({SINGLE, BACKUP})
+        least, first = inf if confidence is None else confidence, self.stages[0]
+        self.accept[first] = Confident(least, self.accept[first].deadline_ns)
+        self.nobody(core, first)
 
 
 SCHEMES = tuple(REGISTERED)

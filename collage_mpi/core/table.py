@@ -77,10 +77,6 @@ class Table:
             setattr(self, name, np.zeros(0, dtype))
         self._free = np.empty(0, np.int64)
 
-    def warm_up_from(self, group: int) -> None:
-        """The number of the session's first group, from which warm-up groups are counted."""
-        self.warm_groups += group
-
     def _make_room(self, count: int) -> None:
         """Find slots that nothing refers to any more; make more if they are too few."""
         self._free = np.flatnonzero((self.state == 0) & (self.holds == 0))

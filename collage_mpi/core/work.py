@@ -88,11 +88,6 @@ class Fresh:
         """Remove and return all."""
         return self.take(self.count) if self.count else NOTHING
 
-    def merge(self, other: Fresh, position: np.ndarray) -> None:
-        """Take over the images of another one; `position`: of each slot."""
-        slots = np.concatenate([self.clear(), other.clear()])
-        self.add(slots[np.argsort(position[slots])])
-
 
 class Queue:
     """Work of one kind for any rank that may take it, oldest image first."""

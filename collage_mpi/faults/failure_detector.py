@@ -153,7 +153,7 @@ class FailureDetector:
             return False
         text = f"rank {ended.rank}{self._on(ended.rank)} is lost: {ended.why}"
         if not self.keep_going:
-            raise RankGone(f"{text}. Go on with the same command (run: with --resume)")
+            raise RankGone(f"{text}. Go on with the same command")
         tell(f"collage-mpi {self._name}: {text}{self._left(ended.rank)}", any_rank=True)
         return True
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.plugins import optional
-from collage_mpi.results.manifest import readable
 from collage_mpi.results.reader import Results, distinct
 from collage_mpi.results.statistics import PERCENTILES, BoundedSample, support_needed
 from collage_mpi.results.timeline import STRAGGLER, Bar, Timeline, look_of, looks
 from collage_mpi.system.files import save_csv, writing
+from collage_mpi.system.printable import readable
 
 # Okabe and Ito (2008), without yellow, which is hard to see on white: distinct with every common
 # colour blindness. Line styles differ too, for prints in grey.

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding.collage import Encoder
+from collage_mpi.encoding.collage import Encoder, resized
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError
 from collage_mpi.job.encoders import make_encoder
@@ -35,7 +35,7 @@ from collage_mpi.job.row_reader import RowReader, Wanted, described
 from collage_mpi.kinds import KIND
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import COMPILE, NO_TUNING, OWN_TUNING, PLAIN, TORCH, Tuning
-from collage_mpi.models.named import OFFLINE, is_foreign
+from collage_mpi.models.named import OFFLINE
 from collage_mpi.models.runtimes import (
     TRIED,
     Record,
@@ -55,6 +55,7 @@ from collage_mpi.system.tell import tell
 CHILD_COMMAND = own_command("collage_mpi.job.changeover")
 MADE_BATCH = 4  # inputs of a thread at once; measured (Lite0): 8.0, 6.7, 7.4, 7.7 ms at 1, 4, 8, 16
 LIMIT_S = 900.0  # for the child
+WAIT_S = 0.1
 JUDGED = 64  # images of the job on which the child compares the answers
 PDEATHSIG = 1  # of Linux's prctl
 
@@ -189,7 +190,7 @@ class Changeover:
                 self._decide(kind, hellos, costs)
 
     def _decide(self, kind: str, hellos: Mapping[int, Hello], costs: ServiceCosts) -> None:
-        plan, tuning = self._plan, self._plan.settings.tuning()
+        plan, tuning = self._plan, self._plan.settings.tuning(kind)
         settings = plan.settings
         ranks = [rank for rank in plan.placement.ranks_of(kind) if rank in hellos]
         if not ranks or hellos[ranks[0]].tuning.get(kind) in (None, NO_TUNING, OWN_TUNING):
@@ -204,7 +205,9 @@ class Changeover:
         share = settings.group_size if KIND[kind].encoded else 1
         work = Work(len(self._order) // share, image_s, settings.teams * len(ranks))
         size = made_batch(batch, threads_of(plan))
-        facts = {"batch": size, "save": settings.save, "geometry": asdict(plan.geometry)}
+        stage = settings.stage(kind)
+        geometry = plan.geometry.at_px(stage.px if stage else None)
+        facts = {"batch": size, "save": settings.save, "geometry": asdict(geometry)}
         spec, held = plan.networks[kind], hellos[ranks[0]].fingerprints[kind]
         names = candidates(spec, tuning)
         if work.images >= FEW * work.ranks:
@@ -257,6 +260,15 @@ class Changeover:
             self._thread = threading.Thread(target=self._make_all, name="changeover")
             self._thread.start()
         return self
+
+    def wait(self, stop_reason: Callable[[], str | None]) -> None:
+        """Wait until all networks are made, or there is a reason to stop."""
+        while self._requests and self._thread.is_alive() and stop_reason() is None:
+            self._thread.join(WAIT_S)
+
+    def record(self, kind: str) -> Record | None:
+        """How a kind's network was made; None if it stays in torch, or is not made yet."""
+        return read_record(Path(self.folders[kind])) if kind in self.folders else None
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -358,15 +370,11 @@ def make_as_asked(request: Mapping[str, Any]) -> None:
     """Make a network for another runtime; see `Changeover._request`."""
     welcome, kind, threads = read_text(request["welcome"]), request["kind"], request["threads"]
     assert isinstance(welcome, Welcome)
-    assert welcome.how.tuning is not None
     spec = welcome.networks[kind]
-    how = replace(
-        welcome.how,
-        device="cpu",
-        threads=threads,
-        geometry=welcome.geometry if is_foreign(spec) else None,
-    )
-    asked = [PLAIN, welcome.how.tuning.on("cpu")]
+    how = replace(welcome.how_of(kind, spec), device="cpu", threads=threads)
+    tuning = how.tuning
+    assert tuning is not None
+    asked = [PLAIN, tuning.on("cpu")]
     exact, tuned = (
         load_predictor(spec, KIND[kind].network, replace(how, tuning=each)) for each in asked
     )
@@ -389,7 +397,8 @@ def judged_inputs(
     try:
         if not KIND[kind].encoded:
             pixels, faults = reader.read(found)
-            return pixels[[why is None for why in faults]]
+            pixels, stage = pixels[[why is None for why in faults]], welcome.stages.get(kind)
+            return resized(pixels, stage.px) if stage is not None and stage.px else pixels
         told = welcome.geometry
         grid = Grid(told.side, told.cell_px)
         encoder = make_encoder(grid, told.image_shape, welcome.ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,10 @@ import numpy as np
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.core import Core
-from collage_mpi.job.messages import Changed, unpack
+from collage_mpi.core.states import READY
+from collage_mpi.job.messages import Bye, Changed, unpack
 from collage_mpi.job.packing import Packer
-from collage_mpi.job.team import Supply
+from collage_mpi.job.supply import Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import unpack_ends, unpack_use, use_bytes
@@ -26,6 +28,7 @@ from collage_mpi.results.row_sink import VECTORS_PER_PART_BYTES, RowSink
 from collage_mpi.shards.readahead import Images
 from collage_mpi.system.backoff import Backoff
 from collage_mpi.system.bottleneck import Use
+from collage_mpi.system.printable import numbered
 from collage_mpi.system.tell import tell
 from collage_mpi.workload.arrivals import Arrivals, ClosedLoop
 
@@ -33,6 +36,11 @@ REPORT_EVERY_NS = 10_000_000  # at this interval the cost of a report does not m
 REST_NS = 1_000_000  # rest of a team without images; polling every 0.2 ms took 12 % of a core
 ROWS = 4096  # resolved images whose rows are taken out at once; fewer wait for WRITE_EVERY_NS
 WRITE_EVERY_NS = 1_000_000_000
+# A job that has waited so long for others lets ranks go. It notices sooner that a job has died, and
+# then its ranks are there.
+RELEASE_NS = 60_000_000_000
+AGAIN_NS = 1_000_000_000  # until ranks that were not idle are let go
+RELEASED, SHOWN = "released", 8
 
 
 @dataclass(frozen=True)
@@ -157,19 +165,21 @@ class Coordinator:
     ) -> None:
         self.core, self.rows = core, rows
         self.transport, self.ranks = worker_group.transport, worker_group.detector
+        self._group = worker_group
         self.session = worker_group.session
         self.credit, self.clock, self.backoff = settings.credit, settings.clock, settings.backoff
         self.polls = PollWatch()
         self.work = WorkMeter()
         self.finish: ev.Finish | None = None
         self.retired: dict[int, str] = {}
+        self.released: set[int] = set()  # ranks that were let go
         self._uses: dict[int, bytes] = {}
         self.changes: list[tuple[int, Changed]] = []  # by rank, in order
         self._stop_reason, self._report = settings.stop_reason, settings.report
         self._draw, self._arrivals = settings.draw, settings.arrivals
         self._packer, self._supply, self._paused = packer, supply, False
         self._stopped = self._input_closed = self._letting_in = self._stepping = False
-        self._report_at_ns = self._write_at_ns = 0
+        self._report_at_ns = self._write_at_ns = self._release_at_ns = 0
         # Events that arose while others were handled; each entry holds those of one moment.
         self._events: deque[tuple[int, Sequence[ev.Event | partial[ev.Arrived]]]] = deque()
         self._left: list[Any] = []  # messages that have left, for the next step
@@ -225,7 +235,7 @@ class Coordinator:
         self.rows.task_rows(self.core.take_tasks())
 
     def _pause(self) -> None:
-        """Wait a little; longer if no image is in hand, when only the lead can send something."""
+        """Wait a little; longer if no image is in hand."""
         in_hand = self.core.admission.unresolved or self._supply.remaining
         if in_hand or self._input_closed:
             self.backoff.pause(self._until_timer_ns())
@@ -319,6 +329,8 @@ class Coordinator:
             return []  # a late answer of an earlier session
         if header.type == wire.CONTROL:
             told = unpack(message, rank)
+            if isinstance(told, Bye):
+                return []  # of a rank that was let go
             if isinstance(told, Changed):
                 self.changes.append((rank, told))
                 if told.why:
@@ -334,15 +346,17 @@ class Coordinator:
         return ends
 
     def _hear_of_supply(self, now_ns: int) -> None:
-        """Take what the lead has sent: leases, and a new threshold."""
+        """Take what the ledger grants, and a new threshold."""
         supply = self._supply
         supply.look_for_pairs()
         if supply.resting(self.core.admission.unresolved):
             self.write()
-        if supply.look(now_ns, self.core.admission.unresolved):
-            assert isinstance(self._arrivals, ClosedLoop)
+        came = supply.look(now_ns, self.core.admission.unresolved)
+        if came and isinstance(self._arrivals, ClosedLoop):
             self._arrivals.granted(self.clock())  # latencies of awaited images count from now
         self._note_pause()
+        if self._paused and now_ns >= self._release_at_ns:
+            self._release()
         for confidence in supply.thresholds():
             self._step(self.clock(), ev.Threshold(confidence))
 
@@ -356,7 +370,25 @@ class Coordinator:
         paused = self._supply.paused
         if paused and not self._paused:
             self._step(self.clock(), ev.InputPaused())
+            self._release_at_ns = self.clock() + RELEASE_NS
         self._paused = paused
+
+    def _release(self) -> None:
+        """Let the idle ranks go, but one of each kind: the core gives them up."""
+        self._release_at_ns = self.clock() + AGAIN_NS
+        kinds: set[str] = set()  # of the ranks that stay
+        idle = []
+        for rank in (each for each in self.core.ranks.known.values() if each.status == READY):
+            if not rank.kinds <= kinds:
+                kinds |= rank.kinds
+            elif not rank.tasks:
+                idle.append(rank.id)
+        if idle:
+            ranks = numbered("rank", idle, SHOWN)
+            tell(f"no image is free: {ranks} released, the others wait", logging.INFO)
+            self.released.update(idle)
+            self._step(self.clock(), *(ev.RankLost(rank, RELEASED) for rank in idle))
+            self._group.release(idle)
 
     def _until_timer_ns(self) -> int | None:
         """Time until the next timer or arrival; None if there is none."""
@@ -401,9 +433,9 @@ class Coordinator:
         known where the next group begins."""
         first = max(first, self.core.next)
         drawn = self._draw.some(images.placed) if self._draw.share else None
-        calibrates = self._supply.calibrates(first, images.index)
-        if calibrates is not None:
-            drawn = calibrates if drawn is None else drawn | calibrates
+        mine = self._supply.draws(first, images.position)
+        if mine is not None:
+            drawn = mine if drawn is None else drawn | mine
         if images.pixels is not None or images.files is not None:
             self._packer.held.add(first, images)
         return ev.Arrived(first, images.placed, t0_ns, read_ns, drawn, images.faults)

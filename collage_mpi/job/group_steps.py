@@ -28,7 +28,7 @@ MEMBER = table(
         UNABLE: ENDS,
         READY: {"measure": MEASURING, "start": WORKING, "end": DONE, **ENDS},
         MEASURING: {"measured": READY, **ENDS},
-        WORKING: {"end": DONE, **ENDS},
+        WORKING: {"end": DONE, "release": DONE, **ENDS},
         DONE: ENDS,
         STOPPED: {"bye": PARTED, "late": STUCK, "gone": LOST},
         PARTED: {},

@@ -20,7 +20,7 @@ from collage_mpi.job.messages import Hello, Measured, Start, Welcome, shards_in_
 from collage_mpi.job.plan import LARGEST_INPUT_BYTES, Plan, check_top_k
 from collage_mpi.job.row_reader import described
 from collage_mpi.job.worker_group import WorkerGroup
-from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE
+from collage_mpi.kinds import KIND, SINGLE
 from collage_mpi.models.info import Loading, tunings_text
 from collage_mpi.models.named import is_foreign, is_function
 from collage_mpi.mpi.answers import answer_message_bytes
@@ -47,7 +47,7 @@ MEASURABLE_NS = 50_000  # only null networks are faster; they have no costs wort
 
 PLAIN_LAUNCH = (
     "warning: --on-rank-loss continue needs a launch that keeps the other ranks when one dies. "
-    "This launch does not: a lost rank ends the job (--resume goes on). Start it with\n"
+    "This launch does not: a lost rank ends the job (the same command goes on). Start it with\n"
     "  collage-mpi launch -n {ranks} --on-rank-loss continue -- run ...\n"
     "which adds what mpiexec needs; --dry-run shows the line. srun cannot do it."
 )
@@ -134,7 +134,7 @@ def _require_quorum(plan: Plan, worker_group: WorkerGroup) -> None:
         if not set(plan.placement.ranks_of(kind)) & set(worker_group.present):
             raise RankGone(
                 f"no {kind} rank is left, so the session cannot begin; the output is kept: go on "
-                "with the same command (run: with --resume)"
+                "with the same command"
             )
 
 
@@ -206,26 +206,25 @@ def counted_classes(hellos: Mapping[int, Hello], specs: Mapping[str, str]) -> in
 
 
 def refuse_other_networks(
-    plan: Plan, hellos: Mapping[int, Hello], known: Mapping[str, str]
+    plan: Plan, networks: Mapping[str, str], known: Mapping[str, str]
 ) -> None:
-    """Refuse to resume a run with another network than in its earlier sessions.
-
-    Only networks without a weights file are checked here. Weights files were compared before the
-    ranks loaded them.
+    """Refuse to work on a run with another network than its other jobs.
 
     Args:
-        known: kind -> fingerprint in the earlier sessions.
+        plan: of the job.
+        networks: kind -> fingerprint, of this job's ranks.
+        known: the same of the job whose ranks were ready first.
 
     Raises:
         UsageError: a network differs.
     """
-    for kind, spec in plan.networks.items():
-        found = {h.fingerprints[kind] for h in hellos.values() if kind in h.fingerprints}
-        if is_foreign(spec) and kind in known and found - {known[kind]}:
+    for kind, fingerprint in networks.items():
+        if fingerprint != known.get(kind, fingerprint):
             raise UsageError(
-                f"{plan.settings.out}: cannot resume with another {kind} network: {spec} had "
-                f"fingerprint {known[kind][:12]}... before and has {found.pop()[:12]}... now. "
-                "Restore the network, or choose another --out."
+                f"{plan.settings.out}: the run has another {kind} network: {plan.networks[kind]} "
+                f"has fingerprint {fingerprint[:12]}... here, and had {known[kind][:12]}... in the "
+                "run. Make the weights the same file on every host, let a network of your own load "
+                "them from a file, or choose another --out."
             )
 
 
@@ -257,10 +256,12 @@ def warn_of_mixed_tuning(hellos: Mapping[int, Hello]) -> None:
 def welcomes(plan: Plan, encoder: Encoder) -> dict[int, Welcome]:
     """The welcome of each rank."""
     settings, common = plan.settings, _welcome(plan, encoder)
+    stages = {stage.kind: stage for stage in settings.stages}
     return {
         rank: replace(
             common,
             networks={kind: plan.networks[kind] for kind in sorted(held)},
+            stages={kind: stages[kind] for kind in sorted(held) if kind in stages},
             batch=max([settings.batch_size, *map(settings.most_inputs, held)]),
         )
         for rank, held in plan.placement.of_rank.items()
@@ -307,7 +308,7 @@ def start_of(
     """
     room = task_bytes(plan, encoder), answer_bytes(plan, encoder, columns)
     size = plan.settings.batch_size
-    return Start(costs.ratio, costs.batch_costs, size, *room, dict(runtimes))
+    return Start(costs.costs, costs.batch_costs, size, *room, dict(runtimes))
 
 
 def answer_bytes(plan: Plan, encoder: Encoder, columns: Sequence[KeptColumn]) -> int:
@@ -318,7 +319,7 @@ def answer_bytes(plan: Plan, encoder: Encoder, columns: Sequence[KeptColumn]) ->
     """
     settings = plan.settings
     images = max(settings.most_inputs(kind) for kind in plan.networks)
-    if settings.uses(COLLAGE) or settings.uses(BACKUP):
+    if settings.pastes:
         images = max(images, encoder.places)
     floats = most_floats(columns) if columns else 0
     nbytes = answer_message_bytes(images, images if floats else 0, floats)
@@ -358,7 +359,8 @@ class ServiceCosts:
     Attributes:
         idle_ns: kind -> time of one input.
         batch_ns: kind -> time of a full batch, for kinds with batches of several inputs.
-        ratio: time of one input of the scheme's other network divided by that of a single image.
+        costs: kind -> time of one input divided by that of a single image, for other networks than
+            the single one.
         batch_costs: kind -> time of each further input of a batch divided by that of the first.
         batch: groups that are sent together.
         chosen: how `--batch auto` chose the batch; None if the user gave it.
@@ -366,10 +368,15 @@ class ServiceCosts:
 
     idle_ns: dict[str, int]
     batch_ns: dict[str, int]
-    ratio: float
+    costs: dict[str, float]
     batch_costs: dict[str, float]
     batch: int
     chosen: ChosenBatch | None
+
+    @property
+    def ratio(self) -> float:
+        """The cost of the network that is asked first; 1 if there is only the single one."""
+        return next(iter(self.costs.values()), 1.0)
 
 
 def service_costs(
@@ -387,18 +394,19 @@ def service_costs(
     who = {kind: plan.placement.ranks_of(kind) for kind in plan.networks}
     networks = tuple(plan.networks.items())
     singly = worker_group.measure_in_turn(who, networks, dict.fromkeys(who, 1))
-    idle_ns, measured = shortest_ns(singly), ratio_among(singly)
+    idle_ns = shortest_ns(singly)
     measurable = bool(idle_ns) and min(idle_ns.values()) >= MEASURABLE_NS and not settings.injects
-    unlike = {(KIND[kind].network, spec) for kind, spec in plan.networks.items()}
-    ratio = 1.0
-    if settings.cost_ratio is not None:
-        ratio = settings.cost_ratio
-    elif measured is not None and measurable and len(unlike) > 1:
-        ratio = measured
+    costs = {}
+    for kind in plan.networks.keys() - {SINGLE}:
+        measured = ratio_of(singly.get(kind, ()), singly.get(SINGLE, ())) if measurable else None
+        costs[kind] = measured or 1.0
+        if settings.cost_ratio is not None:
+            costs[kind] = settings.cost_ratio
+    costs = {kind: costs[kind] for kind in settings.accept if kind in costs} | costs
     grows = {} if not measurable or settings.batch_cost is not None else idle_ns
     if settings.batch is None:
-        costs = injected_ns(settings), ratio, settings.batch_costs(), grows
-        trial = _Trial(plan, worker_group, ModelTimes(settings, *costs))
+        model = ModelTimes(settings, injected_ns(settings), costs, settings.batch_costs(), grows)
+        trial = _Trial(plan, worker_group, model)
         chosen = choose_batch(most, trial.times_of, least)
         chosen = trial.fitting(chosen) if least == 1 else chosen
         settings = settings.at_batch(chosen.size)
@@ -409,7 +417,7 @@ def service_costs(
         for kind in batch_ns
         if kind in grows
     }
-    return ServiceCosts(idle_ns, batch_ns, ratio, batch_costs, settings.batch_size, chosen)
+    return ServiceCosts(idle_ns, batch_ns, costs, batch_costs, settings.batch_size, chosen)
 
 
 def most_together(
@@ -520,12 +528,6 @@ def ratio_of(others: Sequence[Measured], singles: Sequence[Measured]) -> float |
     if not times or min(single for _, single in times) <= 0:
         return None
     return median(other / single for other, single in times)
-
-
-def ratio_among(rounds: Mapping[str, Sequence[Measured]]) -> float | None:
-    """`ratio_of` for measurements by kind: the first other network against the single network."""
-    other = next((kind for kind in rounds if kind != SINGLE), None)
-    return None if other is None else ratio_of(rounds[other], rounds.get(SINGLE, ()))
 
 
 def shortest_ns(rounds: Mapping[str, Sequence[Measured]]) -> dict[str, int]:

@@ -9,20 +9,14 @@ import atexit
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.faults.process_monitor import CoordinatorMonitor, ProcessMonitor
-from collage_mpi.job.networks import NetworkLoader
-from collage_mpi.job.team import LeadLink
-from collage_mpi.job.worker import Worker
-from collage_mpi.job.worker_group import STOP_LIMIT_S, WorkerGroup
-from collage_mpi.launch.mpiexec import noted_signal
 from collage_mpi.mpi.protocol import CONTROL_BYTES
 from collage_mpi.mpi.transport import (
     CoordinatorTransport,
@@ -45,9 +39,11 @@ from collage_mpi.system.printable import numbered
 from collage_mpi.system.process_tree import STOP_SIGNALS
 from collage_mpi.system.tell import report, tell
 
+if TYPE_CHECKING:  # what a rank needs it loads by its role: each loads little, and there are many
+    from collage_mpi.job.worker_group import WorkerGroup
+
 StopReason = Callable[[], str | None]
 
-OUTLIVE_S = 25.0  # how long a coordinator may go on without its lead: to stop (5 s) and to write
 SHORT_STOP_S = 10.0  # in a fault-tolerant world a rank that does not end in time is left behind
 
 
@@ -69,6 +65,8 @@ class StopFlag:
         """Why to stop, or None. The reason names the signal that `launch` got, if it noted one."""
         if self._number is None:
             return None
+        from collage_mpi.launch.mpiexec import noted_signal
+
         # A launcher may pass on another signal than it got.
         through = " through the launcher" if status_word() else ""
         return f"stopped by {noted_signal() or signal.Signals(self._number).name + through}"
@@ -79,18 +77,16 @@ def run_world(
     body: Callable[[WorkerGroup, StopReason], int],
     *,
     teams: int = 1,
-    team_body: Callable[[WorkerGroup, LeadLink, StopReason], int] | None = None,
 ) -> int:
-    """Run `body` on rank 0 while the other ranks work for it.
+    """Run `body` on the coordinator of each team while the other ranks work for it.
 
     Args:
         name: of the command, for messages.
         body: is given the workers, and a function that says why to stop (or None).
         teams: number of equal teams; if the ranks cannot be split equally, there is one team.
-        team_body: as `body`, for coordinators of other teams; also given the link to rank 0.
 
     Returns:
-        The exit code, on every rank.
+        The exit code, on every rank: that of rank 0, or of a team that has outlived rank 0.
     """
     stop = StopFlag()
     stop.install()  # before MPI and torch: a signal during a slow start counts too
@@ -111,13 +107,13 @@ def run_world(
         if rank != coordinator:
             return world.work(coordinator, each if each < size else 0)
         own = range(coordinator + 1, coordinator + each)
-        if rank and team_body is not None:
-            return world.work_as_team(own, team_body)
+        if rank:
+            return world.work_as_team(own, body)
         report(up=True)
         others = world.group(range(each, size, each))
         others.transport.expect(CONTROL_BYTES)
         worker_group = world.group(own, others)
-        code = world.coordinate(worker_group, body)
+        code, _ = world.coordinate(worker_group, body, stop.reason)
         world.part(others, code)
         world.part(worker_group, code)
         return code
@@ -144,6 +140,8 @@ class _World:
 
     def group(self, ranks: Sequence[int], others: WorkerGroup | None = None) -> WorkerGroup:
         """The ranks that this rank coordinates. They are told where it is."""
+        from collage_mpi.job.worker_group import WorkerGroup
+
         process_monitor = None
         if self.tolerant and ranks:
             size = self.comm.Get_size()
@@ -160,26 +158,23 @@ class _World:
         return worker_group
 
     def work_as_team(
-        self, own: Sequence[int], body: Callable[[WorkerGroup, LeadLink, StopReason], int]
+        self, own: Sequence[int], body: Callable[[WorkerGroup, StopReason], int]
     ) -> int:
-        """Run as the coordinator of another team; the exit code.
+        """Run as the coordinator of another team; the exit code. It goes on without rank 0 where
+        MPI does."""
+        from collage_mpi.job.teams import RankZero
 
-        Without rank 0 it goes on for up to OUTLIVE_S, to write the rows that it has.
-        """
         transport = WorkerTransport(self.comm, self.mpi, fault_tolerant=self.tolerant)
-
-        def lead_gone() -> None:
-            link.gone.set()
-            time.sleep(OUTLIVE_S)
-            hard_exit.leave(ExitCode.INCOMPLETE)
-
-        link = LeadLink(transport, CoordinatorMonitor(self.comm.Get_rank(), lead_gone))
+        rank_0 = RankZero(
+            transport, CoordinatorMonitor(self.comm.Get_rank(), lambda: rank_0.gone.set())
+        )
         worker_group = self.group(own)
-        code = body(worker_group, link, self.stop)
+        code, why = self.coordinate(worker_group, body, lambda: self.stop() or rank_0.stop_reason())
+        code = rank_0.end(code, why)
         self.part(worker_group, code)
-        if not link.gone.is_set():
+        if not rank_0.gone.is_set():
             if not self.tolerant:
-                link.wait_to_leave()
+                rank_0.wait_to_leave()
             transport.close()
         return code
 
@@ -192,14 +187,17 @@ class _World:
             coordinator: its rank.
             team: number of ranks of each team; 0 if there is one team.
         """
+        from collage_mpi.job.networks import NetworkLoader
+        from collage_mpi.job.worker import Worker
+
         rank = self.comm.Get_rank()
         transport = WorkerTransport(
             self.comm, self.mpi, fault_tolerant=self.tolerant, coordinator=coordinator
         )
-        loader = NetworkLoader(rank, self.comm.Get_size(), team)
         leave = _end_alone if coordinator else partial(hard_exit.leave, ExitCode.INCOMPLETE)
         monitor = CoordinatorMonitor(rank, leave, coordinator)
-        code = Worker(transport, loader, monitor=monitor).serve()
+        size = self.comm.Get_size()
+        code = Worker(transport, NetworkLoader(rank, size, team), monitor=monitor).serve()
         if code is None:
             leave()
             raise AssertionError("this process has left")
@@ -207,21 +205,29 @@ class _World:
         return code
 
     def coordinate(
-        self, worker_group: WorkerGroup, body: Callable[[WorkerGroup, StopReason], int]
-    ) -> int:
-        """Run as rank 0; the exit code. An error that a user can meet becomes one message."""
+        self,
+        worker_group: WorkerGroup,
+        body: Callable[[WorkerGroup, StopReason], int],
+        stop: StopReason,
+    ) -> tuple[int, str]:
+        """Run as a coordinator; the exit code, and why. An error that a user can meet becomes one
+        message, which rank 0 prints."""
+        why = ""
         try:
-            code = body(worker_group, self.stop)
+            code = body(worker_group, stop)
         except Exception as error:
             fault = fault_of(error)
             if fault is None:
                 raise
+            why = str(fault)
             tell(f"collage-mpi {self.name}: {fault}", logging.ERROR)
             code = int(fault.exit_code)
-        return int(ExitCode(code))
+        return int(ExitCode(code)), why
 
     def part(self, worker_group: WorkerGroup, code: int) -> None:
         """Tell all ranks to end. If a rank does not answer, MPI cannot end and is aborted."""
+        from collage_mpi.job.worker_group import STOP_LIMIT_S
+
         limit_s = SHORT_STOP_S if self.tolerant else STOP_LIMIT_S
         silent = worker_group.stop(code, limit_s)
         if self.comm.Get_rank() == 0:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -21,7 +21,9 @@ from collage_mpi.encoding.vectors import Extras, KeptColumn
 from collage_mpi.errors import CollageError
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.models.info import Geometry, Loading
+from collage_mpi.models.named import is_foreign, is_null
 from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
+from collage_mpi.settings.stages import Stage
 from collage_mpi.system.process_tree import ProcessId
 
 SHARDS_FRAME_BYTES = 128  # of a message of shards: its header, and the JSON around the texts
@@ -69,6 +71,7 @@ class Welcome:
         fit: how files become images (`pictures.PictureFit`); None if tasks carry no files.
         must_read: whether the rank fails if its host does not have the shards. Otherwise Hello
             says so.
+        stages: kind -> how the network of a stage differs from the exact one's.
         ranks: number of ranks of the world. All are assumed to be on one host and share its cores,
             unless the launcher says how many are.
     """
@@ -82,6 +85,16 @@ class Welcome:
     fit: str | None
     must_read: bool
     ranks: int
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    def how_of(self, kind: str, spec: str) -> Loading:
+        """How the network of a kind, with this spec, is run, and the shapes that it is told."""
+        how, geometry = self.how, self.geometry
+        if (stage := self.stages.get(kind)) is not None:
+            assert how.tuning is not None  # rank 0 says it
+            how, geometry = replace(how, tuning=stage.tuning(how.tuning)), geometry.at_px(stage.px)
+        told = is_null(spec) or is_foreign(spec)
+        return replace(how, geometry=geometry if told else None)  # weights files know their shapes
 
 
 @dataclass(frozen=True)
@@ -100,14 +113,14 @@ class Start:
     """Tasks may come.
 
     Attributes:
-        cost_ratio: service time of a collage divided by that of a single image.
+        costs: kind -> service time of its network divided by that of a single image.
         batch_costs: kind -> time of each further input of a batch divided by that of the first.
         batch: groups that are sent together.
         task_bytes, answer_bytes: length of the longest message of tasks, and of answers.
         runtimes: kind -> the folder in which its network, made for another runtime, is or will be.
     """
 
-    cost_ratio: float
+    costs: dict[str, float]
     batch_costs: dict[str, float]
     batch: int
     task_bytes: int
@@ -118,6 +131,11 @@ class Start:
 @dataclass(frozen=True)
 class End:
     """The session is over."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """The session is over for this rank, while others go on, perhaps for hours."""
 
 
 @dataclass(frozen=True)
@@ -223,168 +241,30 @@ class Bye:
     """The rank ends now or, in a world that is not fault-tolerant, after Leave."""
 
 
-# ---- down: the lead to a team's coordinator, which also gets Rank0, Start and Stop -----------
-
-
-@dataclass(frozen=True)
-class Begin:
-    """A run begins, and the team is a session of it. The answer is Ready, or Fault.
-
-    Attributes:
-        session: number of the team's rows.
-        run_id: from the manifest. It shows that a team sees the same folder as the lead.
-        order: digest of the job's order, which lead and team both make from the settings.
-    """
-
-    session: int
-    run_id: str
-    order: str
-
-
-@dataclass(frozen=True)
-class Lease:
-    """Images whose rows only this team writes, as long as the epoch lasts.
-
-    Attributes:
-        number: of the lease; numbers grow.
-        epoch: of the team.
-        first_group: number of the first group; see `job/leases`.
-        places: positions in the job's order, from `packed_ranges`.
-    """
-
-    number: int
-    epoch: int
-    first_group: int
-    places: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Pause:
-    """No lease is left to give. One may still come if a team is lost. The answer is Idle."""
-
-
-@dataclass(frozen=True)
-class Close:
-    """No further image will come. The answer is Done."""
+# ---- between rank 0 and the coordinators of other teams, which also get Rank0, Stop and Leave, and
+# say Here and Bye ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Halt:
-    """Stop as if a signal had come. The answer is Done."""
+    """Rank 0 to a team: stop as if a signal had come."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class SetThreshold:
-    """From now on a cell counts if its score is at least `confidence`; None: make no more collages.
+class Ended:
+    """A team to rank 0: it has ended with this exit code; why, if it could not work or go on."""
 
-    The manifest lists all thresholds.
-
-    Attributes:
-        session: number of team 0's session in which the threshold was decided.
-        since_ns: when it was decided, since the start of that session.
-    """
-
-    confidence: float | None
-    session: int
-    since_ns: int
-
-
-# ---- up: a team's coordinator to the lead; it also says Here, Fault and Bye ------------------
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The team's ranks are ready.
-
-    Attributes:
-        fingerprints: kind -> fingerprint of its network.
-    """
-
-    fingerprints: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Begun:
-    """The first image of the lease with this number has arrived."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part is on the disk and may be published.
-
-    Attributes:
-        table: name of its table.
-        number: of the part.
-        epoch: of the team when it wrote the part.
-        places: positions of its images, from `packed_ranges`; () for other tables.
-    """
-
-    table: str
-    number: int
-    epoch: int
-    places: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the team is. The message is also the team's heartbeat.
-
-    Attributes:
-        images: number of images with an outcome.
-        errors: of these, error rows.
-        collage: of these, images that a collage answered.
-        audited: audited images.
-        differing: audited images to which the networks gave different classes.
-    """
-
-    images: int
-    errors: int
-    collage: int
-    audited: int = 0
-    differing: int = 0
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Images that both networks have classified; see `calibration.Pair`."""
-
-    pairs: tuple[tuple[int | None, float | None, bool], ...]
-
-
-@dataclass(frozen=True)
-class Idle:
-    """All readable images of leases up to this number have rows, in parts that were reported."""
-
-    lease: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """The team has ended and has reported all its parts. Its entry in `pending/` says more.
-
-    Attributes:
-        status, reason: of the core's Finish.
-        lost: why shards were not read in full. Another team may have read them.
-        changed: shards that have changed since the start.
-    """
-
-    status: str
-    reason: str
-    lost: tuple[str, ...]
-    changed: tuple[str, ...]
+    exit_code: int
+    why: str
 
 
 # ---- as bytes ---------------------------------------------------------------
 
-ToWorkers = Rank0 | Shards | Welcome | Measure | Start | End | Stop | Leave
+ToWorkers = Rank0 | Shards | Welcome | Measure | Start | End | Release | Stop | Leave
 FromWorkers = Here | Hello | Fault | Measured | Changed | Bye
-ToTeams = Begin | Lease | Pause | Close | Halt | SetThreshold
-FromTeams = Ready | Begun | Part | Progress | Pairs | Idle | Done
-Message = ToWorkers | FromWorkers | ToTeams | FromTeams
+Message = ToWorkers | FromWorkers | Halt | Ended
 TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
 
 
@@ -422,27 +302,6 @@ def shards_in_messages(descriptions: Sequence[str]) -> list[Shards]:
         parts[-1].append(text)
         free -= needed
     return [Shards(tuple(part)) for part in parts]
-
-
-def packed_ranges(ranges: Iterable[tuple[int, int]]) -> tuple[int, ...]:
-    """[start, stop) ranges, in order, as pairs: the gap after the range before, and the length.
-
-    These numbers are short, so that a part of 4,096 images without neighbours fits a message.
-    """
-    packed, at = [], 0
-    for start, stop in ranges:
-        packed += [start - at, stop - start]
-        at = stop
-    return tuple(packed)
-
-
-def unpacked_ranges(packed: Sequence[int]) -> list[tuple[int, int]]:
-    """The ranges of `packed_ranges`."""
-    ranges, at = [], 0
-    for gap, length in zip(packed[::2], packed[1::2], strict=True):
-        ranges.append((at + gap, at + gap + length))
-        at = ranges[-1][1]
-    return ranges
 
 
 def unpack(data: np.ndarray, rank: int) -> Message:

@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.encoding.collage import decode
+from collage_mpi.encoding.collage import decode, resized
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.errors import CollageError, EnvironmentFault
@@ -33,6 +34,7 @@ from collage_mpi.models.waiting import WaitingNetwork
 from collage_mpi.mpi.answers import ANSWERED, FAILED, Score, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.rows import ANSWERERS
+from collage_mpi.settings.stages import MARGIN, TOP
 from collage_mpi.system.environment import (
     assign_device,
     local_gpu_rank,
@@ -76,9 +78,7 @@ class NetworkLoader:
         Raises:
             UsageError, EnvironmentFault, DataFault: as in `models.load_predictor`, and of a trace.
         """
-        network, delays = KIND[kind].network, welcome.how.delays
-        told = is_null(spec) or is_foreign(spec)  # weights files know their shapes
-        how = replace(welcome.how, geometry=welcome.geometry if told else None)
+        network, delays, how = KIND[kind].network, welcome.how.delays, welcome.how_of(kind, spec)
         if (spec, network, how) not in self._loaded:
             with uncollected():
                 self._loaded[spec, network, how] = self._load(spec, network, how)
@@ -99,7 +99,7 @@ class NetworkLoader:
         )
 
     def _device(self, device: str) -> str:
-        if device == "cpu":
+        if device == "cpu" or (device == "auto" and not gpus_here()):
             return "cpu"
         import torch
 
@@ -139,6 +139,8 @@ class Networks:
         self.predictors = {
             kind: load(spec, kind, welcome) for kind, spec in welcome.networks.items()
         }
+        self._px = {kind: stage.px for kind, stage in welcome.stages.items() if stage.px}
+        self._scores = {kind: stage.scored for kind, stage in welcome.stages.items()}
         self.columns = self._columns()
         self._layout = layout_of(self.columns) if self.columns else None
         self._tried: dict[str, int] = {}  # kind -> the largest batch of `_untried` that was run
@@ -263,12 +265,18 @@ class Networks:
     def _call(self, kind: str, inputs: np.ndarray) -> None:
         """Run the network. An error of a user's code is raised as DataFault."""
         try:
-            self.predictors[kind].predict(inputs)
+            self.predictors[kind].predict(self._fitted(kind, inputs))
         except RAISED as error:
             spec = self._welcome.networks[kind]
             if not is_foreign(spec) or is_of_device(error) or isinstance(error, CollageError):
                 raise
             raise raised_at_first(spec, inputs.dtype, inputs.shape, error) from error
+
+    def _fitted(self, kind: str, inputs: np.ndarray) -> np.ndarray:
+        """The inputs in the size that the kind's network gets: (n, H, W, C) uint8 -> (n, px, px, C)
+        uint8 for a stage with an input size of its own."""
+        px = self._px.get(kind)
+        return inputs if px is None else resized(inputs, px)
 
     def _try_batches(self, kind: str) -> int:
         """Run batches of 2, 4, 8 ... up to the largest, to warm up; time of the last in ns."""
@@ -312,7 +320,7 @@ class Networks:
         predictor = self.predictors[tasks[0].kind]
         who = ANSWERERS.index(predictor.runtime)  # before it answers: a trial may end in between
         try:
-            begun = predictor.begin(joined(inputs))
+            begun = predictor.begin(self._fitted(tasks[0].kind, joined(inputs)))
         except RAISED as error:
             why = f"{type(error).__name__}: {error}"
             return Computation(partial(self._apart, tasks, inputs, why))
@@ -361,7 +369,7 @@ class Networks:
         self, task: WireTask, scores: np.ndarray, given: Mapping[str, np.ndarray]
     ) -> WireResult:
         """The answer to a task, with the vectors that the user keeps."""
-        result = result_of(task, scores)
+        result = result_of(task, scores, self._scores.get(task.kind, TOP))
         if self._layout is None or result.status == FAILED:
             return result
         flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
@@ -397,17 +405,19 @@ def _address(array: np.ndarray) -> int:
     return address
 
 
-def result_of(task: WireTask, scores: np.ndarray) -> WireResult:
+def result_of(task: WireTask, scores: np.ndarray, by: str = TOP) -> WireResult:
     """The answer to a task. The task has failed if no row of its scores is finite.
 
     Args:
         task: what was asked.
         scores: (n, 1, classes) for a single task or a batch, a row per item; (1, cells, classes)
             for a collage, a row per cell.
+        by: what the score of an answer is, one of `stages.SCORES`.
     """
     kind = KIND[task.kind]
     flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
-    records = [None if found is None else Score(*found) for found in decode(flat)]
+    answers = decode(flat, margin=by == MARGIN)
+    records = [None if found is None else Score(*found) for found in answers]
     if not any(records) and not np.isfinite(flat).all(axis=1).any():
         return failed(task, NOT_FINITE)
     places = [cell for _, cell in task.items] if kind.encoded else range(len(task.items))
@@ -478,6 +488,16 @@ def give_memory_back() -> None:
     """Give the kernel the memory that `keep_freed_memory` has kept."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_networks() -> None:
+    """Free the networks to which nothing refers any more, on their device too."""
+    gc.unfreeze()  # see `uncollected`
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    give_memory_back()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.core.schemes import SCHEMES
+from collage_mpi.bounds.sample import Asked, front
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import SCORES
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
-from collage_mpi.job.calibration import calibration_first
+from collage_mpi.job.pairs import drawn_first
 from collage_mpi.kinds import COLLAGE, KIND, KINDS, SINGLE
+from collage_mpi.ledger.records import Run
 from collage_mpi.models import describe
 from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.models.asking import Described, ask
@@ -34,7 +35,6 @@ from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.runtimes import candidates
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results import INDEX_FOLDER
-from collage_mpi.results.parts import sessions_of
 from collage_mpi.results.statistics import ADVICE, weaker_by
 from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.rows import MOST_ITEMS
@@ -42,17 +42,14 @@ from collage_mpi.settings.run_settings import (
     Placement,
     RunSettings,
     any_foreign,
-    pastes,
     with_accept_of,
 )
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
 from collage_mpi.shards.order import (
-    BLOCK,
     Listed,
     Order,
     Permutation,
-    Range,
     Shuffle,
 )
 from collage_mpi.shards.pictures import is_enlarged, parse_fit
@@ -85,11 +82,18 @@ class Plan:
     classes: int | None
     asked: RunSettings | None = None  # the settings before `accept auto` was resolved; or None
     by_file: AcceptSpec | None = None  # the threshold that `accept auto` took from a weights file
+    first: int = 0  # position in the run of the first image of the order
 
     @property
-    def calibration(self) -> int:
-        """Number of images, at the start of the order, that choose the threshold."""
-        return self.settings.calibration_images(len(self.order))
+    def promises(self) -> bool:
+        """Whether a threshold is chosen for `agree`. It is about the images of the first run: the
+        single network answers those that come later."""
+        return self.settings.agree is not None and not self.first
+
+    @property
+    def front(self) -> int:
+        """Number of images at the start of the order that are drawn for `agree`."""
+        return drawn_of(self.settings, len(self.order)) if self.promises else 0
 
     @property
     def geometry(self) -> Geometry:
@@ -106,20 +110,20 @@ class Plan:
         """This plan with a batch of `size` groups, if the batch is auto."""
         return replace(self, settings=self.settings.at_batch(size))
 
-    def lacking(self, done: np.ndarray) -> list[Range]:
-        """The positions of images without a row; done: (k,) of (shard u4, row u8)."""
-        if not len(done):
-            return [(0, len(self.order))]
-        lacking = np.ones(len(self.order), bool)
-        for first in range(0, len(done), BLOCK):
-            lacking[self.order.find(self.indices_of(done[first : first + BLOCK]))[1]] = False
-        edges = np.flatnonzero(np.diff(lacking, prepend=False, append=False)).tolist()
-        return list(zip(edges[::2], edges[1::2], strict=True))
+    def at_run(self, runs: Sequence[Run]) -> Plan:
+        """This plan for the last of the runs, whose images follow those of the runs before.
 
-    def indices_of(self, rows: np.ndarray) -> np.ndarray:
-        """(k,) int64, the global indices of images; rows: (k,) with the columns shard and row."""
-        indices: np.ndarray = self.starts[rows["shard"]] + rows["row"].astype(np.int64)
-        return indices
+        A later run asks for images again, and then for those of shards that could not be read.
+        """
+        if len(runs) == 1:
+            return self
+        found = self.order.indices(range(len(self.order)))  # by position
+        images = runs[0].settings["images"]
+        for run in runs[1:]:
+            again = [found[first:stop] for first, stop in run.again]
+            more = np.arange(images, images := run.settings["images_now"])
+            found = np.concatenate([found, *again, more])
+        return replace(self, order=Order.of_list(found[runs[-1].first :]), first=runs[-1].first)
 
     @property
     def networks(self) -> dict[str, str]:
@@ -127,6 +131,15 @@ class Plan:
         settings = self.settings
         used = {kind for held in self.placement.kinds for kind in held}
         return {kind: settings.network(kind) for kind in KINDS if kind in used}
+
+
+def shards_of(known: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The shards of a manifest, with what the last job has found changed in them."""
+    since = [entry["since"] for entry in known["sessions"] if entry.get("since")]
+    changed = since[-1] if since else {}
+    return [
+        {**shard, **changed.get(str(number), {})} for number, shard in enumerate(known["shards"])
+    ]
 
 
 def make_plan(
@@ -142,7 +155,7 @@ def make_plan(
     Args:
         settings: of the run.
         world_size: number of ranks.
-        known: the manifest of a run that is resumed; None or {} for a new run.
+        known: the manifest of a run that is joined; None or {} for a new run.
         launched: this process is a rank of the world, so the launcher's number of ranks is checked.
         team: the team whose ranks are placed.
 
@@ -163,11 +176,12 @@ def make_plan(
     )
     try:
         if known:
-            indexes, session = Path(settings.out) / INDEX_FOLDER, sessions_of(known).stop
+            indexes = Path(settings.out) / INDEX_FOLDER
             limited = settings.limit is not None
-            shards = as_before(shards, known["shards"], indexes, session, limited=limited)
+            session = max((entry["session"] for entry in known["sessions"]), default=0) + 1
+            shards = as_before(shards, shards_of(known), indexes, session, limited=limited)
         _tell_of_usual_resize(settings, networks, shards)
-        order = run_order(settings, len(shards), known)
+        order = run_order(settings, known["images"] if known else len(shards), known)
         return _fitted(settings, placement, networks, shards, order)
     except BaseException:
         shards.close()
@@ -186,7 +200,9 @@ def read_as(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> ReadA
     if any(source_of(path)[0].name not in HDF5 for path in paths):
         shape = settings.picture_shape()
         cell_px = settings.cell_px or shape[0]
-        asked = _ask_named(settings, Geometry(shape, settings.side, cell_px, None))
+        exact = [SINGLE] if settings.stages else KINDS  # a stage may get fewer pixels
+        known = [each for kind, each in networks.items() if kind in exact]
+        asked = _ask_named(settings, Geometry(shape, settings.side, cell_px, None), kinds=exact)
         known += [each.info for each in asked.values()]
         told = next((each for each in asked.values() if each.resize_px), None)
         resize_px, by = (told.resize_px, told.filter) if told else (None, None)
@@ -244,16 +260,15 @@ def _fitted(
     functions = not shards.infos[0].is_picture and settings.extras.classifies
     asked = _ask_named(settings, geometry, functions)
     networks = {**networks, **{kind: each.info for kind, each in asked.items()}}
-    check_items(networks.values(), shards.dtype, shards.shape, shards.infos[0].conversion)
+    small = _check_px(settings, shards, networks)
+    whole = [info for kind, info in networks.items() if kind not in small]
+    check_items(whole, shards.dtype, shards.shape, shards.infos[0].conversion)
     single, collage = networks.get(SINGLE), networks.get(COLLAGE)
-    names = check_fit(
-        networks.values(),
-        shards.shape,
-        shards.class_names,
-        settings.shards,
-        settings.side,
-        settings.cell_px,
-    )
+    told = settings.shards, settings.side, settings.cell_px
+    names = check_fit(whole, shards.shape, shards.class_names, *told)
+    for kind, px in small.items():
+        info, size = networks.get(kind), geometry.at_px(px).image_shape
+        names = check_fit([info], size, names) or names
     if settings.class_names_file is not None:
         names = _named_by_file(Path(settings.class_names_file), shards, names)
     grid = Grid(settings.side, cell_px)
@@ -264,7 +279,7 @@ def _fitted(
     if classes is None:
         classes = _unnamed_classes(settings, shards, geometry)
     check_top_k(settings, classes)
-    known = with_accept_of(settings, single, networks.get(settings.judged))
+    known = with_accept_of(settings, networks)
     if settings.confidence is None and known.confidence == 1:
         measure = (
             ""
@@ -277,9 +292,9 @@ def _fitted(
             "every answer",
             logging.INFO,
         )
-    by_file = (
-        collage.accept if collage is not None and known.confidence != settings.confidence else None
-    )
+    changed = (known.confidence, known.first) != (settings.confidence, settings.first)
+    judged = networks.get(settings.judged)
+    by_file = judged.accept if judged is not None and changed else None
     facts = known, shards, order, grid, placement, names, classes
     return Plan(*facts, asked=settings, by_file=by_file)
 
@@ -294,7 +309,7 @@ def check_without_images(settings: RunSettings, world_size: int) -> dict[str, Ne
     settings.check_slow_ranks(world_size)
     networks = _networks(settings)
     for kind in filter(settings.uses, KINDS):
-        candidates(settings.network(kind), settings.tuning())
+        candidates(settings.network(kind), settings.tuning(kind))
     _check_names(settings, networks)
     return networks
 
@@ -351,27 +366,60 @@ def _check_pasting(settings: RunSettings, shards: ShardSet) -> None:
     """Raise UsageError if the scheme pastes images into one picture, but items are no images."""
     if not settings.pastes or (shards.dtype == "uint8" and len(shards.shape) == 3):
         return
-    names = ", ".join(scheme for scheme in SCHEMES if not pastes(scheme))
     raise UsageError(
         f"scheme {settings.scheme} pastes several images into one picture, which needs uint8 of "
         f"(height, width, channels); the source holds items of {shards.dtype} {shards.shape}. "
-        f"Use a scheme that pastes nothing: {names}. {shards.infos[0].conversion}".strip()
+        "Use a scheme that pastes nothing: none, replicate, hedge, or cascade with --first W. "
+        f"{shards.infos[0].conversion}".strip()
     )
 
 
 def _ask_named(
-    settings: RunSettings, geometry: Geometry, functions: bool = False
+    settings: RunSettings,
+    geometry: Geometry,
+    functions: bool = False,
+    kinds: Sequence[str] = KINDS,
 ) -> dict[str, Described]:
     """The facts of networks of other libraries, by kind; see `asking.ask`.
 
     With `functions`, networks made by the user's own code are included.
     """
-    specs = {kind: settings.network(kind) for kind in KINDS if settings.uses(kind)}
+    specs = {kind: settings.network(kind) for kind in kinds if settings.uses(kind)}
+    px = {stage.kind: stage.px for stage in settings.stages}
     return {
-        kind: ask(spec, KIND[kind].network, geometry, settings.trust_network)
+        kind: ask(spec, KIND[kind].network, geometry.at_px(px.get(kind)), settings.trust_network)
         for kind, spec in specs.items()
         if is_foreign(spec) and (functions or not is_function(spec))
     }
+
+
+def _check_px(
+    settings: RunSettings, shards: ShardSet, networks: Mapping[str, NetworkInfo]
+) -> dict[str, int]:
+    """Kind -> height and width of its pictures, for stages that get smaller ones.
+
+    Raises:
+        UsageError: the images are no pictures, or not larger; or a network needs smaller ones, and
+            the user has not said so.
+    """
+    for stage in settings.stages:
+        info = networks.get(stage.kind)
+        needs = None if info is None or stage.px else info.image_shape
+        if needs and len(needs) == len(shards.shape) == 3 and needs[0] < shards.shape[0]:
+            raise UsageError(
+                f"first is {stage.text}, which needs pictures of {needs[0]} px, and the single "
+                f"network gets {shards.shape[0]} px: say --first {replace(stage, px=needs[0]).text}"
+            )
+    small = {stage.kind: stage for stage in settings.stages if stage.px is not None}
+    for stage in small.values():
+        assert stage.px is not None
+        square = shards.dtype == "uint8" and len(shards.shape) == 3
+        if not square or not stage.px < shards.shape[0] == shards.shape[1]:
+            raise UsageError(
+                f"first is {stage.text}, and the images are {shards.dtype} {shards.shape}: a stage "
+                "may get square pictures with fewer pixels; leave out the input size"
+            )
+    return {kind: stage.px for kind, stage in small.items() if stage.px is not None}
 
 
 def _count_classes(
@@ -410,14 +458,16 @@ def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry
     Raises:
         UsageError: the number is needed, and the function does not give it.
     """
-    functions = [kind for kind in (SINGLE, COLLAGE) if is_function(getattr(settings, kind))]
+    used = [kind for kind in KINDS if settings.uses(kind)]
+    functions = [kind for kind in used if is_function(settings.network(kind))]
     labels = shards.labels()
     if not functions or labels is not None:
         return NULL_CLASSES if labels is None or not functions else int(labels.max()) + 1
     if settings.save != SCORES:
         return None
     try:
-        return ask(settings.network(functions[0]), functions[0], geometry).classes
+        first = functions[0]
+        return ask(settings.network(first), KIND[first].network, geometry).classes
     except CollageError as error:
         raise UsageError(
             f"--save {SCORES} needs the number of classes at the start. The shards have neither "
@@ -435,17 +485,18 @@ def check_top_k(settings: RunSettings, classes: int | None) -> None:
 def run_order(settings: RunSettings, images: int, known: Mapping[str, Any] | None = None) -> Order:
     """The order of the run (C5): file order or shuffled by a seed, cut at the limit.
 
-    With `agree` the images that choose the threshold come first.
+    With `agree` the images that choose the threshold come first; they are drawn from all over it.
+    What a collage says of an image depends on the others, so that all are shuffled if one is asked.
 
     Args:
         settings: of the run.
         images: number of images of the input.
-        known: as in `make_plan`: a resumed run keeps its permutation.
+        known: as in `make_plan`: a run keeps its permutation.
 
     Raises:
         EnvironmentFault: a later version of the package has shuffled the run.
     """
-    seed = settings.shuffle_seed()
+    seed, most = settings.shuffle_seed(), min(images, settings.limit or images)
     version = known.get("permutation") if known else Shuffle.version
     permutation: Permutation
     if seed is None:
@@ -457,11 +508,17 @@ def run_order(settings: RunSettings, images: int, known: Mapping[str, Any] | Non
     else:
         raise EnvironmentFault(
             f"the run was shuffled by permutation {version}; this version of collage-mpi knows "
-            f"{Shuffle.version}. Resume the run with the version that began it"
+            f"{Shuffle.version}. Go on with the version that began it"
         )
-    order = Order(permutation, [(0, min(images, settings.limit or images))])
-    chosen = settings.calibration_images(len(order))
-    return calibration_first(order, chosen, settings.group_size, seed or 0)
+    if seed is None and settings.agree is not None and settings.uses_collage:
+        return Order(Shuffle(most, 0))
+    order = Order(permutation, [(0, most)])
+    return order if seed is not None else drawn_first(order, drawn_of(settings, most))
+
+
+def drawn_of(settings: RunSettings, images: int) -> int:
+    """How many of a job's images are drawn for the threshold of `agree`, and so come first."""
+    return 0 if settings.agree is None else front(Asked(images, settings.agree, 1.0))
 
 
 def warn_of_one_class_groups(plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""The contents of a run's manifest: settings, inputs, software versions, and the ranks.
+"""What a run fixes, and what a job says of itself: settings, inputs, versions, and the ranks.
 
 Versions are read from packages' metadata, so that no heavy package is imported for them.
 """
@@ -22,7 +22,7 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.messages import Changed, Hello
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.session import TeamSession
-from collage_mpi.kinds import NETWORK_SETTINGS
+from collage_mpi.kinds import KINDS
 from collage_mpi.models.gate import sha256_of_network
 from collage_mpi.models.named import is_file, is_null
 from collage_mpi.results.number_sets import keys_digest
@@ -73,22 +73,29 @@ def _version(package: str) -> str | None:
         return None
 
 
-def make_manifest(plan: Plan) -> dict[str, Any]:
-    """The manifest of a new run."""
-    settings = plan.settings
+def fixed_facts(plan: Plan, shards: int | None = None) -> dict[str, Any]:
+    """What a run fixes for all of its jobs.
+
+    Args:
+        plan: of a job, for the first run.
+        shards: the run has only so many of the shards.
+    """
+    settings, infos = plan.settings, plan.shards.infos[:shards]
     return {
         "run_id": uuid.uuid4().hex,
+        "images": sum(info.count for info in infos),
         "settings": (plan.asked or settings).to_dict(),
         "inputs": digests(named_files(settings)),
         "shards": [
             {
                 "path": str(info.path),
-                "fingerprint": info.fingerprint,
+                "fingerprint": plan.shards.since.get(number, {}).get(
+                    "fingerprint", info.fingerprint
+                ),
                 "count": info.count,
                 **({} if info.storage in HDF5 else {"source": info.storage, "fit": info.fit}),
-                **plan.shards.since.get(number, {}),
             }
-            for number, info in enumerate(plan.shards.infos)
+            for number, info in enumerate(infos)
         ],
         "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],
         "rows": len(plan.order),
@@ -103,16 +110,14 @@ def make_manifest(plan: Plan) -> dict[str, Any]:
         "open_loop": settings.open_loop,
         "side": settings.side,
         "straggler": settings.describe_delays(),
-        "placement": plan.placement.describe(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **({"extras": asdict(settings.extras)} if settings.extras else {}),
-        **({"teams": settings.teams} if settings.teams > 1 else {}),
         **settings.audit_facts(),
     }
 
 
 def batch_facts(settings: RunSettings) -> dict[str, Any]:
-    """The manifest's facts about the batch; `--batch auto` chooses it when the ranks are ready."""
+    """Facts about the batch; `--batch auto` chooses it when the ranks are ready."""
     return {
         "mode": settings.mode,
         "batch": settings.batch_size,
@@ -121,31 +126,20 @@ def batch_facts(settings: RunSettings) -> dict[str, Any]:
 
 
 def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's facts that are known at a session's end. `job`: result of `job_facts`."""
+    """What a job's entry says of its end. `job`: result of `job_facts`."""
     plan, coordinator = session.plan, session.coordinator
-    uses = coordinator.uses
+    uses = dict.fromkeys(session.hellos, Use()) | coordinator.uses
     return {
         "world": [
             {
-                "rank": plan.placement.coordinator,
-                "host": job["host"],
-                "pid": job["pid"],
-                "kinds": [],
-                "role": "coordinator",
-                "use": session.use()._asdict(),
-            },
-            *(
-                {
-                    "rank": rank,
-                    **_member(hello),
-                    **_changes(rank, coordinator.changes),
-                    "use": uses.get(rank, Use())._asdict(),
-                }
-                for rank, hello in sorted(session.hellos.items())
-            ),
+                **member,
+                **_changes(member["rank"], coordinator.changes),
+                "use": uses.get(member["rank"], session.use())._asdict(),
+            }
+            for member in world_of(plan, job["host"], session.hellos)
         ],
         "batch": plan.settings.batch_size,
-        "cost_ratio": session.start.cost_ratio,
+        "cost_ratio": next(iter(session.start.costs.values()), 1.0),
         "batch_costs": session.start.batch_costs,
         "rank0": coordinator.work.means(),
         "poll": {
@@ -155,16 +149,15 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
             "worker_backoff": asdict(WORKER_BACKOFF),
         },
         "retired": coordinator.retired,
-        **({"began_ns": session.began_ns} if plan.settings.teams > 1 else {}),
+        "began_ns": session.began_ns,
     }
 
 
-def planned_world(plan: Plan, team: int) -> list[dict[str, Any]]:
-    """The planned ranks of a team that did not report them."""
-    settings = plan.settings
-    placed = settings.place_team(settings.teams * plan.placement.world_size, team, None)
-    ranks = [{"rank": rank, "kinds": sorted(held)} for rank, held in placed.of_rank.items()]
-    return [{"rank": placed.coordinator, "kinds": [], "role": "coordinator"}, *ranks]
+def world_of(plan: Plan, host: str, hellos: Mapping[int, Hello]) -> list[dict[str, Any]]:
+    """The ranks of a job that has begun; `host`: of its coordinator."""
+    first = {"rank": plan.placement.coordinator, "host": host, "pid": os.getpid(), "kinds": []}
+    ranks = [{"rank": rank, **_member(hello)} for rank, hello in sorted(hellos.items())]
+    return [{**first, "role": "coordinator"}, *ranks]
 
 
 def _member(hello: Hello) -> dict[str, Any]:
@@ -193,15 +186,16 @@ def _changes(rank: int, changes: Sequence[tuple[int, Changed]]) -> dict[str, Any
 
 
 def named_files(settings: RunSettings) -> dict[str, Path]:
-    """Setting -> the file that it names, for the files that the run reads.
+    """Setting, or kind of network -> the file that it names, for the files that the run reads.
 
     Null networks, users' functions and networks of libraries are not files. They are identified by
     their names; for functions and libraries ranks also report fingerprints.
     """
-    used = {kind: settings.uses(kind) for kind in NETWORK_SETTINGS}
-    used |= dict.fromkeys(("arrival_file", "class_names_file"), True)
-    used["trace_file"] = settings.straggler == "trace"
-    named = {name: getattr(settings, name) for name, wanted in used.items() if wanted}
+    named: dict[str, str | None]
+    named = {kind: settings.network(kind) for kind in KINDS if settings.uses(kind)}
+    named |= {name: getattr(settings, name) for name in ("arrival_file", "class_names_file")}
+    if settings.straggler == "trace":
+        named["trace_file"] = settings.trace_file
     return {
         name: Path(spec)
         for name, spec in named.items()

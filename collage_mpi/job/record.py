@@ -242,8 +242,10 @@ class Replay:
                     f"{path}: collage_mpi {self.package} wrote this record, with other events than "
                     f"the installed {__version__} has: replay it with the version that wrote it"
                 )
-            policy = scheme["policy"]
-            scheme["policy"] = Confident(**policy) if "confidence" in policy else First(**policy)
+            scheme["accept"] = {
+                kind: Confident(**policy) if "confidence" in policy else First(**policy)
+                for kind, policy in scheme["accept"].items()
+            }
             asked = CoreSettings(**core), make_scheme(SchemeSettings(**scheme))
             self.core = Core(*asked, Table(*rows))
         self.turns, self.core_ns, self.longest = 0, 0, (0, 0)

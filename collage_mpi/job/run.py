@@ -1,27 +1,32 @@
-"""A run from its settings to its results, on rank 0 and on the coordinators of other teams.
+"""A job on a run, from its settings to its exit code, on the coordinator of each team.
 
-Each coordinator drives a `TeamSession` for its own team. Rank 0 also claims the output, leads the
-teams, chooses thresholds and closes the run.
+The ledger says which job does which images. Rank 0 also waits for the other teams of its world, and
+prints what the run has become.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
+from collage_mpi.bounds.promise import Promise
+from collage_mpi.bounds.sample import Asked, Candidate
 from collage_mpi.core import events as ev
 from collage_mpi.core.settings import batch_factor
-from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
-from collage_mpi.job.calibration import Asked, Judge, Pair, pairs_of
+from collage_mpi.errors import CollageError, ExitCode, UsageError
+from collage_mpi.job.agreed import Agreed
 from collage_mpi.job.changeover import Changeover, least_batch
 from collage_mpi.job.handshake import (
     ServiceCosts,
@@ -31,43 +36,64 @@ from collage_mpi.job.handshake import (
     service_costs,
     start_of,
     tell_tunings,
-    without_room,
 )
-from collage_mpi.job.lead import build_lead, build_lease_book, ranks_of_others
-from collage_mpi.job.leases import count
-from collage_mpi.job.messages import Begin, Done, Fault, Ready, Start
-from collage_mpi.job.plan import Plan, make_plan, warn_of_one_class_groups, warn_of_small_pictures
-from collage_mpi.job.provenance import (
-    batch_facts,
-    final_facts,
-    job_facts,
-    make_manifest,
-    planned_world,
+from collage_mpi.job.messages import Hello, Start
+from collage_mpi.job.plan import (
+    Plan,
+    make_plan,
+    shards_of,
+    warn_of_one_class_groups,
+    warn_of_small_pictures,
 )
-from collage_mpi.job.resume import has_run
+from collage_mpi.job.provenance import batch_facts, final_facts, fixed_facts, job_facts, world_of
 from collage_mpi.job.session import Audience, TeamSession
-from collage_mpi.job.team import Dismissed, LeadLink, LeadLost, order_digest
+from collage_mpi.job.shared import SHARES, Share
+from collage_mpi.job.teams import OtherTeams
 from collage_mpi.job.worker_group import WorkerGroup
-from collage_mpi.kinds import KIND
-from collage_mpi.results import INDEX_FOLDER, RunWriter
-from collage_mpi.results.claim import Patience
-from collage_mpi.results.manifest import COMPLETE, KEPT_KEYS, plain, read_manifest
-from collage_mpi.results.parts import sessions_of
-from collage_mpi.results.pending import entry_path, status_folder
-from collage_mpi.results.reader import label_of, open_run
-from collage_mpi.results.row_sink import RowSink
+from collage_mpi.kinds import KIND, SINGLE
+from collage_mpi.ledger import spans as sp
+from collage_mpi.ledger.jobs import jobs, note, register
+from collage_mpi.ledger.owner import Owner, cell_size, join
+from collage_mpi.ledger.reading import Found, View, runs
+from collage_mpi.ledger.reading import counted as counted_parts
+from collage_mpi.ledger.records import Job, Run, complete_name
+from collage_mpi.ledger.spans import Spans
+from collage_mpi.ledger.store import FolderStore
+from collage_mpi.models.info import TORCH
+from collage_mpi.results import INDEX_FOLDER, SUMMARY, has_run
+from collage_mpi.results.jobs import entry
+from collage_mpi.results.manifest import COMPLETE, compose
+from collage_mpi.results.number_sets import keys_digest
+from collage_mpi.results.parts import read_runs
+from collage_mpi.results.reader import StoredRun, label_of, open_run
+from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.status import StatusFiles
-from collage_mpi.rows import IMAGES
+from collage_mpi.results.summary import write_summary
+from collage_mpi.results.writer import (
+    LATE_S,
+    check_place,
+    leave_alone,
+    leave_no_trace,
+    open_folder,
+    os_errors_as,
+    refuse_differences,
+)
+from collage_mpi.rows import IMAGES, TASKS, flat_keys
+from collage_mpi.settings.batches import injected_ns
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
+from collage_mpi.shards.order import Order, ranges_of
 from collage_mpi.shards.reader import member_changes
-from collage_mpi.system.files import write_atomic
-from collage_mpi.system.limits import fault_of
+from collage_mpi.system.printable import counted
+from collage_mpi.system.process_tree import ProcessId, has_ended, this_process
 from collage_mpi.system.progress import NoLines
+from collage_mpi.system.records import read_record
 from collage_mpi.system.tell import tell
 
+Json = dict[str, Any]
 StopReason = Callable[[], str | None]
-LATE_FILE_S = 90.0  # a file server may show another host's new file up to a minute late
+STEPS = 20  # of the price of a first stage, beside the exact network's
+FASTEST_S = 50e-6  # an image that takes less is one of a null network
 
 EXIT_CODES = {
     ev.COMPLETE: ExitCode.COMPLETE,
@@ -78,9 +104,9 @@ EXIT_CODES = {
 
 @dataclass(frozen=True)
 class SessionOutcome:
-    """How a session ended."""
+    """How a job ended."""
 
-    status: str  # of the whole run: errors of earlier sessions count
+    status: str  # of the whole run
     reason: str
     out: Path
     input_faults: tuple[str, ...] = ()  # shards that were not read in full, or have changed
@@ -94,154 +120,348 @@ class SessionOutcome:
 
 @dataclass(frozen=True)
 class Ask:
-    """How a session is to be run.
+    """How a job is to be run.
 
     Attributes:
         stop_reason: says why to stop, or None.
-        resume: go on with the run in the settings' `out`, if there is one.
-        retry_errors: as `resume`, and classify the images of error rows again.
+        retry_errors: if the run is complete, classify the images of error rows again.
+        leave: do not wait for other jobs that hold all images that are left.
         phase: name of the session in progress lines; "" for its scheme.
         brief: do not tell how the batch was chosen.
     """
 
     stop_reason: StopReason = lambda: None
-    resume: bool = False
     retry_errors: bool = False
+    leave: bool = False
     phase: str = ""
     brief: bool = False
 
-    @property
-    def resumes(self) -> bool:
-        """Whether an existing run is continued."""
-        return self.resume or self.retry_errors
-
 
 def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> SessionOutcome:
-    """Run one session on rank 0, when MPI is up: plan, start, classify, close.
+    """Run one job on its coordinator, when MPI is up: plan, join, classify, close.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: something does not fit, or fails. Rows that were
             written before are kept.
     """
     settings.require_inputs()
-    resume = ask.resumes and has_run(settings.out)
-    known = read_manifest(Path(settings.out)) if resume else {}
-    plan = make_plan(settings, worker_group.transport.size, known)
+    out = Path(settings.out)
+    check_place(out, shared=settings.shared_out == "on")  # waits for a run whose name is seen late
+    known = compose(out) if has_run(out) else {}
+    size = worker_group.transport.size
+    plan = make_plan(settings, size, known, team=team_of(settings, worker_group))
     try:
-        return LeadRun(plan, worker_group, known, ask).outcome()
+        return JobRun(plan, worker_group, known, ask).outcome()
     finally:
         plan.shards.close()
 
 
-class LeadRun:
-    """Rank 0's part of a session of a run."""
+def team_of(settings: RunSettings, group: WorkerGroup) -> int:
+    """The number of the team whose ranks a coordinator has."""
+    return (group.ranks[0] - 1) // (group.transport.size // settings.teams) if group.ranks else 0
+
+
+def next_run(plan: Plan, store: FolderStore, *, retry_errors: bool) -> tuple[list[Run], Run | None]:
+    """What is to be done in a folder that has a run: its last run, or one that comes after it.
+
+    Args:
+        plan: of a job that fits the first run.
+        store: of the folder.
+        retry_errors: ask again for the images of error rows.
+
+    Returns:
+        The runs that are there; and the run to join, which may be none of them; None if nothing is
+        left to do.
+
+    Raises:
+        OSError, Damage: the folder cannot be read.
+        UsageError: a picture has changed that was answered before.
+    """
+    there = runs(store)
+    last = there[-1]
+    changed = outdated(plan)
+    if store.read(complete_name(last)) is None:
+        return there, last
+    errors = sp.union(*(part.errors for part in counted_parts(store)))
+    again = errors if retry_errors else sp.common(errors, changed)
+    known = last.settings.get("images_now") or last.settings["images"]
+    more = len(plan.shards) - known if plan.settings.limit is None else 0
+    if not (again or more):
+        return there, None
+    grown = {"images_now": known + more}
+    if more:
+        facts = fixed_facts(plan)
+        grown |= {key: facts[key] for key in ("shards", "bad_shards")}
+        grown |= {"rows": there[0].settings["rows"] + known + more - there[0].settings["images"]}
+        grown |= {"input_digest": keys_digest([np.arange(known + more)], plan.starts)}
+    stop = last.stop + sp.count(again) + more
+    return there, Run(last.number + 1, last.stop, stop, 1, again=again, settings=grown)
+
+
+def outdated(plan: Plan) -> Spans:
+    """The positions of pictures that have changed since their row was written.
+
+    Raises:
+        UsageError: one of them was answered.
+    """
+    out, shards = Path(plan.settings.out), plan.shards
+    since = {
+        shard << 40 | row: session
+        for shard, entry in shards.since.items()
+        for row, session in entry["changed"]
+    }
+    found: list[np.ndarray] = []
+    for rows in open_run(out).chunks(IMAGES) if since else ():
+        keys = flat_keys(rows).tolist()
+        later = np.array([since.get(key, 0) for key in keys], np.int64)
+        rows = rows[rows["session"] < later]
+        if len(answered := rows[rows["answered"]]):
+            first = shards.infos[int(answered["shard"][0])].path
+            raise UsageError(
+                f"{out}: {counted(len(answered), 'picture')} changed after the answer was "
+                f"written, such as row {answered['row'][0]} of {first}. Put back what was there, "
+                "or choose another --out."
+            )
+        found.append(rows["position"].astype(np.int64))
+    return tuple(ranges_of(np.sort(np.concatenate([np.empty(0, np.int64), *found]))))
+
+
+def left_of(
+    plan: Plan, known: Mapping[str, Any], *, retry_errors: bool
+) -> tuple[Plan, Order] | None:
+    """The plan of a job that joins a run, and the images that have no row; None if there are none.
+
+    Args:
+        plan: of the job, for the first run.
+        known: the manifest of the run.
+        retry_errors: as in `next_run`.
+
+    Raises:
+        UsageError: the settings differ from the run's.
+        EnvironmentFault, DataFault: the folder cannot be read, or is damaged.
+    """
+    out = Path(plan.settings.out)
+    refuse_other_settings(plan, known)
+    with os_errors_as(unwritable, out):
+        there, run = next_run(plan, store := FolderStore(out), retry_errors=retry_errors)
+        if run is None:
+            return None
+        plan = plan.at_run([*there[: run.number - 1], run])
+        counts = View(store, run).look().counted if run in there else ()
+    left = sp.minus(((run.first, run.stop),), counts)
+    return plan, plan.order.part([(first - run.first, stop - run.first) for first, stop in left])
+
+
+def refuse_other_settings(plan: Plan, known: Mapping[str, Any]) -> None:
+    """Refuse settings and shards that are not those of a run. `known`: its manifest."""
+    out = Path(plan.settings.out)
+    for line in member_changes(plan.shards, shards_of(known), out / INDEX_FOLDER):
+        tell(f"warning: {line}")
+    first = read_runs(out)[0].settings
+    refuse_differences(out, first, entry(fixed_facts(plan, len(first["shards"]))))
+
+
+class JobRun:
+    """A job's part in a run, on its coordinator."""
 
     def __init__(
         self, plan: Plan, worker_group: WorkerGroup, known: Mapping[str, Any], ask: Ask
     ) -> None:
-        """`known`: the run's manifest from earlier sessions; {} for a new run."""
+        """`known`: the manifest of the run that is there; {} if there is none."""
         self.plan, self.worker_group, self.known, self.ask = plan, worker_group, known, ask
-        self.out = Path(plan.settings.out)
-        self.job = job_facts(worker_group.transport.library)
+        self.asked = plan
+        self.out, self.owner = Path(plan.settings.out), os.urandom(16).hex()
+        process = this_process()
+        self.facts: Json = {
+            "began": _now(),
+            "job": job_facts(worker_group.transport.library),
+            "process": None if process is None else asdict(process),
+        }
+        others = worker_group.others
+        self.teams = OtherTeams(others) if others and others.ranks else None
+        self.share: Share | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0's job, which speaks for all teams of the world."""
+        return self.plan.placement.coordinator == 0
 
     def outcome(self) -> SessionOutcome:
-        """Run the session to its end."""
-        warn_of_one_class_groups(self.plan)
-        warn_of_small_pictures(self.plan)
-        warn_of_bad_shards(self.plan.shards)
-        # The output is claimed before 10 ranks load their weights: a bad --out fails at once.
-        status = self._claim()
-        if status is not None:
-            return SessionOutcome(status, "every image had its row already", self.out)
-        writer, final = self.writer, dict[str, Any]()
+        """Do the job to its end."""
+        plan = self.plan
+        warn_of_one_class_groups(plan)
+        warn_of_small_pictures(plan)
+        warn_of_bad_shards(plan.shards)
+        alone = plan.settings.alone == "on"
+        self.store = open_folder(self.out, shared=plan.settings.shared_out == "on", alone=alone)
+        try:
+            return self._outcome_in_folder()
+        finally:
+            if alone:
+                with suppress(OSError):
+                    leave_alone(self.out)
+
+    def _outcome_in_folder(self) -> SessionOutcome:
+        plan = self.plan
+        run: Run | None = None
+        with os_errors_as(unwritable, self.out):
+            if self.known:
+                refuse_other_settings(plan, self.known)
+                there, run = next_run(plan, self.store, retry_errors=self.ask.retry_errors)
+                if run is None:
+                    status = compose(self.out)["status"]
+                    if self.first and not (self.out / SUMMARY).exists():  # who marked it has died
+                        write_summary(open_run(self.out))
+                    faults = input_faults(plan.shards, status)
+                    return SessionOutcome(
+                        status, "every image had its row already", self.out, faults
+                    )
+                self.plan = plan.at_run([*there[: run.number - 1], run])
+            else:
+                self.fixed = entry(fixed_facts(plan))
+            self.facts["since"] = {str(n): each for n, each in plan.shards.since.items()}
+            # A folder that cannot be used is told before 10 ranks load their weights.
+            self.session = register(self.store, self.owner, entry(self.facts))
+        with suppress(OSError):  # workers then list the members themselves
+            plan.shards.save_indexes(self.out / INDEX_FOLDER)
+        try:
+            finish = self._work(run)
+        finally:
+            leave_no_trace(self.out, self.session)
+        return self._outcome(finish)
+
+    def _work(self, run: Run | None) -> ev.Finish:
+        """Make the ranks ready, join the run, and do what it grants. `run`: as in `next_run`."""
+        plan, group, ask = self.plan, self.worker_group, self.ask
+        if self.teams is not None and group.others is not None:
+            detector = group.others.detector
+            goes_on = detector.fault_tolerant and plan.settings.on_rank_loss != "abort"
+            detector.tolerate(goes_on, None)
+        total = len(plan.order)
+        if run is not None and run.by is not None:
+            total -= sp.count(View(self.store, run).look().counted)
+        told = {
+            "session": self.session,
+            "owner": self.owner,
+            "run_id": (self.known or self.fixed)["run_id"],
+            "label": label_of(self.known or self.fixed),
+            "total": total,
+            "before": len(plan.order) - total,
+        }
+        files = StatusFiles(self.out, told, plan.settings.status_every_s)
+        audience = Audience(files, total, ask.phase, None if self.first else NoLines())
+        session = TeamSession(plan, group, self.session, audience, self._why_stop)
         status = ev.INCOMPLETE
         try:
-            finish, final = self._classify()
-            left_out = self.plan.shards.bad or self.lead.unread
-            status = ev.INCOMPLETE if left_out else finish.status
-        except CollageError as error:
-            mistaken = error.exit_code is not ExitCode.INCOMPLETE  # an incomplete run is resumed
-            if mistaken and not self.known and not writer.written:
-                writer.discard()  # the corrected command may use the same --out
-            raise
+            with session:
+                finish, complete = self._in_session(session, run)
+            status = self._seen_status() if complete else ev.INCOMPLETE
         finally:
-            groups = self.worker_group, self.worker_group.others
-            lost = [each for group in groups if group for each in group.detector.describe()]
-            lacking = writer.close(status, summary=True, **final, lost=lost, job=self.job)
-        status, reason = writer.manifest["status"], lacking or finish.reason
-        stopped = finish.status == ev.INCOMPLETE  # then only that is told
-        faults = () if stopped else self._input_faults(status)
-        return SessionOutcome(status, reason, self.out, faults, writer.summary)
+            if has_run(self.out):
+                files.end(status)
+            else:
+                files.remove()
+        return finish
 
-    def _claim(self) -> str | None:
-        """Claim the output of a new or resumed run; the run's status if nothing is left to do."""
-        ask, out, plan = self.ask, self.out, self.plan
-        manifest = {**make_manifest(plan), "job": self.job}
-        patience = Patience(stop_reason=ask.stop_reason, tell=tell)
-        done = np.empty(0)
-        if not self.known:
-            self.writer = RunWriter.create(out, manifest, patience=patience)
-        else:
-            for line in member_changes(plan.shards, self.known["shards"], out / INDEX_FOLDER):
-                tell(f"warning: {line}")
-            status = RunWriter.finished(out, manifest, retry_errors=ask.retry_errors)
-            if status is not None:
-                return status
-            manifest |= {key: self.known[key] for key in KEPT_KEYS if key in self.known}
-            manifest["scheme"] = _one_after_the_other(self.known.get("scheme"), manifest["scheme"])
-            self.writer, done = RunWriter.reopen(
-                out, manifest, retry_errors=ask.retry_errors, patience=patience
-            )
-        with suppress(OSError):  # workers then list the members themselves
-            plan.shards.save_indexes(out / INDEX_FOLDER)
-        self.lacking = plan.lacking(done)
-        self.label = label_of(manifest)
-        return None
-
-    def _classify(self) -> tuple[ev.Finish, dict[str, Any]]:
-        """Lead all teams, and be team 0; how the session ended, and its facts for the manifest."""
-        plan, ask, writer, group = self.plan, self.ask, self.writer, self.worker_group
-        total = count(self.lacking)
-        facts = {"label": self.label, "total": total, "before": len(plan.order) - total}
-        files = writer.publish(facts, plan.settings.status_every_s)
-        assert group.others is not None
-        lead = self.lead = build_lead(plan, group.others, writer, self.lacking, ask.stop_reason)
-        audience = Audience(files, self.lacking, ask.phase)
-        with TeamSession(plan, group, lead, writer, audience, ask.stop_reason) as session:
-            networks = session.make_ready()
-            costs = self._costs(session, networks)
-            self.plan = plan = plan.at_batch(costs.batch)
-            lead.group_by(build_lease_book(plan, self.lacking))
-            work = plan.order.part(self.lacking)
-            change = Changeover(plan, session.hellos, session.encoder, costs, work)
-            tell_tunings(session.hellos, change.told)
-            start = start_of(
-                plan, session.encoder, costs, kept_columns(session.hellos), change.folders
-            )
-            lead.start(start, networks)
-            self._begin_to_judge(session, costs)
-            files.include(partial(ranks_of_others, self.out, lead, self._world_of))
-            with change:
-                finish = session.work(start)
-            lead.say(Done(finish.status, finish.reason, (), ()))
-            lead.wait(session.report)
-            session.publish()  # the final state of each team
-        final = {
-            **final_facts(session, self.job),
-            **session.facts(),
+    def _in_session(self, session: TeamSession, run: Run | None) -> tuple[ev.Finish, bool]:
+        """How the core has ended, and whether the run is complete."""
+        plan = self.plan
+        networks = session.make_ready()
+        costs = self._costs(session)
+        self.plan = plan = plan.at_batch(costs.batch)
+        unit, rate = plan.settings.group_size * plan.settings.batch_size, expected_rate(plan, costs)
+        self.run = run = self._joined(run, unit, rate)
+        self._same_networks(networks)
+        owner = Owner(self.store, run, unit, name=self.owner)
+        work = plan.order.part([(0, len(plan.order))])
+        change = Changeover(plan, session.hellos, session.encoder, costs, work)
+        tell_tunings(session.hellos, change.told)
+        columns = kept_columns(session.hellos)
+        start = start_of(plan, session.encoder, costs, columns, change.folders)
+        final: Json = {
+            "placement": plan.placement.describe(),
+            "scheme": plan.settings.labels()["scheme"],
+            "world": world_of(plan, self.facts["job"]["host"], session.hellos),
+            "batch": costs.batch,
+            "cost_ratio": costs.ratio,
+            "batch_costs": costs.batch_costs,
             "idle_service_ns": costs.idle_ns,
             "idle_batch_ns": costs.batch_ns,
+            "began_ns": time.time_ns(),
         }
-        writer.teams = lead.entries(self.out, self._world_of)
-        return lead.finish, final
+        self._note(run=run.number, final=final)
+        with change:
+            agreed = None
+            if plan.promises:
+                change.wait(self._why_stop)  # what a network says must not change with the job
+                promise = build_promise(plan, costs, change)
+                how = answerer(plan.settings.judged, session.hellos, change)
+                agreed = Agreed(self.store, plan, self.session, promise, how)
+            share = Share(
+                owner,
+                unit,
+                rate,
+                plan.settings.teams,
+                agreed,
+                self._dead,
+                leaves=self.ask.leave,
+            )
+            return self._with_share(session, start, share, final)
 
-    def _costs(self, session: TeamSession, networks: Mapping[str, str]) -> ServiceCosts:
-        """The costs of the networks in this run, which team 0 measures for all teams."""
-        refuse_other_networks(self.plan, session.hellos, self.known.get("networks") or {})
+    def _with_share(
+        self, session: TeamSession, start: Start, share: Share, final: Json
+    ) -> tuple[ev.Finish, bool]:
+        self.share = share
+        manifest = {**self.known, **self.run.settings}
+        rows = RowSink(self.out, manifest, self.session, share.wrote)
+        status, whole = ev.INCOMPLETE, False
+        try:
+            finish = session.work(start, share, rows)
+            session.publish()
+            status = finish.status
+            complete = share.leave(self._why_stop)
+            whole = not rows.failed
+        except Exception:
+            rows.drain()  # so that it is known which rows could not be written
+            with suppress(Exception):
+                share.leave()
+            raise
+        finally:
+            lost = self.worker_group.detector.describe()
+            with suppress(OSError, AttributeError):  # it had not begun
+                final |= {**final_facts(session, self.facts["job"]), **session.facts()}
+            cost = {**share.cost, "written": rows.counts["images"]}
+            written = rows if whole else None
+            self._note_end(status, written, share.rows, {**final, "lost": lost, "ledger": cost})
+        return finish, complete
+
+    def _why_stop(self) -> str | None:
+        """Why to stop, or None. Rank 0 looks at the other teams, too."""
+        reason = self.ask.stop_reason()
+        if self.teams is not None:
+            if self.teams.look() and self.share is not None:
+                self.share.lost_a_job()
+            if reason is not None:
+                self.teams.halt(reason)
+        return reason
+
+    def _dead(self) -> Iterator[str]:
+        """The owners of jobs that have died on this machine."""
+        for number, job in jobs(self.store).items():
+            if number != self.session and "ended" not in job.facts and _has_died(job):
+                yield job.owner
+
+    def _is_complete(self) -> bool:
+        with suppress(OSError):
+            return self.store.read(complete_name(self.run)) is not None
+        return False
+
+    def _costs(self, session: TeamSession) -> ServiceCosts:
+        """The costs of the networks, on this job's ranks."""
         most = most_together(
             self.plan,
             session.encoder,
-            count(self.lacking),
+            len(self.plan.order),
             session.reading,
             kept_columns(session.hellos),
         )
@@ -252,72 +472,174 @@ class LeadRun:
         costs = service_costs(self.plan, self.worker_group, most, least)
         if costs.chosen is not None and not self.ask.brief:
             tell(f"{costs.chosen}{before_this(self.known, costs.batch)}", logging.INFO)
-        self.writer.note(
-            **batch_facts(self.plan.settings.at_batch(costs.batch)),
-            networks=networks,
-            cost_ratio=costs.ratio,
-            batch_costs=costs.batch_costs,
-        )
         return costs
 
-    def _begin_to_judge(self, session: TeamSession, costs: ServiceCosts) -> None:
-        """With `agree`, let a judge take all pairs and send its thresholds to all coordinators."""
-        when = lambda: (self.writer.session, session.elapsed_ns)  # noqa: E731
-        judge = build_judge(self.plan, self.known, costs, when)
-        if judge is not None:
-            self.lead.tell_pairs(judge.hear)
-            note = lambda entries: self.writer.note(thresholds=entries)  # noqa: E731
-            judge.begin(self.lead.set_threshold, note)
+    def _joined(self, run: Run | None, unit: int, rate: float) -> Run:
+        """The run to work on, which is made now if it is not there."""
+        plan, settings = self.plan, self.plan.settings
+        images = len(plan.order)
+        whole = settings.open_loop or (settings.assign == "turn" and settings.teams == 1)
+        cell = max(1, images) if whole else cell_size(images, unit, rate)
+        if settings.teams > 1:  # which begin together, each in a cell of its own
+            cell = max(1, min(cell // unit, images // (SHARES * settings.teams * unit))) * unit
+        mine = run or Run(1, 0, images, cell, settings=self.fixed | entry(batch_facts(settings)))
+        if mine.number > 1 and mine.by is None:
+            mine = replace(mine, cell=cell)
+        found = join(self.store, replace(mine, by=self.owner, whole=whole))
+        if run is None and found.by != self.owner:  # another job was quicker
+            refuse_differences(self.out, found.settings, mine.settings)
+        return found
 
-    def _input_faults(self, status: str) -> tuple[str, ...]:
-        """Faults of the input that any team met, for the run's status."""
-        lead = self.lead
-        read_by_others = not lead.alone and not lead.unread
-        faults = input_faults(self.plan.shards, status, read_by_others=read_by_others)
-        return tuple(dict.fromkeys([*faults, *lead.lost_shards, *lead.changed_shards]))
+    def _same_networks(self, networks: Mapping[str, str]) -> None:
+        """Refuse other networks than those of the jobs before."""
+        name = f"networks.{self.run.number}.json"
+        with os_errors_as(unwritable, self.out):
+            self.store.settled(name, json.dumps(networks).encode())
+        refuse_other_networks(self.plan, networks, compose(self.out)["networks"])
 
-    def _world_of(self, team: int) -> list[dict[str, Any]]:
-        return planned_world(self.plan, team)
+    def _note(self, **facts: Any) -> None:
+        """Add to the entry of this job."""
+        self.facts |= facts
+        with os_errors_as(unwritable, self.out):
+            note(self.store, self.session, self.owner, entry(self.facts))
+
+    def _seen_status(self) -> str:
+        """The status of a run that is marked as complete. This host may believe for a minute that
+        the run, or its last records, are missing."""
+        until_s = time.monotonic() + LATE_S
+        while True:
+            there = any(run.number == self.run.number for run in read_runs(self.out))
+            status = str(compose(self.out)["status"]) if there else ev.INCOMPLETE
+            if status in COMPLETE or self._why_stop() or time.monotonic() >= until_s:
+                return status
+            time.sleep(1.0)
+
+    def _note_end(
+        self, status: str, rows: RowSink | None, images: int, final: Mapping[str, Any]
+    ) -> None:
+        """Note how this job ended, as far as the folder lets it.
+
+        Args:
+            status: of the run.
+            rows: None if some of them may not be on the disk.
+            images: number of its rows that count.
+            final: more facts.
+        """
+        with suppress(OSError, CollageError):
+            counts = None if rows is None else {**rows.counts, "images": images}
+            written = {} if rows is None else rows.parts
+            ended = {"status": status, "ended": _now(), "final": dict(final)}
+            self._note(**ended, rows=counts, written_parts=written)
+
+    def _outcome(self, finish: ev.Finish) -> SessionOutcome:
+        """What the run has become. Rank 0 waits for the other teams before, and writes the
+        summary."""
+        if self.teams is not None:
+            self.teams.wait(self._why_stop, self._is_complete)
+        found = open_run(self.out)
+        status = found.manifest["status"]
+        summary = last_summary(found, complete=status in COMPLETE) if self.first else None
+        reason = finish.reason
+        if status not in COMPLETE:
+            left = _left(View(self.store, self.run).look(), len(self.plan.order), self.owner)
+            reason = f"{reason}; {left}" if reason else left
+        if status in COMPLETE:
+            _, more = next_run(self.asked, self.store, retry_errors=False)
+            if more is not None:
+                status, images = ev.INCOMPLETE, counted(more.stop - more.first, "image")
+                reason = f"{images} can be read by now: go on with the same command"
+        stopped = finish.status == ev.INCOMPLETE and status not in COMPLETE  # only that is told
+        faults = () if stopped else input_faults(self.plan.shards, status)
+        return SessionOutcome(status, reason, self.out, faults, summary)
 
 
-def build_judge(
-    plan: Plan,
-    known: Mapping[str, Any],
-    costs: ServiceCosts,
-    when: Callable[[], tuple[int, int]],
-) -> Judge | None:
-    """The judge that chooses the threshold for `agree`; None if `agree` is not set.
+def last_summary(found: StoredRun, *, complete: bool) -> Json:
+    """Write the summary of a run. Of a complete one other jobs may be writing their last rows of
+    tasks: they are waited for, for `LATE_S` at the most. Of another one rows may come for hours."""
+    until_s = time.monotonic() + LATE_S
+    while complete and _unseen(found) and time.monotonic() < until_s:
+        time.sleep(1.0)
+        found = open_run(found.path)
+    summary = write_summary(found)
+    while complete and time.monotonic() < until_s:
+        before, found = found, open_run(found.path)
+        if found.parts == before.parts:
+            break
+        summary = write_summary(found)
+    return summary
+
+
+def expected_rate(plan: Plan, costs: ServiceCosts) -> float:
+    """Images a second that a job may do, before it has done any."""
+    kind = SINGLE if SINGLE in costs.idle_ns else next(iter(plan.networks))
+    ns = max(costs.idle_ns.get(kind, 0), injected_ns(plan.settings))
+    return len(plan.placement.ranks_of(kind)) / max(ns / 1e9, FASTEST_S)
+
+
+def _left(found: Found, images: int, owner: str) -> str:
+    """How many images have no row, and how many of these other jobs than `owner` hold."""
+    held = [sp.count(spans) for holder, spans in found.holds.items() if holder != owner]
+    others = f", {sum(held):,} of them held by {counted(len(held), 'other job')}" if held else ""
+    return f"{counted(images - sp.count(found.counted), 'image')} without a row{others}"
+
+
+def _unseen(run: StoredRun) -> bool:
+    """Whether jobs have written parts of tasks, or what they say, that this host sees late."""
+    seen = Counter(part.session for part in run.parts if part.table == TASKS.name)
+    said = {
+        entry["session"]: entry.get("written_parts") or {} for entry in run.manifest["sessions"]
+    }
+    if not {part.session for part in run.parts} <= said.keys():
+        return True
+    return any(seen[session] < parts.get(TASKS.name, 0) for session, parts in said.items())
+
+
+def _has_died(job: Job) -> bool:
+    """Whether a job's process was on this machine and has ended."""
+    try:
+        return has_ended(read_record(ProcessId, job.facts.get("process"))) is True
+    except ValueError:
+        return False
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def answerer(kind: str, hellos: Mapping[int, Hello], change: Changeover) -> str:
+    """In which runtime and number format a kind's network answers."""
+    record = change.record(kind)
+    if record is not None and record.runtime != TORCH:
+        return record.answerer
+    return ", ".join(sorted({each.tuning[kind] for each in hellos.values() if kind in each.tuning}))
+
+
+def build_promise(plan: Plan, costs: ServiceCosts, change: Changeover) -> Promise:
+    """What decides on the threshold of `agree`.
 
     Args:
         plan: of the run.
-        known: the run's manifest before this session; {} if there was none.
-        costs: of the networks.
-        when: as in `Judge`.
+        costs: of the networks in torch.
+        change: has made the networks for other runtimes, as far as that pays.
     """
     settings = plan.settings
-    if settings.agree is None:
-        return None
-    first = settings.judged
-    inputs = settings.group_size if KIND[first].batched else 1
-    factor = batch_factor(inputs, costs.batch_costs.get(first, 1.0))
-    asked = Asked(settings, len(plan.order), costs.ratio * factor)
-    before = known.get("thresholds") or ()
-    interrupted = known and not before
-    return Judge(asked, when, before, pairs_before(plan) if interrupted else ())
-
-
-def pairs_before(plan: Plan) -> list[Pair]:
-    """The pairs of calibration images that have rows of earlier sessions."""
-    chosen, found = plan.order.part([(0, plan.calibration)]), list[Pair]()
-    for rows in open_run(plan.settings.out).chunks(IMAGES):
-        theirs, places = chosen.find(plan.indices_of(rows))
-        found += pairs_of(rows[theirs], places)
-    return found
+    assert settings.agree is not None
+    batch, size, first = settings.batch_size, settings.group_size, settings.judged
+    further = {SINGLE: 1.0, first: 1.0, **costs.batch_costs}
+    exact = batch_factor(batch, further[SINGLE]) / batch
+    inputs = size if KIND[first].batched else 1
+    ratio = costs.ratio * batch_factor(inputs * batch, further[first]) / (size * batch) / exact
+    made = change.record(first), change.record(SINGLE)
+    if made[0] is not None and made[1] is not None:  # timed beside torch, with as many threads
+        ratio = made[0].own_ms / made[1].own_ms * inputs / size
+    # In steps, so that equal jobs seldom decide otherwise because a time was measured otherwise.
+    candidate = Candidate(first, 0.0, max(1, round(ratio * STEPS)) / STEPS)
+    return Promise(Asked(len(plan.order), settings.agree, 1.0), [candidate])
 
 
 def warn_of_bad_shards(shards: ShardSet) -> None:
     """Warn at the start, and not only at the end, of shards that the run leaves out."""
-    for reason in _unread(shards):
+    for reason in (*(shard.reason for shard in shards.bad), *shards.lost.values()):
         tell(f"warning: {reason}\n  The other images are classified; the exit code will be 4.")
     for path in shards.left_out:
         tell(
@@ -326,19 +648,19 @@ def warn_of_bad_shards(shards: ShardSet) -> None:
         )
 
 
-def input_faults(shards: ShardSet, status: str, *, read_by_others: bool = False) -> tuple[str, ...]:
+def input_faults(shards: ShardSet, status: str) -> tuple[str, ...]:
     """The faults of the input, when no more images can be classified.
 
-    A complete run has a row for every image. What happened to a shard after its rows were read
-    does not matter then, unless some of its rows may be of other bytes.
+    A complete run has a row for every image of the shards that could be read when it began. What
+    happened to a shard after its rows were read does not matter then, unless some of its rows may
+    be of other bytes.
 
     Args:
         shards: the input.
         status: of the run.
-        read_by_others: other teams have read all that this process could not read.
     """
-    unread = () if status in COMPLETE else _unread(shards, read_by_others)
-    return (*unread, *changes(shards))
+    lost = () if status in COMPLETE else shards.lost.values()
+    return (*(shard.reason for shard in shards.bad), *lost, *changes(shards))
 
 
 def changes(shards: ShardSet) -> list[str]:
@@ -349,170 +671,7 @@ def changes(shards: ShardSet) -> list[str]:
     ]
 
 
-def _unread(shards: ShardSet, read_by_others: bool = False) -> tuple[str, ...]:
-    lost = () if read_by_others else shards.lost.values()
-    return (*(shard.reason for shard in shards.bad), *lost)
-
-
 def before_this(known: Mapping[str, Any], batch: int) -> str:
     """Text to add if the run's session before had another batch; "" otherwise."""
     before = known.get("batch", batch)
-    return "" if before == batch else f"; the session before had batch {before}"
-
-
-def _one_after_the_other(before: str | None, now: str) -> str:
-    """The label of a run whose sessions had different numbers of ranks: "N = 9 then N = 4"."""
-    return now if before is None or before.split(" then ")[-1] == now else f"{before} then {now}"
-
-
-# ---- the other teams --------------------------------------------------------
-
-
-def run_team(
-    settings_of: Callable[[], RunSettings],
-    worker_group: WorkerGroup,
-    link: LeadLink,
-    stop_reason: StopReason,
-) -> int:
-    """Run another team's part of a run, on its coordinator.
-
-    Args:
-        settings_of: gives the run's settings; called after the run was begun.
-        worker_group: the team's workers.
-        link: to the lead.
-        stop_reason: says why to stop, or None.
-
-    Returns:
-        The exit code that the lead gave.
-    """
-    try:
-        begin = link.wait_for(Begin, stop_reason)
-        team = TeamRun(settings_of(), worker_group, link, begin, stop_reason)
-        try:
-            team.run()
-        finally:
-            team.plan.shards.close()
-    except Dismissed as told:
-        return int(told.exit_code)
-    except Exception as error:
-        fault = fault_of(error)
-        if fault is None:
-            raise
-        link.say(Fault(str(fault)[:2000], int(fault.exit_code)))
-    return link.wait_for_the_end()
-
-
-def manifest_of(
-    out: Path, begin: Begin, why_stop: StopReason, late_s: float = LATE_FILE_S
-) -> dict[str, Any]:
-    """The manifest of the run that the lead has begun, as soon as this host sees it.
-
-    Args:
-        out: the output folder.
-        begin: the lead's message.
-        why_stop: says why to stop, or None.
-        late_s: how long to wait for the manifest.
-
-    Raises:
-        EnvironmentFault: after this time the folder shows no manifest, or that of another run.
-        LeadLost: the job is to stop.
-        CollageError: the manifest cannot be read.
-    """
-    until_s = time.monotonic() + late_s
-    while True:
-        late = time.monotonic() > until_s
-        reason = why_stop()
-        if reason is not None:
-            raise LeadLost(reason)
-        try:
-            found = read_manifest(out)
-            if found["run_id"] == begin.run_id and begin.session in sessions_of(found):
-                return found
-        except CollageError:
-            if late:
-                raise
-        if late:
-            raise EnvironmentFault(
-                f"{out}: this host sees another run in this folder than the lead's host: --out "
-                "must be in a file system that the hosts of all coordinators share"
-            )
-        time.sleep(0.2)
-
-
-class TeamRun:
-    """Another team's part of a run, on its coordinator.
-
-    It waits for the run's manifest, runs the team's session, and writes the team's entry for the
-    manifest.
-    """
-
-    def __init__(
-        self,
-        settings: RunSettings,
-        worker_group: WorkerGroup,
-        link: LeadLink,
-        begin: Begin,
-        stop_reason: StopReason,
-    ) -> None:
-        self._worker_group, self._link, self._begin = worker_group, link, begin
-        self._stop_reason = stop_reason
-        self.out = Path(settings.out)
-        self._manifest = manifest_of(self.out, begin, self._why_stop)
-        team = begin.session - self._manifest["session"]
-        size = worker_group.transport.size
-        self.plan: Plan = make_plan(settings, size, self._manifest, team=team)
-        if order_digest(self.plan) != begin.order:
-            self.plan.shards.close()
-            raise EnvironmentFault(
-                f"the shards or settings of rank {self.plan.placement.coordinator} differ from "
-                "those of rank 0: they give another order of the images"
-            )
-
-    def run(self) -> None:
-        """Classify the images that the lead grants, until the lead closes the input."""
-        plan, group, link = self.plan, self._worker_group, self._link
-        rows = RowSink(self.out, self._manifest, self._begin.session)
-        files = self._status(plan.settings.status_every_s)
-        audience = Audience(files, [(0, len(plan.order))], lines=NoLines())
-        with TeamSession(plan, group, link, rows, audience, self._stop_reason) as session:
-            link.say(Ready(session.make_ready()))
-            start = link.wait_for(Start, self._stop_reason)
-            if plan.settings.batch is None:  # team 0 has chosen it
-                without_room(plan, group, start.batch, self._why_stop)
-            finish = session.work(start)
-            session.publish()
-            final = final_facts(session, job_facts(group.transport.library))
-            final |= {**session.facts(), "lost": group.detector.describe()}
-            entry = {"status": finish.status, "rows": rows.counts, "final": final}
-            link.during(partial(self._leave, files, entry))
-            link.say(session.supply.progress)
-        lost, changed = (
-            tuple(text[:500] for text in texts[:20])
-            for texts in (list(plan.shards.lost.values()), changes(plan.shards))
-        )
-        link.say(Done(finish.status, finish.reason, lost, changed))
-
-    def _status(self, every_s: float) -> StatusFiles:
-        """The team's status files, which the lead reads."""
-        manifest, session = self._manifest, self._begin.session
-        folder = status_folder(self.out, session)
-        with suppress(OSError):  # the run does not need them
-            folder.mkdir(exist_ok=True)
-        facts = {
-            "run_id": manifest["run_id"],
-            "session": session,
-            "label": label_of(manifest),
-            "total": manifest["rows"],
-            "before": 0,
-        }
-        return StatusFiles(folder, facts, every_s, lambda: None)
-
-    def _leave(self, files: StatusFiles, entry: dict[str, Any]) -> None:
-        """Write the session's entry for the manifest, which may be too long for a message."""
-        files.end(entry["status"])
-        session = self._begin.session
-        text = json.dumps({"session": session, **entry}, default=plain).encode()
-        write_atomic(entry_path(self.out, session), (text,))
-
-    def _why_stop(self) -> str | None:
-        return self._link.stop_reason() or self._stop_reason()
+    return "" if before == batch else f"; the job before had batch {before}"

@@ -1,12 +1,9 @@
-"""One team's work on a run: its ranks, its images and its rows.
-
-Every run drives a `TeamSession` for each team, rank 0's team included; so do the benchmarks.
-"""
+"""One coordinator's work on a run: its ranks, its images and its rows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,16 +20,16 @@ from collage_mpi.core.table import Table
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.vectors import layout_of
 from collage_mpi.faults.failure_detector import FailureDetector
-from collage_mpi.job.calibration import AgreementWatch, PairBook
-from collage_mpi.job.coordinator import Coordinator, LoopSettings
+from collage_mpi.job.coordinator import RELEASED, Coordinator, LoopSettings
 from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.handshake import handshake, kept_columns, readers, roll_call
-from collage_mpi.job.leases import count
 from collage_mpi.job.messages import Hello, Start
 from collage_mpi.job.packing import Packer, Reader
+from collage_mpi.job.pairs import AgreementWatch, PairBook
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.record import Record, RecordedCore
-from collage_mpi.job.team import Link, Supply
+from collage_mpi.job.shared import Share
+from collage_mpi.job.supply import Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import COLLAGE, KIND
 from collage_mpi.results.number_sets import Draw
@@ -40,7 +37,6 @@ from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import ENDING, RUNNING, StatusFiles
 from collage_mpi.settings.run_settings import AUDIT_SEED, RunSettings
 from collage_mpi.shards import ReadAhead
-from collage_mpi.shards.order import Range
 from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.system.backoff import BATCH_BACKOFF, COORDINATOR_BACKOFF, Backoff
 from collage_mpi.system.bottleneck import Limit, RankUse, Use, limit_of
@@ -61,24 +57,19 @@ class Audience:
 
     Attributes:
         files: status files in the output folder.
-        lacking: positions in the plan's order of the images that the session classifies.
+        total: number of images that have no row when the session begins.
         phase: name of the session in progress lines; "" for the scheme.
         lines: where progress lines go; None for the launcher or the log.
     """
 
     files: StatusFiles
-    lacking: Sequence[Range]
+    total: int
     phase: str = ""
     lines: StatusLines | None = None
 
-    @property
-    def total(self) -> int:
-        """Number of images that the session classifies."""
-        return count(self.lacking)
-
 
 class TeamSession(ExitStack):
-    """One team's work, from the welcome of its ranks to its last row.
+    """A coordinator's work, from the welcome of its ranks to its last row.
 
     Use it in a `with` statement and call `make_ready`, `work` and `facts`, in this order.
 
@@ -93,14 +84,14 @@ class TeamSession(ExitStack):
         self,
         plan: Plan,
         worker_group: WorkerGroup,
-        link: Link,
-        rows: RowSink,
+        session: int,
         audience: Audience,
         stop_reason: Callable[[], str | None],
     ) -> None:
+        """`session`: its number."""
         super().__init__()
-        self.plan, self.worker_group, self.rows = plan, worker_group, rows
-        self._link, self._audience, self._stop_reason = link, audience, stop_reason
+        self.plan, self.worker_group, self.session = plan, worker_group, session
+        self._audience, self._stop_reason = audience, stop_reason
         self.encoder = build_encoder(plan)
         self.hellos: dict[int, Hello] = {}
         self.reading: frozenset[int] = frozenset()
@@ -122,15 +113,10 @@ class TeamSession(ExitStack):
         Raises:
             UsageError, EnvironmentFault, DataFault: a rank cannot work.
             RankGone: too few ranks are left to begin.
-            Dismissed: the lead has told the team to leave.
         """
-        by_place = self.plan.settings.by_place
-        if not by_place:  # the first images are read and shrunk while the ranks load
-            self._open_supply()
-        self.hellos = handshake(self.plan, self.worker_group, self.encoder, self._why_not_begin)
-        if by_place:  # only now it is known which ranks read
+        self.hellos = handshake(self.plan, self.worker_group, self.encoder, self._stop_reason)
+        if self.plan.settings.by_place:
             self.reading = readers(self.plan, self.hellos)
-            self._open_supply()
         found = self.hellos.values()
         return {kind: text for hello in found for kind, text in hello.fingerprints.items()}
 
@@ -144,48 +130,57 @@ class TeamSession(ExitStack):
         if settings.extras:
             self.rows.keep(layout_of(kept_columns(self.hellos)))
         workers, told = len(plan.placement.workers), self.start
-        asked = settings.core_settings(workers, told.cost_ratio, told.batch_costs)
+        asked = settings.core_settings(workers, told.costs, told.batch_costs)
         wire = self.worker_group.session
         self._start_ns, self.began_ns = clock(), time.time_ns()
-        table = Table(settings.group_size, self._start_ns, self.rows.session, settings.warm_groups)
+        table = Table(settings.group_size, self._start_ns, self.session, settings.warm_groups)
         core = self._core(asked, table)
         self.totals = core.outcomes.totals
-        self.supply.attach(self.totals, table.warm_up_from, build_book(plan))
         in_batches = settings.in_whole_batches and settings.messages > 1
         loop = LoopSettings(
             credit=settings.messages,
             clock=clock,
             backoff=Backoff(BATCH_BACKOFF if in_batches else COORDINATOR_BACKOFF),
             arrivals=self._arrivals(),
-            stop_reason=self._why_stop,
+            stop_reason=self._stop_reason,
             report=self.report,
             draw=Draw(settings.audit_share, AUDIT_SEED, plan.shards.fingerprints),
         )
         packer = Packer(table, self.encoder, wire, clock, self.reading)
         return Coordinator(core, self.worker_group, packer, self.rows, self.supply, loop)
 
-    def work(self, start: Start) -> ev.Finish:
-        """Classify the images that the lead grants, until the lead closes the input.
+    def work(self, start: Start, share: Share, rows: RowSink) -> ev.Finish:
+        """Classify the images that the ledger grants, until it grants no more.
 
-        On return all rows are on the disk, and their parts have been reported to the lead.
+        On return all rows are on the disk.
+
+        Args:
+            start: what the ranks are told.
+            share: grants images.
+            rows: takes the rows.
 
         Raises:
             CollageError: rows could not be written, or the job must not go on.
         """
         self.start, self.plan = start, self.plan.at_batch(start.batch)
+        self.share, self.rows = share, rows
         # No rank sends a message between its last answer to a question and the start.
         self.worker_group.transport.expect(start.answer_bytes)
         self.worker_group.start(start)
+        self.reader = self.enter_context(self.open_reader())
+        unit = self.plan.settings.group_size * start.batch
+        self.supply = Supply(share, self.reader, rows, unit, build_book(self.plan))
         self.coordinator = self.build_coordinator()
-        self._link.follow(lambda: self.supply.progress)
+        share.begin(self.totals, self.supply)
         self._begin_to_tell()
         ready, lost = roll_call(self.plan, self.worker_group, self.hellos)
-        finish = self.coordinator.run(ready, lost)
-        self.worker_group.end()
-        fault = self._link.during(self.rows.drain)
+        try:
+            finish = self.coordinator.run(ready, lost)
+            self.worker_group.end()
+        finally:
+            fault = rows.drain()
         if fault is not None:
             raise fault
-        self.supply.tell_of_parts()
         return finish
 
     def use(self) -> Use:
@@ -203,10 +198,16 @@ class TeamSession(ExitStack):
 
     def report(self) -> None:
         """Update the progress lines; called again and again."""
-        self.rows.tick()
-        totals = self._link.totals(self.totals)
+        self.rows.tick(soon=self.share.hurry)
+        totals = self.totals
         self._watch.look(totals.audited, totals.differing)
-        self._told.tell(totals, len(self.worker_group.detector.timeouts.losses))
+        losses = self.worker_group.detector.timeouts.losses
+        self._told.tell(totals, len(losses), self._total)
+
+    @property
+    def _total(self) -> int:
+        """The total of the progress line. Other jobs make it less."""
+        return min(self._audience.total, self.share.total)
 
     def publish(self, last: bool = True) -> None:
         """Update the status files; `last`: now, whatever their interval."""
@@ -225,10 +226,8 @@ class TeamSession(ExitStack):
     # ---- the parts of a session ---------------------------------------------
 
     def _core(self, asked: CoreSettings, table: Table) -> Core:
-        """The core, which is recorded if the settings say so. Each team is a session of the run,
-        and so is each time that the run goes on.
-        """
-        settings, session = self.plan.settings, self.rows.session
+        """The core, which is recorded if the settings say so."""
+        settings, session = self.plan.settings, self.session
         scheme, name = settings.scheme_settings(), settings.record
         if name is None:
             return Core(asked, make_scheme(scheme), table)
@@ -238,21 +237,15 @@ class TeamSession(ExitStack):
         self.callback(core.record.close)
         return core
 
-    def _open_supply(self) -> None:
-        self.reader = self.enter_context(self.open_reader())
-        self.supply = Supply(self._link, self.plan, self.reader, self.rows)
-        self.supply.hear()
-
     def _arrivals(self) -> Arrivals:
-        """When images arrive; in a resumed run the first one arrives at once."""
-        plan, lacking = self.plan, self._audience.lacking
-        times_ns = plan.settings.arrival_times_ns(len(plan.order))  # (n,) int64
+        """When images arrive; if some have their row already, the first of the others arrives at
+        once.
+        """
+        times_ns = self.plan.settings.arrival_times_ns(len(self.plan.order))  # (n,) int64
         if times_ns is None:
             return ClosedLoop()
-        if count(lacking) < len(times_ns):
-            times_ns = np.concatenate([times_ns[:0], *(times_ns[slice(*own)] for own in lacking)])
-            times_ns = times_ns - times_ns[:1]
-        return OpenLoop(times_ns)
+        times_ns = times_ns[len(times_ns) - self._audience.total :]
+        return OpenLoop(times_ns - times_ns[:1])
 
     def _begin_to_tell(self) -> None:
         settings, files = self.plan.settings, self._audience.files
@@ -269,11 +262,12 @@ class TeamSession(ExitStack):
         status.follow(self.publish, files.begin)
 
     def _snapshot(self) -> tuple[dict[str, Any], np.ndarray]:
-        totals = self._link.totals(self.totals)
-        detector, total = self.worker_group.detector, self._audience.total
-        found = snapshot(self.coordinator.core, totals, detector, total)
+        detector = self.worker_group.detector
+        found = snapshot(self.coordinator.core, self.totals, detector, self._total)
         uses = self.coordinator.uses
         for rank in found["ranks"]:
+            if rank["rank"] in self.coordinator.released:
+                rank["state"] = RELEASED
             rank["busy"] = uses.get(rank["rank"], Use()).busy
         limit = self.limit()
         self._warn_of_idle_gpus(limit, ended=found["state"] == ENDING)
@@ -285,12 +279,6 @@ class TeamSession(ExitStack):
         if late and limit.name and limit.warning and not self._warned:
             self._warned = True
             tell(limit.warning)
-
-    def _why_not_begin(self) -> str | None:
-        return self._link.stop_reason() or self._stop_reason()
-
-    def _why_stop(self) -> str | None:
-        return self._link.lost or self.supply.halted or self._stop_reason()
 
 
 def build_encoder(plan: Plan) -> Encoder:
@@ -320,15 +308,14 @@ def open_reader(plan: Plan, encoder: Encoder, reading: Collection[int]) -> ReadA
         files=not (pasted or batched) and plan.shards.fit is not None,
     )
     batch = SENT_BATCH if others else NAMED_BATCH
-    return ReadAhead(plan.shards, plan.order, batch, parts=parts, growing=True)
+    return ReadAhead(plan.shards, plan.order, batch, parts=parts, growing=True, first=plan.first)
 
 
 def build_book(plan: Plan) -> PairBook | None:
     """The book of pairs that choose a threshold; None if `agree` is not set."""
     if plan.settings.agree is None:
         return None
-    chosen = plan.order.indices(range(plan.calibration))
-    return PairBook(chosen.tolist(), plan.shards)
+    return PairBook(plan.front, plan.order, plan.shards)
 
 
 class ShownProgress:
@@ -343,8 +330,9 @@ class ShownProgress:
         self._collages = settings.uses(COLLAGE)
         self._before = Totals()  # totals of the warm-up
 
-    def tell(self, totals: Totals, lost_ranks: int) -> None:
-        """Show the totals of the session so far."""
+    def tell(self, totals: Totals, lost_ranks: int, total: int) -> None:
+        """Show the totals of the session so far, of `total` images."""
+        self._status.total = total
         if not self._counts and totals.admitted > self._own_warmup:
             self._counts = True
             self._status.begin(totals.images)

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job import worker_steps as steps
 from collage_mpi.job.messages import Bye, Changed, Fault, Hello, Here, Measured, Message, Welcome
-from collage_mpi.job.networks import Loader, Networks, failed, is_of_device
+from collage_mpi.job.networks import Loader, Networks, failed, free_networks, is_of_device
 from collage_mpi.job.row_reader import Faults, Inputs, RowReader, Wanted, decoded
 from collage_mpi.job.worker_steps import Event, WorkerSteps
 from collage_mpi.kinds import KIND
@@ -42,6 +42,7 @@ from collage_mpi.system.limits import limit_met
 from collage_mpi.system.process_tree import ProcessId
 
 RING_SPARE = 4  # receives beyond the credit, for cancels
+OVER_NS = 100_000_000  # longest pause between polls of a rank that was let go
 LOOK_NS = 50_000  # between polls of a device that computes
 
 
@@ -308,6 +309,7 @@ class Worker:
             messages.Measure: self._measure,
             messages.Start: self._start,
             messages.End: self._end,
+            messages.Release: self._release,
             messages.Stop: lambda told: monitor.release(),
             **dict.fromkeys((Here, Hello, Fault, Measured, Changed, Bye), self._send),
             steps.Read: self._read,
@@ -401,10 +403,16 @@ class Worker:
         self.session.start(told.answer_bytes)
         self.session.networks.await_runtimes(told.runtimes)
 
-    def _end(self, told: messages.End) -> None:
+    def _end(self, told: messages.End | messages.Release) -> None:
         if self.session is not None:
             self.session.end()
             self.session = None
+
+    def _release(self, told: messages.Release) -> None:
+        self._end(told)
+        del self._load  # it holds the networks
+        free_networks()
+        self.backoff.settings = replace(self.backoff.settings, patient_ns=OVER_NS)
 
     def _read(self, action: steps.Read) -> None:
         assert self.session is not None

@@ -14,7 +14,7 @@ from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import ProcessMonitor
 from collage_mpi.faults.reply_timeout import SECOND_NS
 from collage_mpi.job import messages
-from collage_mpi.job.group_steps import GREETED, STUCK, Asked, Gone, GroupSteps, Heard, Tell
+from collage_mpi.job.group_steps import DONE, GREETED, STUCK, Asked, Gone, GroupSteps, Heard, Tell
 from collage_mpi.job.messages import Bye, Hello, Here, Measured, Message, Shards, Welcome
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Received
@@ -186,8 +186,19 @@ class WorkerGroup:
         self._ask(dict.fromkeys(self.present, (start,)))
 
     def end(self) -> None:
-        """Tell all ranks that the session is over."""
-        self._ask(dict.fromkeys(self.present, (messages.End(),)))
+        """Tell all ranks that the session is over, as far as they do not know."""
+        working = [rank for rank in self.present if self.steps.states[rank] != DONE]
+        self._ask(dict.fromkeys(working, (messages.End(),)))
+
+    def release(self, ranks: Collection[int]) -> None:
+        """Let ranks go while others go on. Their processes end where MPI allows this, which is in
+        a fault-tolerant world. Elsewhere they sleep, without their networks.
+        """
+        alone = self.detector.fault_tolerant
+        told = messages.Stop(int(ExitCode.COMPLETE)) if alone else messages.Release()
+        self._ask(dict.fromkeys(ranks, (told,)))
+        for rank in ranks if alone else ():
+            self.detector.timeouts.part(rank)
 
     def stop(self, exit_code: int, limit_s: float = STOP_LIMIT_S) -> list[int]:
         """Tell all ranks to end with this exit code, and wait for their Bye.
@@ -269,7 +280,7 @@ class WorkerGroup:
             heard(len(self.steps.answers))
             reason = interrupted()
             if reason is not None:
-                raise _Interrupted(f"{reason}: go on with the same command (run: with --resume)")
+                raise _Interrupted(f"{reason}: go on with the same command")
         return {r: each for r, each in self.steps.answers.items() if isinstance(each, what)}
 
     def _turn(self) -> bool:

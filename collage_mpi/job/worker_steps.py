@@ -31,7 +31,7 @@ WORKER = table(
         LOADING: {"hello": READY, "fault": OVER},
         READY: {"measure": MEASURING, "start": WORKING, "end": OVER, "stop": PARTING},
         MEASURING: {"measured": READY},
-        WORKING: {"changed": WORKING, "end": OVER, "stop": PARTING},
+        WORKING: {"changed": WORKING, "end": OVER, "release": OVER, "stop": PARTING},
         OVER: {"stop": PARTING},
         PARTING: {"leave": ENDED, "late": ENDED},
         ENDED: {},
@@ -181,7 +181,7 @@ class WorkerSteps:
 
     def _hear(self, message: Message, now_ns: int) -> None:
         """Take in a message of rank 0, or of this rank."""
-        if isinstance(message, messages.End | messages.Stop):
+        if isinstance(message, messages.End | messages.Release | messages.Stop):
             while self.begun:
                 self._answer()
         self._move(type(message).__name__.lower())

@@ -9,7 +9,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import ExitCode
@@ -119,7 +118,7 @@ class Startup:
 
 _KNOWN_CODES = frozenset(map(int, ExitCode))
 _COMPLETE_CODES = (int(ExitCode.COMPLETE), int(ExitCode.COMPLETE_WITH_ERRORS))
-_INCOMPLETE = "the job is incomplete. Go on with the same command (run: with --resume)"
+_INCOMPLETE = "the job is incomplete. Go on with the same command"
 
 
 class Reached(Enum):
@@ -183,7 +182,7 @@ class Ending:
 
 def exit_code(
     ending: Ending,
-    marker: Path | None,
+    status: Callable[[], str | None] | None,
     *,
     must_report: bool = False,
     earlier: str | None = None,
@@ -191,28 +190,28 @@ def exit_code(
     """The exit code, and a line that explains it (None if the job's output does).
 
     The launcher's code alone is not reliable. The code that rank 0 reported comes first, and a
-    complete run must have its marker. The result is an `ExitCode`, or 128 plus the number of the
-    signal that stopped the launch before the job began.
+    run is complete if its folder says so. The result is an `ExitCode`, or 128 plus the number of
+    the signal that stopped the launch before the job began.
 
     Args:
         ending: how the job ended.
-        marker: the file in `--out` that says that the run is complete; None without `--out`.
+        status: gives that of the run in `--out` if it is complete, otherwise None; None without
+            `--out`.
         must_report: the launcher tolerates lost ranks, so its 0 does not mean that the job is
             complete.
-        earlier: the result of `marker_text` before the job.
+        earlier: the result of `status` before the job.
     """
     code, note = ending.reported, None
     if code not in _KNOWN_CODES:
-        text = marker_text(marker) if ending.begun else None
-        if text is not None and text != earlier:  # the job had just completed the run
-            wrong = '"complete_with_errors"' in text
+        now = status() if ending.begun and status is not None else None
+        if now is not None and now != earlier:  # the job had just completed the run
+            wrong = now == "complete_with_errors"
             marked = ExitCode.COMPLETE_WITH_ERRORS if wrong else ExitCode.COMPLETE
             return int(marked), f"{_who_ended(ending)}, after the run was complete"
         code, note = _unreported(ending, must_report)
-    if code in _COMPLETE_CODES and marker is not None and not marker.exists():
+    if code in _COMPLETE_CODES and status is not None and status() is None:
         return int(ExitCode.INCOMPLETE), (
-            f"the launcher says {code}, but {marker.parent} has no {marker.name} marker: "
-            "the run is incomplete"
+            f"the launcher says {code}, but images of the run have no row: the run is incomplete"
         )
     return code, note
 
@@ -225,14 +224,6 @@ def script_code(ending: Ending) -> tuple[int, str | None]:
         return exit_code(ending, None)
     note = None if ending.died is None else _who_ended(ending)
     return ending.launcher or ending.reported or 0, note
-
-
-def marker_text(marker: Path | None) -> str | None:
-    """The content of a complete run's marker; None if there is no marker."""
-    try:
-        return None if marker is None else marker.read_text(errors="replace")
-    except OSError:
-        return None
 
 
 def _unreported(ending: Ending, must_report: bool) -> tuple[int, str | None]:

@@ -192,7 +192,7 @@ def _tolerant_flags(mpi: Mpi) -> tuple[str, ...]:
         raise EnvironmentFault(
             f"--on-rank-loss continue: {mpi.family} {mpi.version} ends all ranks when one dies; "
             f"launchers that keep the others are {known}. Leave the flag out: a lost rank then "
-            "ends the job, and --resume goes on"
+            "ends the job, and the same command goes on"
         )
     return flags
 

@@ -53,12 +53,14 @@ class Limits:
             ranks are killed, because a launcher waits for a stopped rank for ever. `math.inf` if
             ranks may do more after their run, as in a user's script.
         stop_grace_s: from the request to stop until the job is killed.
+        teams_go_on: several teams survive the loss of rank 0, and end by themselves.
     """
 
     timeout_s: float = math.inf
     start_limit_s: float | None = None
     leave_grace_s: float = math.inf
     stop_grace_s: float = STOP_GRACE_S
+    teams_go_on: bool = False
 
 
 class Supervisor:
@@ -107,7 +109,7 @@ class Supervisor:
         with (
             caught(FORWARDED, self._signals.append),
             held(scratch),
-            guarded(self._word, grace_s, scratch) as guard,
+            guarded(self._word, grace_s, scratch, self._never_came_up),
             serving(environment, self._plan.modules, self._plan.argv),
         ):
             self._process = _started(self._plan, environment)
@@ -117,10 +119,12 @@ class Supervisor:
             finally:
                 end_family(self._process, grace_s=0.0, word=self._word)
                 unlink(self._shared)
-                guard.sweep = self._limits.start_limit_s is not None and not self._start.up
                 self._display.close()
         self._ending.launcher = self._process.returncode
         return self._ending
+
+    def _never_came_up(self) -> bool:
+        return self._limits.start_limit_s is not None and not self._start.up
 
     def _follow(self) -> None:
         """Pass on output until the launcher has ended."""
@@ -246,7 +250,7 @@ class Supervisor:
         ends_all = death.rank == 0 or not (self._plan.tolerant or told)
         if self._start.up and ends_all and death.code and self._ending.died is None:
             self._ending.died = death
-        if self._start.up and death.rank == 0:
+        if self._start.up and death.rank == 0 and not self._limits.teams_go_on:
             self._let_others_leave()
         self._start.has_ended(death)
 

@@ -33,7 +33,7 @@ class Change:
 
     Attributes:
         by: the owner.
-        parts: rows to commit, as far as the owner still holds their positions.
+        parts: rows to commit, as far as the owner still holds their positions, or has a reason.
         take: how many free positions it takes.
         threshold: the number of the one by which it does them.
         silent: owners that have died: their positions become free.
@@ -82,9 +82,31 @@ class Cell:
         return () if self.record is None else self.record.holds
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """All rows that count, oldest first."""
+        return () if self.record is None else self.record.parts
+
+    @property
     def closed(self) -> bool:
         """Whether every position has a row that counts. No record follows then."""
         return not self.free and not self.holds
+
+    @property
+    def lacking(self) -> int:
+        """The number of positions without a row."""
+        return sum(map(sp.count, (self.free, *(hold.spans for hold in self.holds))))
+
+    def due(self, part: Part, held: Spans) -> Spans:
+        """The positions of a part that who holds some can commit: these, or, where the part has a
+        reason, those that have an older row."""
+        if not part.reason:
+            return sp.common(part.spans, held)
+        if self.closed:
+            return ()
+        counted = sp.union(*(old.spans for old in self.parts))
+        said = part.file, part.reason
+        there = [old.spans for old in self.parts if (old.file, old.reason) == said]
+        return sp.minus(sp.common(part.spans, counted), sp.union(*there))
 
     def held(self, owner: str) -> Spans:
         """The positions that an owner holds."""
@@ -104,14 +126,18 @@ class Cell:
         """
         name = lease_name(self.start, gen)
         record = decode(Record, raw, name)
-        counted = [part.spans for part in record.parts]
+        counted: Spans = ()
+        sound = (record.start, record.stop, record.gen) == (self.start, self.stop, gen)
+        for part in record.parts:
+            sound &= sp.common(part.spans, counted) == (part.spans if part.reason else ())
+            sound &= not sp.minus(part.errors, part.spans)
+            counted = sp.union(counted, part.spans)
         held = [hold.spans for hold in record.holds]
-        all_of = sp.union(*counted, *held)
-        cell = ((self.start, self.stop),)
+        all_of, cell = sp.union(counted, *held), ((self.start, self.stop),)
         if (
-            (record.start, record.stop, record.gen) != (self.start, self.stop, gen)
+            not sound
             or sp.minus(all_of, cell)
-            or sp.count(all_of) != sum(map(sp.count, (*counted, *held)))
+            or sp.count(all_of) != sum(map(sp.count, (counted, *held)))
         ):
             raise Damage(name, "it is no record of its cell")
         if gen == self.gen + 1 and not self._leads_to(record):
@@ -121,13 +147,14 @@ class Cell:
         return found
 
     def _leads_to(self, record: Record) -> bool:
-        before = () if self.record is None else self.record.parts
-        new = sp.union(*(part.spans for part in record.parts[len(before) :]))
+        before = self.parts
+        new = [part.spans for part in record.parts[len(before) :] if not part.reason]
         others = [hold for hold in record.holds if hold.owner != record.by]
         return (
             record.prev == self.digest
+            and not self.closed
             and record.parts[: len(before)] == before
-            and not sp.minus(new, self.held(record.by))
+            and not sp.minus(sp.union(*new), self.held(record.by))
             and not any(sp.minus(hold.spans, self.held(hold.owner)) for hold in others)
         )
 
@@ -135,11 +162,12 @@ class Cell:
         """The next record, with a change in it; None if nothing would change."""
         holds = {hold.owner: hold for hold in self.holds}
         mine = self.held(change.by)
-        parts = self.record.parts if self.record else ()
+        parts = self.parts
         tried = [*(self.record.tried if self.record else ())]
         for part in change.parts:
-            if good := sp.common(part.spans, mine):
-                parts += (msgspec.structs.replace(part, spans=good),)
+            if good := self.due(part, mine):
+                errors = sp.common(part.errors, good)
+                parts += (msgspec.structs.replace(part, spans=good, errors=errors),)
                 mine = sp.minus(mine, good)
                 tried = [sp.minus(each, good) for each in tried]
         freed = sp.union(*(holds.pop(owner).spans for owner in change.silent if owner in holds))
@@ -160,12 +188,12 @@ class Cell:
             holds[change.by] = Hold(change.by, mine, change.threshold)
         while tried and not tried[-1]:
             tried.pop()
-        said = parts, tuple(sorted(holds.values(), key=lambda hold: hold.owner)), tuple(tried)
+        new = parts, tuple(sorted(holds.values(), key=lambda hold: hold.owner)), tuple(tried)
         old = self.record
-        if said == ((old.parts, old.holds, old.tried) if old else ((), (), ())):
+        if new == ((old.parts, old.holds, old.tried) if old else ((), (), ())):
             return None
         gen = self.gen + 1
-        return Record(self.start, self.stop, gen, self.digest, change.by, *said)
+        return Record(self.start, self.stop, gen, self.digest, change.by, *new)
 
 
 def portion(free: Spans, most: int, tried: list[Spans]) -> Spans:

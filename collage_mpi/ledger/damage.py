@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from collage_mpi.ledger import spans as sp
@@ -41,20 +43,21 @@ class Examined:
     again: int = 0
 
 
-def examine(store: FolderStore, run: Run) -> Examined:
-    """Read all records, while no job is at work. Raises OSError."""
+def examine(store: FolderStore, run: Run, bad: Collection[str] = ()) -> Examined:
+    """Read all records, while no job is at work. A record that names one of the `bad` files of rows
+    cannot be believed. Raises OSError."""
     found = Examined()
     listed: dict[int, list[int]] = {}
     ends: list[str] = []
     for start, gen in sorted(filter(None, map(lease_of, store.names("leases")))):
         listed.setdefault(start, []).append(gen)
     for start in run.starts:
-        cell, name, reason = _walk(store, Cell(start, run.end(start)))
+        cell, name, reason = _walk(store, Cell(start, run.end(start)), bad)
         ends.append(cell.digest)
         if orphans := [gen for gen in listed.get(start, ()) if gen > cell.gen]:
             found.damage[name] = reason
             found.orphans += [lease_name(start, gen) for gen in orphans]
-            found.again += _counted(store, start, orphans[-1]) - _rows(cell.record)
+            found.again += _counted(store, run, start, orphans) - _rows(cell.record)
     name = complete_name(run)
     raw = store.read(name)
     if raw is not None and decode(Complete, raw, name).digest != digest("".join(ends).encode()):
@@ -63,7 +66,7 @@ def examine(store: FolderStore, run: Run) -> Examined:
     return found
 
 
-def _walk(store: FolderStore, none: Cell) -> tuple[Cell, str, str]:
+def _walk(store: FolderStore, none: Cell, bad: Collection[str]) -> tuple[Cell, str, str]:
     """The last record of a cell that can be believed; the next file, and what is wrong with it."""
     cell, name = none, lease_name(none.start, 0)
     try:
@@ -75,13 +78,21 @@ def _walk(store: FolderStore, none: Cell) -> tuple[Cell, str, str]:
             cell, name = none, lease_name(none.start, last[0])
             if (raw := store.read(name)) is None:
                 return none, name, MISSING
-            cell = none.after(raw, last[0])
+            cell = _sound(none.after(raw, last[0]), name, bad)
             return (cell, "", "") if cell.digest == last[1] else (none, name, OTHER)
         while (raw := store.read(name := lease_name(none.start, cell.gen + 1))) is not None:
-            cell = cell.after(raw, cell.gen + 1)
+            cell = _sound(cell.after(raw, cell.gen + 1), name, bad)
     except Damage as error:
-        return cell, name, str(error)
+        return cell, name, error.reason
     return cell, name, MISSING
+
+
+def _sound(cell: Cell, name: str, bad: Collection[str]) -> Cell:
+    """The cell. Raises Damage if its record names a file that is damaged."""
+    files = () if cell.record is None else (part.file for part in cell.record.parts)
+    if file := next((file for file in files if file in bad), None):
+        raise Damage(name, f"it names {file}, which is damaged or missing")
+    return cell
 
 
 def repair(store: FolderStore, run: Run, found: Examined) -> None:
@@ -91,12 +102,16 @@ def repair(store: FolderStore, run: Run, found: Examined) -> None:
         store.move(name, f"orphans/{name.rpartition('/')[2]}")
 
 
-def _counted(store: FolderStore, start: int, gen: int) -> int:
-    name = lease_name(start, gen)
-    try:
-        return _rows(decode(Record, store.read(name) or b"", name))
-    except Damage:
-        return 0
+def _counted(store: FolderStore, run: Run, start: int, gens: list[int]) -> int:
+    """How many rows of a cell counted by one of these records, as far as they can be read."""
+    first = store.read(lease_name(start, 0))
+    if first is not None and unmarked(first)[1] is not None:
+        return run.end(start) - start  # it was closed
+    found = 0
+    for name in (lease_name(start, gen) for gen in gens):
+        with suppress(Damage):
+            found = max(found, _rows(decode(Record, store.read(name) or b"", name)))
+    return found
 
 
 def _rows(record: Record | None) -> int:

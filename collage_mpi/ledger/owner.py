@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from collage_mpi.ledger.cells import Cell, Change
 from collage_mpi.ledger.records import (
     BEAT_BYTES,
     COMPLETE,
+    LARGEST_CELL,
     MARK_BYTES,
     Beat,
     Complete,
@@ -47,7 +48,7 @@ from collage_mpi.ledger.records import (
     unmarked,
 )
 from collage_mpi.ledger.spans import Spans
-from collage_mpi.ledger.store import FolderStore
+from collage_mpi.ledger.store import UNSEEN_S, FolderStore
 
 BEAT_S = 2.0
 SILENT_S = 30.0  # file servers pause for seconds; a longer pause of the server counts for nobody
@@ -56,14 +57,14 @@ LIST_S = 20.0
 FORGET_S = 300.0  # the beats of a silent owner are removed then
 LEASE_S = 10.0  # a lease is so much work
 SHORTEST_S = 3.0  # at the end of the run
-UNSEEN_S = 180.0  # hosts believe for a minute that a name is missing
 LOST_S = 600.0  # without the folder a job waits so long
 NEIGHBOURS = 2  # owners that each owner watches always
 IDLE_LOOKS = 1.0  # beats that an owner without work reads in a second
 PROBES = 2  # untouched cells that are tried in a turn
 PAUSES_S = 2.0, 16.0  # of an idle owner whose link was refused
 CHECKS = 4  # open cells that an idle turn looks at
-LOOKS = 64  # cells that an idle turn looks at for the first time
+LOOKS = 256  # cells that an idle turn looks at for the first time
+COUNT_S = 20.0  # when all seems done, one of many owners looks at all cells, the others later
 HINTS = 8  # cells that a beat names
 CELL_S = 60.0
 CELLS = 4096
@@ -92,29 +93,31 @@ class Heard:
 
 
 def cell_size(positions: int, unit: int, rate: float) -> int:
-    """Positions of a cell: work of `CELL_S` at this rate, in whole units, at most CELLS cells."""
+    """Positions of a cell: work of `CELL_S` at this rate, in whole units. There are at most CELLS
+    cells, unless each has LARGEST_CELL positions."""
     most = max(int(rate * CELL_S), -(-positions // CELLS), 1)
-    return -(-most // unit) * unit
+    return max(min(-(-most // unit), LARGEST_CELL // unit), 1) * unit
 
 
-def join(store: FolderStore, mine: Run) -> Run:
+def join(store: FolderStore, mine: Run, sleep: Callable[[float], None] = time.sleep) -> Run:
     """The run with this number: the one that is there, or else `mine`, which is made now.
 
     Raises:
-        EnvironmentFault: it can neither be read nor made.
-        Damage: it is damaged, or of another format.
+        EnvironmentFault: it can neither be read nor made, or is of another format.
+        Damage: it is damaged.
     """
     name = run_name(mine.number)
     try:
         raw = store.read(name)
         if raw is None:
-            store.link(name, encode(mine))
-            store.link(news_name(mine), b" " * len(COMPLETE))
-            raw = store.read(name)
+            decode(Run, encode(mine), name)
+            store.settled(news_name(mine), b" " * len(COMPLETE), sleep)
+            raw = store.settled(name, encode(mine), sleep)
     except OSError as error:
-        raise EnvironmentFault(f"{name}: cannot be read: {error}. Repeat the command") from error
-    if raw is None:
-        raise EnvironmentFault(f"{name}: cannot be made. Is there room on the disk?")
+        raise EnvironmentFault(
+            f"{name}: can neither be read nor made: {error}. Repeat the command once the "
+            "folder works"
+        ) from error
     found = decode(Format, raw, name).format  # first: another format has other fields
     if found != mine.format:
         raise EnvironmentFault(
@@ -135,6 +138,7 @@ class Owner:
         threshold: number of the threshold that the job goes by; the job sets it.
         idle: nothing is free; the job waits for others.
         complete: every position has its row, and the run is marked as complete.
+        left: number of positions without a row, as far as is known: not less than there are.
         counts: what it has done: records, failed, taken over, split, packed.
     """
 
@@ -145,24 +149,43 @@ class Owner:
         unit: int = 1,
         clock: Callable[[], float] = time.monotonic,
         name: str | None = None,
+        place: int | None = None,
+        lost_s: float = LOST_S,
     ) -> None:
-        """`unit`: leases have whole units of positions; `name`: 32 random hex digits."""
+        """
+        Args:
+            store: the run's folder.
+            run: what `join` returned.
+            unit: leases have whole units of positions.
+            clock: of this job, in s.
+            name: 32 random hex digits.
+            place: number of the cell to begin at. By default the job that made the run begins at
+                the first cell, and each other job at a random one. All go on in order.
+            lost_s: it gives up when the folder has not worked for so long.
+        """
         self.name = name or os.urandom(16).hex()
         self.run, self.rate, self.threshold = run, 0.0, 0
         self.grants: deque[Grant] = deque()
         self.ahead: dict[int, sp.Span] = {}
         self.idle = self.complete = False
+        self.left = run.stop - run.first
         self.counts: Counter[str] = Counter()
         self._store, self._unit, self._clock = store, unit, clock
         self._random = random.Random(self.name)
         self._inbox: deque[Part] = deque()
         self._written: dict[int, list[Part]] = {}
+        self._files: set[str] = set()  # of parts that this job has written
+        self._rows: dict[int, int] = {}  # start -> rows of this job that count
         self._want = 0
         # What is known of cells
         self._cells: dict[int, Cell] = {}
         self._mine: dict[int, Spans] = {}
         self._hints: dict[int, int] = {}  # start -> highest gen of a listing or a beat
-        self._place = self._random.randrange(max(1, len(run.starts)))
+        self._gaps: set[int] = set()  # cells that are packed, as a listing says
+        self._count_s: float | None = None  # when to look at them
+        if place is None and run.by == self.name:
+            place = 0
+        self._place = self._random.randrange(max(1, len(run.starts))) if place is None else place
         self._untouched = True  # there may be cells without a record
         self._open: deque[int] = deque()  # cells that are looked at in turn
         self._again_s, self._pause_s = clock(), PAUSES_S[0]  # when an idle owner competes again
@@ -174,13 +197,16 @@ class Owner:
         now_s = clock()
         self._beats, self._beat_s, self._watched_s = 0, now_s - BEAT_S, 0.0
         self._through_s: float | None = None  # when the last beat got through
-        self._failed_s: float | None = None  # when the folder failed first since the last beat
+        self._failed_s, self._lost_s = now_s, 0.0  # when the folder failed last, and for how long
+        self._no_link = False  # no link was made or refused since one failed
+        self._most_lost_s = lost_s
         self._news_s = now_s
         self._list_s = now_s - LIST_S
         self._ring: list[str] = []  # other owners, from this one's name on
         self._ring_s = now_s - LIST_S
         self._heard: dict[str, Heard] = {}
         self._silent: set[str] = set()
+        self._ended: deque[str] = deque()  # it is known that they have died
         self._gone: set[str] = set()  # silent owners that hold nothing any more
 
     # ---- for the job -----------------------------------------------------------------
@@ -199,6 +225,53 @@ class Owner:
         return not self._untouched
 
     @property
+    def holding(self) -> bool:
+        """Whether this job holds positions."""
+        return bool(self._mine)
+
+    @property
+    def rows(self) -> int:
+        """How many rows of this job count. Others' later records may not be seen here."""
+        return sum(self._rows.values())
+
+    @property
+    def others(self) -> int:
+        """The number of positions that others hold, as far as is known."""
+        holds = (hold for cell in self._cells.values() for hold in cell.holds)
+        return sum(sp.count(hold.spans) for hold in holds if hold.owner != self.name)
+
+    @property
+    def alone(self) -> bool:
+        """Whether every position counts or is held by this job, and no other job was seen."""
+        return not self._untouched and not self._ring and not self.others and self._whole()
+
+    @property
+    def all_taken(self) -> bool:
+        """Whether others hold all positions without a row, as far as is known."""
+        return self.others > 0 and self._whole(self._gaps)
+
+    def _whole(self, packed: Set[int] = frozenset()) -> bool:
+        """Whether all cells are known or `packed`, and none has a free position."""
+        cells = self._cells
+        return all(
+            not cells[start].free if start in cells else start in packed
+            for start in self.run.starts
+        )
+
+    def settle(self) -> bool:
+        """Find out whether the run is complete, and mark it if every position counts."""
+        with self._patience():
+            if not self.complete and self._whole() and not self.others and not self._mine:
+                self._finish()
+            elif not self.complete:
+                self.complete = self._read(complete_name(self.run)) is not None
+        return self.complete
+
+    def died(self, owner: str) -> None:
+        """Somebody knows that another job has ended: its positions are taken over soon."""
+        self._ended.append(owner)
+
+    @property
     def waiting(self) -> bool:
         """Whether written rows wait for their record."""
         return bool(self._inbox or self._written)
@@ -210,7 +283,8 @@ class Owner:
             want: positions that the job wants beside those that it has.
 
         Raises:
-            EnvironmentFault: the folder has not worked for LOST_S.
+            EnvironmentFault: the folder has not worked for `lost_s`; another job is at work on a
+                run that one job does as a whole.
             Damage: of the ledger.
         """
         with self._patience():
@@ -241,17 +315,25 @@ class Owner:
     @contextmanager
     def _patience(self) -> Iterator[None]:
         """An error of the folder ends what is done inside; it is tried again at the next turn."""
+        errors = self.counts["errors"]
         try:
             yield
         except OSError as error:
-            self.counts["errors"] += 1
-            if self._failed_s is None:
-                self._failed_s = self._clock()
-            if self._clock() >= self._failed_s + LOST_S:
-                raise EnvironmentFault(
-                    f"the run's folder has not worked for {LOST_S:g} s ({error}). What is written "
-                    "counts; repeat the command once the folder works"
-                ) from error
+            self._failed(error)
+        if self.counts["errors"] == errors and not self._no_link:
+            self._lost_s, self._failed_s = 0.0, self._clock()
+
+    def _failed(self, error: OSError) -> None:
+        """Count how long the folder has not worked. While nothing is tried, no time counts."""
+        self.counts["errors"] += 1
+        now_s = self._clock()
+        self._lost_s += min(now_s - self._failed_s, PAUSES_S[1])
+        self._failed_s = now_s
+        if self._lost_s >= self._most_lost_s:
+            raise EnvironmentFault(
+                f"the run's folder has not worked for {self._most_lost_s:g} s ({error}). What is "
+                "written counts; repeat the command once the folder works"
+            ) from error
 
     # ---- records ---------------------------------------------------------------------
 
@@ -273,14 +355,26 @@ class Owner:
             self._beat(start)  # so that who finds this job dead knows where to look
         raw = encode(record)
         self.counts["records"] += 1
-        room = b"" if record.gen else b" " * MARK_BYTES
-        if not self._store.link(lease_name(start, record.gen), raw + room):
+        room = b"" if record.gen else b" " * MARK_BYTES  # for the mark
+        after = cell.after(raw, record.gen)  # a record that others cannot read is not made
+        if not self._made(lease_name(start, record.gen), raw + room):
             self.counts["failed"] += 1
             self._look(start)
             return False
         if record.gen == 0 or not self._packed(start):
-            self._know(cell.after(raw, record.gen))
+            self._know(after)
         return True
+
+    def _made(self, name: str, data: bytes) -> bool:
+        """Make a file by link. False: perhaps it was not made."""
+        try:
+            made = self._store.link(name, data)
+        except OSError as error:
+            self._no_link = True
+            self._failed(error)
+            return False
+        self._no_link = False
+        return made
 
     def _look(self, start: int, gen: int | None = None) -> None:
         """Go on to a record of a cell, or else as far as records can be seen.
@@ -352,26 +446,36 @@ class Owner:
         for times, spans in cell.times(gained):
             self.grants.append(Grant(start, spans, times))
         self._want -= sp.count(gained)
+        self.left += cell.lacking - self._lacking(start)
         self._mine[start] = cell.held(self.name)
+        if written := [part.spans for part in cell.parts if part.file in self._files]:
+            self._rows[start] = sp.count(sp.union(*written))
         self._gone.difference_update(hold.owner for hold in cell.holds)  # seen late
         if not self._mine[start]:
             del self._mine[start]
             self.ahead.pop(start, None)
         self._cells[start] = cell
 
+    def _lacking(self, start: int) -> int:
+        """The number of positions of a cell without a row, as far as is known."""
+        packed = start in self._gaps and start not in self._cells
+        return 0 if packed else self._cell(start).lacking
+
     def _commit(self) -> None:
         while self._inbox:
             part = self._inbox.popleft()
+            self._files.add(part.file)
             for start in sorted(self._starts_of(part.spans)):
                 spans = sp.common(part.spans, ((start, self.run.end(start)),))
-                here = msgspec.structs.replace(part, spans=spans)
+                errors = sp.common(part.errors, spans)
+                here = msgspec.structs.replace(part, spans=spans, errors=errors)
                 self._written.setdefault(start, []).append(here)
         for start in [*self._written]:
             parts = tuple(self._written[start])
             take = self._amount(start) if self._want > 0 else 0
             self._propose(start, Change(self.name, parts, take, self.threshold))
-            held = self.held(start)
-            left = [part for part in self._written[start] if sp.common(part.spans, held)]
+            cell, held = self._cell(start), self.held(start)
+            left = [part for part in self._written[start] if cell.due(part, held)]
             self._written[start] = left
             if not left:
                 del self._written[start]
@@ -411,14 +515,16 @@ class Owner:
 
     def _amount(self, start: int) -> int:
         """How many positions to take of a cell: fewer when no cell is untouched."""
-        want = self._want
-        if not self._untouched:
+        want = self.run.stop - self.run.first if self.run.whole else self._want
+        if not self._untouched and not self.run.whole:
             least = int(self.rate * SHORTEST_S)
             want = min(want, max(least, -(-sp.count(self._cell(start).free) // 2)))
         return -(-max(want, 1) // self._unit) * self._unit
 
     def _take(self) -> bool:
         """Take free positions. Returns whether some were got, or may be at the next turn."""
+        if self.run.whole and self.others:
+            return False
         before = self._want
         for start in [start for start in self._mine if self._cell(start).free]:
             self._propose(start, self._taking(start))
@@ -444,10 +550,9 @@ class Owner:
         """Propose what other idle owners may propose too: after a failure wait, ever longer."""
         if self._clock() < self._again_s:
             return
-        for hold in self._cell(start).holds[:NEIGHBOURS]:  # they say which record is the last
-            self._hear(hold.owner)
         if self._hints.get(start, -1) > self._cell(start).gen:
             self._look(start, self._hints[start])
+        self._look(start)  # so that the next record is free but for who links just now
         wanted = change(start)
         if wanted is not None and self._propose(start, wanted):
             self._pause_s = max(self._pause_s / 2, PAUSES_S[0])
@@ -476,8 +581,13 @@ class Owner:
         for start, gen in filter(None, map(lease_of, self._store.names("leases"))):
             listed.setdefault(start, []).append(gen)
         for start, gens in listed.items():
-            # Those between the first and the last one are gone: ask the first one, which knows.
-            self._hint(start, max(gens) if len(gens) > max(gens) else 0)
+            # Where some between the first and the last one are gone, ask the first: it knows.
+            gap = len(gens) <= max(gens)
+            if gap and start in self.run.starts and start not in self._gaps:
+                if start not in self._cells:
+                    self.left -= self._lacking(start)
+                self._gaps.add(start)
+            self._hint(start, 0 if gap else max(gens))
 
     def _hint(self, start: int, gen: int) -> None:
         """Somebody says that there is such a record."""
@@ -486,26 +596,29 @@ class Owner:
 
     def _seek(self) -> None:
         """Nothing is free: look at cells, one after another; take from others; or end."""
-        if self._clock() >= self._news_s + LOOK_S:
-            self._news_s = self._clock()
+        now_s = self._clock()
+        counting = self._count_s is not None and now_s >= self._count_s
+        if counting or now_s >= self._news_s + LOOK_S:
+            self._news_s = now_s
             if (self._read(news_name(self.run)) or b"").startswith(COMPLETE):
                 self.complete = self._read(complete_name(self.run)) is not None
-                return
+                if self.complete:  # else it was not synced before the power was lost
+                    return
         if self._clock() >= self._list_s + LIST_S:
             self._list()
-        unknown = [start for start in self._hints if start not in self._cells]
-        if unknown:  # those with several records first: they are open
-            self._random.shuffle(unknown)
-            unknown.sort(key=lambda start: self._hints[start] == 0)
-            for start in unknown[:LOOKS]:
-                self._look(start, self._hints[start])
-                if start not in self._cells:  # it was not to be seen: the link will tell
-                    self._propose(start, self._taking(start))
+        unknown = self._hints.keys() - self._cells
+        if unknown - self._gaps:
+            self._get_to_know(unknown - self._gaps)
             return
         while self._open and self._cell(self._open[0]).packed:
             self._open.popleft()
         if all(self._cell(start).closed for start in self._open):
-            self._finish()
+            if self._count_s is None:
+                self._count_s = now_s + self._random.uniform(0, min(COUNT_S, len(self._ring)))
+            if not unknown:
+                self._finish()
+            elif counting:
+                self._get_to_know(unknown)
             return
         looks, said = 0, self._said()
         for start in [*self._open]:
@@ -526,8 +639,15 @@ class Owner:
                     self._to_pack.append(start)
             if looks == CHECKS:
                 break
-        if not any(self._cell(start).free for start in self._open):
+        if not self.run.whole and not any(self._cell(start).free for start in self._open):
             self._split()
+
+    def _get_to_know(self, starts: Set[int]) -> None:
+        """Look at cells of which nothing is known."""
+        for start in self._random.sample(sorted(starts), min(LOOKS, len(starts))):
+            self._look(start, self._hints[start])
+            if start not in self._cells:  # it was not to be seen: the link will tell
+                self._propose(start, self._taking(start))
 
     def _said(self) -> set[tuple[int, int]]:
         """The last records (start, gen) that others know, as they said lately."""
@@ -544,6 +664,8 @@ class Owner:
             self._compete(self._random.choice(slow), self._splitting)
 
     def _splitting(self, start: int) -> Change | None:
+        for hold in self._cell(start).holds[:NEIGHBOURS]:
+            self._hear(hold.owner)
         offers = self._offers(start)
         if not offers:
             return None
@@ -576,7 +698,9 @@ class Owner:
         said = digest("".join(self._cell(start).digest for start in self.run.starts).encode())
         mine = Complete(self.run.number, len(self.run.starts), said)
         name = complete_name(self.run)
-        self._store.link(name, encode(mine))
+        # Who made the last record may have died before its name was on the disk.
+        self._store.sync_folder(lease_name(0, 0))
+        self._made(name, encode(mine))
         raw = self._read(name)
         if raw is not None:
             if decode(Complete, raw, name) != mine:
@@ -604,7 +728,7 @@ class Owner:
         self._store.overwrite(beat_name(self.name), raw)
         # Silence of others counts only while this job's beats get through. It may have been
         # suspended meanwhile, so the time between two of them counts for little more than a beat.
-        self._failed_s, now_s = None, self._clock()
+        now_s = self._clock()
         if self._through_s is not None:
             self._watched_s += min(now_s - self._through_s, 1.5 * BEAT_S)
         self._through_s = now_s
@@ -618,6 +742,8 @@ class Owner:
             names = sorted((others - self._gone) | {self.name})
             at = names.index(self.name)
             self._ring = [*names[at + 1 :], *names[:at]]
+            if self._ring:  # to learn what they have done
+                self._list()
             if self._gone:  # it may have been suspended
                 owner = self._random.choice(sorted(self._gone))
                 self._hear(owner)
@@ -635,12 +761,20 @@ class Owner:
             heard = self._heard.get(owner)
             if heard is None or now_s >= heard.read_s + every_s:
                 self._hear(owner)
+        while self._ended:
+            self._hear(self._ended[0])
+            self._silent.add(self._ended.popleft())
 
     def _hear(self, owner: str) -> None:
         heard = self._heard.get(owner)
         raw = self._read(beat_name(owner))
         now_s = self._clock()
         if heard is None or heard.raw != raw:
+            if heard and self.run.whole and self._cell(self.run.first).held(owner):
+                raise EnvironmentFault(
+                    "another job is at work on this run, which one job does as a whole. Repeat the "
+                    "command when that job has ended"
+                )
             beat = read_beat(raw)
             self._heard[owner] = Heard(raw, self._watched_s, now_s, beat)
             for start, gen, *_ in beat.at if beat else ():

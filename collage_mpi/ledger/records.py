@@ -12,18 +12,21 @@ from msgspec import Meta
 from collage_mpi.errors import DataFault
 from collage_mpi.ledger.spans import in_order
 
-LARGEST_BYTES = 4 << 20
+LARGEST_BYTES = 16 << 20
+LARGEST_CELL = 1 << 18  # positions: a record of so many fits, whatever rows it lists
+MOST_SPANS = LARGEST_CELL // 2
+MOST_CELLS = 1 << 17
 BEAT_BYTES = 1024
 MARK_BYTES = 64
 COMPLETE = b"complete"  # what the news say then
-FORMAT = 1
+FORMAT = 3  # of the whole folder; folders of 1 and 2 have no ledger
 DEATHS = 3  # positions that so many holders died with are taken one by one
 
 Owner = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")]  # empty: of no record
 Number = Annotated[int, Meta(ge=0, le=1 << 53)]
 Span = tuple[Number, Number]
-Spans = Annotated[tuple[Span, ...], Meta(max_length=1 << 16)]
+Spans = Annotated[tuple[Span, ...], Meta(max_length=MOST_SPANS)]
 T = TypeVar("T")
 _MARK = re.compile(rb"\d{1,9} [0-9a-f]{32}")
 _NAME = re.compile(r"([0-9]{1,16})\.([0-9]{1,9})")
@@ -39,16 +42,27 @@ class Damage(DataFault):
             f"{name}: {reason}. Restore the file from a copy, or end all jobs of the run and type "
             "collage-mpi verify --repair: what follows the damage is moved away and done again."
         )
-        self.name = name
+        self.name, self.reason = name, reason
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Rows that count: those of the spans, in a file of parts/."""
+    """Rows that count, in a file of parts/.
 
-    file: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}-[0-9]{1,9}\.[a-z]{1,8}\Z")]
+    Attributes:
+        file, size, crc: the file.
+        spans: the positions of the rows that count.
+        errors: those of them whose rows are error rows.
+        threshold: the number of the threshold by which they were done.
+        reason: why the rows replace older rows of the same positions; empty: they replace none.
+    """
+
+    file: Annotated[str, Meta(pattern=r"^images-[0-9]{4,5}-[0-9]{6,18}\.(npy|parquet)\Z")]
     size: Number
     crc: Annotated[int, Meta(ge=0, lt=1 << 32)]
     spans: Spans
+    errors: Spans = ()
+    threshold: Number = 0
+    reason: Annotated[str, Meta(pattern=r"^[ -~]{0,80}\Z")] = ""
 
 
 class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,6 +124,9 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         number: 1; each later run adds positions to those of the runs before it.
         first, stop: its positions.
         cell: positions of a cell; the last one may have fewer.
+        by: the owner that made it.
+        again: positions of earlier runs whose images it asks again, by its own first positions.
+        whole: one job does all of it, in one cell.
         settings: what fixes the run's rows.
         format: of the ledger.
     """
@@ -118,6 +135,9 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first: Number
     stop: Number
     cell: Annotated[int, Meta(ge=1, le=1 << 53)]
+    by: Owner | None = None
+    again: Spans = ()
+    whole: bool = False
     settings: dict[str, Any] = {}
     format: int = FORMAT
 
@@ -129,6 +149,13 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def end(self, start: int) -> int:
         """Where the cell that starts there ends."""
         return min(start + self.cell, self.stop)
+
+
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An owner that has a number. `facts`: what it says of itself."""
+
+    owner: Owner
+    facts: dict[str, Any] = {}
 
 
 class Complete(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -160,6 +187,11 @@ def beat_name(owner: str) -> str:
     return f"beats/{owner}"
 
 
+def job_name(number: int) -> str:
+    """The file that says which owner has this number."""
+    return f"jobs/{number:04d}.json"
+
+
 def run_name(number: int) -> str:
     """The file of a run."""
     return f"run.{number}.json"
@@ -181,8 +213,11 @@ def digest(raw: bytes) -> str:
 
 
 def encode(thing: msgspec.Struct) -> bytes:
-    """As JSON."""
-    return msgspec.json.encode(thing)
+    """As JSON. The text of a cell's first record fills whole blocks of MARK_BYTES, so that the mark
+    behind it is in one block, too."""
+    raw = msgspec.json.encode(thing)
+    first = isinstance(thing, Record) and thing.gen == 0
+    return raw.ljust(-(-len(raw) // MARK_BYTES) * MARK_BYTES) if first else raw
 
 
 def decode(kind: type[T], raw: bytes, name: str) -> T:
@@ -193,10 +228,15 @@ def decode(kind: type[T], raw: bytes, name: str) -> T:
         found = msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise Damage(name, f"it is damaged ({error})") from error
+    sets: list[Spans] = [found.again] if isinstance(found, Run) else []
     if isinstance(found, Record):
-        sets = [each.spans for each in found.parts] + [each.spans for each in found.holds]
-        if not all(map(in_order, [*sets, *found.tried])):
-            raise Damage(name, "it is damaged (its positions are not in order)")
+        for part in found.parts:
+            sets += part.spans, part.errors
+        sets += [*(hold.spans for hold in found.holds), *found.tried]
+    if isinstance(found, Run) and len(range(found.first, found.stop, found.cell)) > MOST_CELLS:
+        raise Damage(name, f"it is damaged (it has more than {MOST_CELLS} cells)")
+    if not all(map(in_order, sets)):
+        raise Damage(name, "it is damaged (its positions are not in order)")
     return found
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,13 @@ from collage_mpi.system.files import TEMP_MARK
 # What a file system without hard links says, and one that does not know links at all.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 STALE_TRIES = 2
+READ_BYTES = 1 << 20  # the system is asked for so much at a time
+TRIES = 5  # of an operation that fails while a job begins
+UNSEEN_S = 180.0  # hosts believe for a minute that a name is missing
 
 
 class FolderStore:
-    """The files of a run, by names such as `leases/0.1`. All methods but `link` raise OSError."""
+    """The files of a run, by names such as `leases/0.1`. All methods raise OSError."""
 
     def __init__(self, folder: str | Path, disk: Any = os) -> None:
         """`disk` has the functions of `os` for files."""
@@ -30,30 +35,53 @@ class FolderStore:
 
     def make(self) -> None:
         """Make the folders of the ledger."""
-        for folder in ("leases", "beats"):
+        for folder in ("leases", "beats", "jobs"):
             with suppress(FileExistsError):
                 self._disk.mkdir(self._at(folder))
 
-    def link(self, name: str, data: bytes) -> bool:
-        """Make a file whole, unless there is one. False: it was not made, or nobody knows.
+    def settled(self, name: str, data: bytes, sleep: Callable[[float], None] = time.sleep) -> bytes:
+        """Make a file unless there is one. Returns what is there, whoever made it.
 
-        Raises EnvironmentFault if there are no hard links.
+        Raises OSError if nobody can tell.
+        """
+        for tries in range(int(UNSEEN_S)):
+            failed: OSError | None = None
+            try:
+                self.link(name, data)
+                raw = self.read(name)
+            except OSError as error:
+                raw, failed = None, error
+            if raw is not None:
+                return raw
+            if failed and tries >= TRIES:
+                raise failed
+            sleep(1.0)
+        raise FileNotFoundError(errno.ENOENT, "it is there and cannot be seen", name)
+
+    def link(self, name: str, data: bytes) -> bool:
+        """Make a file whole. False: there is one.
+
+        No reply is certain: who made a file, what is there tells.
+
+        Raises:
+            EnvironmentFault: there are no hard links.
+            OSError: it may have been made nevertheless.
         """
         temp = self._temporary(name)
         try:
             self._write_new(temp, data)
             try:
                 self._disk.link(temp, self._at(name))
+            except FileExistsError:
+                return False
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
                 raise EnvironmentFault(
                     f"{self._folder}: this file system has no hard links ({error.strerror}), so "
-                    "several jobs cannot share a run here. Choose another --out, or type --alone"
+                    "several jobs cannot share a run here. Choose another --out, or type --alone on"
                 ) from error
-            self._sync_folder(name)
-        except OSError:
-            return False
+            self.sync_folder(name)
         finally:
             with suppress(OSError):
                 self._disk.unlink(temp)
@@ -76,7 +104,7 @@ class FolderStore:
         file = self._disk.open(path, os.O_RDONLY)
         try:
             found = b""
-            while more := self._disk.read(file, LARGEST_BYTES + 1 - len(found)):
+            while more := self._disk.read(file, min(READ_BYTES, LARGEST_BYTES + 1 - len(found))):
                 found += more
             return found
         finally:
@@ -97,13 +125,15 @@ class FolderStore:
             with suppress(OSError):
                 self._disk.unlink(temp)
             raise
-        self._sync_folder(name)
+        self.sync_folder(name)
 
     def move(self, name: str, to: str) -> None:
         """Rename a file into a folder, which is made if need be."""
         with suppress(FileExistsError):
             self._disk.mkdir(self._at(to).rpartition("/")[0])
         self._disk.rename(self._at(name), self._at(to))
+        for each in (to, name):
+            self.sync_folder(each)
 
     def remove(self, name: str) -> None:
         """Remove a file. It is no error if there is none."""
@@ -111,7 +141,7 @@ class FolderStore:
             self._disk.unlink(self._at(name))
 
     def names(self, folder: str) -> list[str]:
-        """What was in a folder a while ago."""
+        """What was in a folder a while ago; "": in that of the run."""
         return list(self._disk.listdir(self._at(folder)))
 
     def _at(self, name: str) -> str:
@@ -134,7 +164,8 @@ class FolderStore:
         finally:
             self._disk.close(file)
 
-    def _sync_folder(self, name: str) -> None:
+    def sync_folder(self, name: str) -> None:
+        """Put the names in the folder of this file on the disk, whoever made them."""
         file = self._disk.open(self._at(name).rpartition("/")[0], os.O_RDONLY)
         try:
             self._disk.fsync(file)

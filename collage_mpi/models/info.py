@@ -66,6 +66,10 @@ class Tuning:
         """The precision by its name in torch."""
         return "float32" if self.precision == "auto" else self.precision
 
+    def like(self, other: Tuning) -> bool:
+        """Whether both give the same answers in the same way."""
+        return (self.dtype, self.runtime) == (other.dtype, other.runtime)
+
     def on(self, device: str) -> Tuning:
         """How a rank on this device begins. Only on a CPU other runtimes than torch follow later.
 
@@ -357,6 +361,7 @@ class Geometry:
         side, cell_px: of the collage.
         classes: number of classes, at least 1; None to take it from the network's first answer.
         dtype: of an item's values.
+        asked: whether the user wants this size of images, whatever the network declares.
     """
 
     image_shape: tuple[int, ...]
@@ -364,6 +369,13 @@ class Geometry:
     cell_px: int
     classes: int | None
     dtype: str = "uint8"
+    asked: bool = False
+
+    def at_px(self, px: int | None) -> Geometry:
+        """The same with images of this height and width; None changes nothing."""
+        if px is None:
+            return self
+        return replace(self, image_shape=(px, px, *self.image_shape[2:]), asked=True)
 
     def input_shape(self, kind: str) -> tuple[int, ...]:
         """The shape of one input for a network of this kind, such as (H, W, C)."""

@@ -29,7 +29,7 @@ from collage_mpi.models.named import NORMS, PREFIXES, Named, NotInCache
 from collage_mpi.models.predictor import WithEmbedding
 from collage_mpi.shards.pictures import FILTERS
 from collage_mpi.shards.schema import told_apart
-from collage_mpi.system.files import require_regular, sha256_of_file
+from collage_mpi.system.files import reading, require_regular, sha256_of_file
 from collage_mpi.system.printable import one_line, some_of
 
 
@@ -41,11 +41,12 @@ def load_tensors(file: Path) -> Any:
         DataFault: the file holds more than tensors, is damaged, or was not written by torch.save.
     """
     try:
-        require_regular(file)
-        with file.open("rb") as stream:
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise EnvironmentFault(f"{file}: cannot be read: {error.strerror or error}") from error
+        with reading(file):
+            require_regular(file)
+            with file.open("rb") as stream:
+                return torch.load(stream, map_location="cpu", weights_only=True)
+    except EnvironmentFault:
+        raise
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), "")
         raise DataFault(
@@ -100,10 +101,9 @@ def _load_safetensors(file: Path) -> Any:
     from safetensors.torch import load_file
 
     try:
-        require_regular(file)
-        return load_file(file)
-    except OSError as error:
-        raise EnvironmentFault(f"{file}: cannot be read: {error.strerror or error}") from error
+        with reading(file):
+            require_regular(file)
+            return load_file(file)
     except (SafetensorError, ValueError, KeyError) as error:
         raise DataFault(f"{file} is no safetensors file, or damaged: {error}") from error
 

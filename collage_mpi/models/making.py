@@ -51,17 +51,14 @@ class _Whole(nn.Module):
         return self.compute(batch)
 
 
-def _export(predictor: TorchPredictor, batch: np.ndarray, file: Path) -> None:
+def _for_onnx(predictor: TorchPredictor, batch: np.ndarray, folder: Path) -> None:
     """Write an ONNX file of the whole computation, for batches of this shape."""
+    file = folder / FILES[ONNX]
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # a trace warns of each shape that it takes as constant
         whole, given = _Whole(predictor).eval(), (torch.from_numpy(batch),)
         # The exporter of torch.export gives wrong files at times (pytorch #166797, #169178).
         torch.onnx.export(whole, given, str(file), opset_version=OPSET, dynamo=False)
-
-
-def _for_onnx(predictor: TorchPredictor, batch: np.ndarray, folder: Path) -> None:
-    _export(predictor, batch, folder / FILES[ONNX])
 
 
 def _for_openvino(predictor: TorchPredictor, batch: np.ndarray, folder: Path) -> None:
@@ -71,9 +68,8 @@ def _for_openvino(predictor: TorchPredictor, batch: np.ndarray, folder: Path) ->
     if named is not None and named.library == "onnx":
         network = _of_file(predictor, batch, Path(named.name))
     else:
-        file = folder / FILES[ONNX]
-        _export(predictor, batch, file)
-        network = openvino.Core().read_model(str(file))
+        _for_onnx(predictor, batch, folder)
+        network = openvino.Core().read_model(str(folder / FILES[ONNX]))
     openvino.save_model(network, str(folder / FILES[OPENVINO]), compress_to_fp16=False)
 
 

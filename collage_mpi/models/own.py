@@ -115,7 +115,10 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
 
         made, facts = load_named(named, how)
     if facts.shape is not None and kind == SINGLE:
-        geometry = replace(geometry, image_shape=facts.shape)
+        if geometry.asked:
+            height, width, channels = geometry.image_shape
+            facts = replace(facts, shape=(height, width, channels))
+        geometry = replace(geometry, image_shape=facts.shape or geometry.image_shape)
     own = MappedFunction if how.save == OUTPUTS else OwnPredictor
     if callable(getattr(made, own.method, None)):
         predictor = own(spec, kind, geometry, made, how.device)

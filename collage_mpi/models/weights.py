@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta, Struct
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save
 
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
@@ -23,19 +22,14 @@ from collage_mpi.kinds import COLLAGE, NETWORKS, SINGLE
 from collage_mpi.models.architecture import AcceptSpec, HeadSpec, read_architecture, read_spec
 from collage_mpi.models.info import NetworkInfo
 from collage_mpi.models.named import advice_for
-from collage_mpi.system.files import require_regular, save_file, sha256_of_stream
+from collage_mpi.system.files import require_regular, save_file, sha256_of_file
 from collage_mpi.system.records import read_record
 
 FORMAT = "collage-mpi weights"
 VERSION = 1
 METADATA_KEY = "collage_mpi"
-_METADATA = "__metadata__"  # the key of safetensors for metadata in the header
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
-MAX_HEADER_BYTES = 4 << 20  # headers have a few kB; a foreign file must not fill the memory
-MOST_AXES = 16  # of a tensor
 MAX_SIDE_PX, MAX_CHANNELS, MAX_CLASSES = 1 << 14, 64, 1 << 20
 
-_Count = Annotated[int, Meta(ge=0)]
 _Px = Annotated[int, Meta(ge=1, le=MAX_SIDE_PX)]
 _Finite = Annotated[float, Meta(gt=-1e30, lt=1e30)]
 _Positive = Annotated[float, Meta(gt=0, lt=1e30)]
@@ -58,40 +52,41 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
     path = Path(spec)
     try:
         require_regular(path)
-        with path.open("rb") as file:
-            header = _read_header(path, file.read(8), file)
-            first = file.tell()
-            file.seek(0)
-            fingerprint = sha256_of_stream(file)
-            tensor_bytes = file.tell() - first
+        with safe_open(path, "numpy") as file:  # checks that the tensors fill the file exactly
+            text = (file.metadata() or {}).get(METADATA_KEY)
+        fingerprint = sha256_of_file(path)
     except OSError as error:
-        reason = "it is not there" if isinstance(error, FileNotFoundError) else error.strerror
+        gone = isinstance(error, FileNotFoundError)
+        reason = "it is not there" if gone else error.strerror or error
         remedy = _REMEDY if path.suffix == ".safetensors" else advice_for(str(spec))
         raise EnvironmentFault(f"network {spec}: cannot be read: {reason}; {remedy}") from error
-    info = parse_metadata(str(path), header, fingerprint, path)
+    except SafetensorError as error:
+        raise DataFault(
+            f"weights {path} are not a safetensors file, or damaged ({error}): copy them again if "
+            f"they are one; {advice_for(str(path))}"
+        ) from error
+    info = parse_metadata(str(path), text, fingerprint, path)
     if kind is not None and info.kind != kind:
         raise UsageError(
             f"weights {path} hold a {info.kind} network; a {kind} network is needed here: "
             f"are --{kind} and --{info.kind} the wrong way round?"
         )
-    _check_tensors(path, header, tensor_bytes)
     return info
 
 
 def parse_metadata(
-    name: str, header: Mapping[str, Any], fingerprint: str, path: Path | None = None
+    name: str, text: str | None, fingerprint: str, path: Path | None = None
 ) -> NetworkInfo:
-    """The facts in a safetensors header.
+    """The facts in the record of a file's header.
 
     Args:
         name: names the file in messages.
+        text: the record; None if the header has none.
 
     Raises:
         DataFault: the record is missing or invalid.
     """
-    metadata = header.get(_METADATA)
-    text = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
-    if not isinstance(text, str):
+    if text is None:
         raise DataFault(
             f"weights {name} are safetensors of another program (no {METADATA_KEY!r} record in "
             f"the header). Name the network that they belong to: timm:NAME,weights={name}"
@@ -118,8 +113,6 @@ def save_weights(
         DataFault: a tensor is not finite after the conversion, or the record is invalid.
         EnvironmentFault: the file cannot be written.
     """
-    from safetensors.numpy import save
-
     stored = {name: _stored(name, array) for name, array in tensors.items()}
     record = {"format": FORMAT, "version": VERSION, **metadata}
     _info(record, "", None)
@@ -145,9 +138,6 @@ def read_tensors(info: NetworkInfo) -> dict[str, np.ndarray]:
         DataFault: the file has changed or is damaged, or a tensor is not finite.
         EnvironmentFault: the file cannot be read.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     if info.path is None:
         raise DataFault("the network has no weights file")
     try:
@@ -167,50 +157,6 @@ def read_tensors(info: NetworkInfo) -> dict[str, np.ndarray]:
                 "(a lower --lr helps when training diverged)"
             )
     return result
-
-
-def _read_header(path: Path, first: bytes, file: Any) -> dict[str, Any]:
-    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-    header = None
-    if 2 <= length <= MAX_HEADER_BYTES:
-        with suppress(ValueError, RecursionError):
-            header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise DataFault(f"weights {path} are not a safetensors file; {advice_for(str(path))}")
-    return header
-
-
-def _check_tensors(path: Path, header: Mapping[str, Any], found_bytes: int) -> None:
-    """Raise DataFault unless the tensors in the header fill the rest of the file exactly."""
-    spans = []
-    for name, entry in header.items():
-        if name == _METADATA:
-            continue
-        span = _span(entry)
-        if span is None:
-            raise DataFault(
-                f"weights {path} are damaged: the header's entry of tensor {name!r:.80} is no "
-                "dtype, shape and place; copy them again"
-            )
-        spans.append(span)
-    end = 0
-    for first, last in sorted(spans):
-        if first != end:
-            raise DataFault(f"weights {path} are damaged: tensors overlap; copy them again")
-        end = last
-    if end != found_bytes:
-        raise DataFault(
-            f"weights {path} are damaged: {found_bytes:,} bytes of tensors are there, {end:,} are "
-            "needed; copy them again"
-        )
-
-
-class _Tensor(Struct):
-    """The entry of a tensor in a header."""
-
-    dtype: Literal["F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8"]
-    shape: Annotated[list[_Count], Meta(max_length=MOST_AXES)]
-    data_offsets: tuple[_Count, _Count]
 
 
 class _Normalisation(Struct):
@@ -238,17 +184,6 @@ class _Single(_Record, tag=SINGLE, kw_only=True):
 class _Collage(_Record, tag=COLLAGE, kw_only=True):
     side: _Px
     cell_px: _Px
-
-
-def _span(entry: object) -> tuple[int, int] | None:
-    """(first byte, last byte + 1) of a tensor; None if its entry in the header is damaged."""
-    try:
-        tensor = read_record(_Tensor, entry)
-    except ValueError:
-        return None
-    first, end = tensor.data_offsets
-    whole = end - first == ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape)
-    return (first, end) if whole else None
 
 
 def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> NetworkInfo:

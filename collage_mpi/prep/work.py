@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.shards.foreign import H5_LOCK, ArrayLayout, find_labels, named_faults, open_file
+from collage_mpi.shards.foreign import H5_LOCK, find_labels, named_faults, open_file
 from collage_mpi.shards.guard import opened
 from collage_mpi.shards.inputs import ids_of
 from collage_mpi.shards.members import Listing, Member, read_member
@@ -44,6 +44,7 @@ from collage_mpi.shards.pictures import (
 from collage_mpi.shards.reader import ShardSet
 from collage_mpi.shards.schema import (
     CHANNELS,
+    ArrayLayout,
     chunk_rows,
     label_problem,
     read_sidecar,
@@ -685,9 +686,7 @@ def _attribute(path: Path, name: str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-LOOK_S = 0.2  # seconds between two updates of the progress
-
-_done: Any = None  # in a child process: shared counter of pictures that are done
+LOOK_S = 0.2  # seconds between two looks for an interrupt
 
 
 def make_shards(
@@ -702,7 +701,8 @@ def make_shards(
         jobs: the shards to make. No other process may make them at the same time.
         workers: number of processes; with 1, this process does the work.
         overwrite: see `make_shard`.
-        advance: called repeatedly with the number of further pictures that are done.
+        advance: called with the number of further pictures that are done; where several processes
+            work, when one has ended a shard.
 
     Raises:
         DataFault, EnvironmentFault: as `make_shard`; also if a process was killed.
@@ -721,26 +721,22 @@ def _in_processes(
     jobs: Sequence[ShardJob], workers: int, overwrite: bool, advance: Callable[[int], None]
 ) -> list[ShardReport]:
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(counter,))
-    told = 0
+    pool = ProcessPoolExecutor(workers, context, initializer=_start)
     # Interrupts are only noted. If one raised while `wait` holds the locks of the futures, they
     # would stay locked, and this process would wait for the pool's thread for ever.
     interrupts: list[int] = []
     with caught((signal.SIGINT, signal.SIGTERM), interrupts.append):
         try:
             with sheltered(signal.SIGINT):  # children get Ctrl-C too, even while they import
-                futures = [pool.submit(_work, job, overwrite) for job in jobs]
+                futures = [pool.submit(make_shard, job, overwrite) for job in jobs]
             left: set[Future[ShardReport]] = set(futures)
             while left:
                 ended, left = wait(left, LOOK_S, FIRST_COMPLETED)
                 if interrupts:
                     raise KeyboardInterrupt
                 for future in ended:
-                    future.result()  # raises a failure of the child
-                count = counter.value
-                advance(count - told)
-                told = count
+                    made = future.result()  # raises a failure of the child
+                    advance(made.images + made.unreadable)
             pool.shutdown()
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
@@ -755,10 +751,8 @@ def _in_processes(
                 child.join()
 
 
-def _start(counter: Any) -> None:
+def _start() -> None:
     """Initialises a child process, which ends when this process ends."""
-    global _done
-    _done = counter
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -767,11 +761,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _work(job: ShardJob, overwrite: bool) -> ShardReport:
-    def count(images: int) -> None:
-        with _done.get_lock():
-            _done.value += images
-
-    return make_shard(job, overwrite, count)

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.resources import files
 from pathlib import Path
@@ -23,8 +22,12 @@ from collage_mpi.errors import UsageError
 from collage_mpi.report import tables
 from collage_mpi.report.tables import name_or_number
 from collage_mpi.results.export import from_shards, image_names
-from collage_mpi.results.manifest import readable, recorded_settings
-from collage_mpi.results.parts import began_ns, clock_offsets_ns, launch_of
+from collage_mpi.results.manifest import (
+    began_ns,
+    clock_offsets_ns,
+    launch_of,
+    recorded_settings,
+)
 from collage_mpi.results.reader import Results, Run, distinct, open_run
 from collage_mpi.results.render import compare, notes, points, warnings
 from collage_mpi.results.statistics import PERCENTILES, percentile_name
@@ -35,7 +38,7 @@ from collage_mpi.results.verify import VerifyReport, verify_run
 from collage_mpi.rows import GROUPS, IMAGES, SOURCES, TASKS, TableLayout
 from collage_mpi.settings.flags import words_of
 from collage_mpi.system.files import write_atomic, writing
-from collage_mpi.system.printable import counted, printable
+from collage_mpi.system.printable import counted, printable, readable
 
 STEPS = 1200  # points of a curve: half at even shares, half at even logarithms of the tail
 SLICES = 300  # points of a chart over time
@@ -114,7 +117,7 @@ def _over_time(run: Results, by_team: bool) -> Json:
     for session in began:
         mine = groups["session"] == session
         t0_ns[mine] += began[session]
-        launch[mine] = launches[session]
+        launch[mine] = launches.get(session, session)
     begins_s, end_ns = [], 0
     for each in np.unique(launch):
         mine = launch == each
@@ -265,27 +268,7 @@ EDGE_PX = 96
 SMALL_PX = 48  # up to this size PNG is smaller than JPEG
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One image of the page: its thumbnail as a data URI (None if its shard cannot be read), and
-    its lines of text.
-    """
-
-    uri: str | None
-    title: str
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Worst:
-    """The worst images, and notes about images that could not be read."""
-
-    heading: str
-    pictures: tuple[Picture, ...]
-    notes: tuple[str, ...]
-
-
-def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Worst | None:
+def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Json | None:
     """The wrong answers with the highest scores; without labels, the answers with the lowest
     scores.
 
@@ -294,7 +277,9 @@ def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Wo
         most: largest number of images.
 
     Returns:
-        None if no answer is wrong, the images were simulated, or the run maps a function.
+        heading; pictures, each with uri (its thumbnail; None if its shard cannot be read), title
+        and lines of text; notes about images that could not be read. None if no answer is wrong,
+        the images were simulated, or the run maps a function.
 
     Raises:
         EnvironmentFault: `shards` names nothing that exists.
@@ -318,8 +303,8 @@ def worst_images(run: Run, shards: Sequence[Path | str] | None, most: int) -> Wo
         named = () if names.id[i] is np.ma.masked else (str(names.id[i]),)
         sure = f"score {float(row['score']):.3f}, {SOURCES[int(row['source'])]}"
         uri = _thumbnail(pixels[i]) if i in pixels else None
-        pictures.append(Picture(uri, title, (sure, *named, place)))
-    return Worst(heading, tuple(pictures), notes)
+        pictures.append({"uri": uri, "title": title, "lines": (sure, *named, place)})
+    return {"heading": heading, "pictures": pictures, "notes": notes}
 
 
 def _chosen(run: Run, labelled: bool, most: int) -> tuple[np.ndarray, int]:
@@ -540,21 +525,14 @@ def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> J
 # ---- the sentence that opens the page ---------------------------------------
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A sentence of the verdict. `good`: every run in it is complete, verified and valid."""
-
-    text: str
-    good: bool
-
-
 def verdicts(
     names: Sequence[str],
     entries: Sequence[Json],
     summaries: Sequence[Json],
     proofs: Sequence[VerifyReport],
-) -> list[Verdict]:
-    """The result of a single run; or, for several runs, each further run compared with the first.
+) -> list[Json]:
+    """The result of a single run; or, for several runs, each further run compared with the first:
+    text, a sentence, and good, whether every run in it is complete, verified and valid.
 
     Args:
         names: of the runs.
@@ -579,10 +557,10 @@ def verdicts(
     ]
 
 
-def _judged(said: str, flaws: Sequence[str], who: str) -> Verdict:
+def _judged(said: str, flaws: Sequence[str], who: str) -> Json:
     if flaws:
-        return Verdict(f"NOT VALID: {' '.join(flaws)} {said}.", good=False)
-    return Verdict(f"{said}; {who} complete, verified and valid.", good=True)
+        return {"text": f"NOT VALID: {' '.join(flaws)} {said}.", "good": False}
+    return {"text": f"{said}; {who} complete, verified and valid.", "good": True}
 
 
 def _flaws(run: str, summary: Json, proof: VerifyReport) -> list[str]:

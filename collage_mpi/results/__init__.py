@@ -1,11 +1,12 @@
 """Writes, reads and summarises the rows of a run: one for every image, group and task.
 
-The public names are imported on first use. The names of the files of a run are here; they never
-change, because every version reads older runs.
+The public names are imported on first use. The names of the files of a run that the ledger
+does not name are here.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +23,26 @@ if TYPE_CHECKING:
     from collage_mpi.results.summary import write_summary as write_summary
     from collage_mpi.results.verify import VerifyReport as VerifyReport
     from collage_mpi.results.verify import verify_run as verify_run
-    from collage_mpi.results.writer import RunWriter as RunWriter
     from collage_mpi.rows import KINDS as KINDS
     from collage_mpi.rows import OUTCOMES as OUTCOMES
     from collage_mpi.rows import SOURCES as SOURCES
 
-MANIFEST = "manifest.json"
-MARKER = "COMPLETE"  # written last, once every image has a row
+MANIFEST = "manifest.json"  # of an export, and of runs of formats 1 and 2
 SUMMARY = "summary.json"
-STATUS = "status.json"  # the state of a job, while it runs and after
 PARTS_FOLDER = "parts"  # rows
-PENDING_FOLDER = "pending"  # parts of teams that the lead has not published yet
 INDEX_FOLDER = "index"  # lists of the members of folders, tar files and other sources
+RUN = "run.1.json"  # what the run fixes; later runs add to it
+JOBS_FOLDER = "jobs"  # an entry for each job
+STATUS_FOLDER = "status"  # the state of each job
 VECTORS_FOLDER = "vectors"  # scores, embeddings and outputs of functions
 REPORT = "report.html"
 EXPORT = "export"  # the folder that `export` writes to by default
+
+
+def has_run(out: os.PathLike[str] | str) -> bool:
+    """Whether the folder has a run. A path that cannot be a folder has none."""
+    return os.path.exists(os.path.join(out, RUN))
+
 
 _NAMES = {  # module -> its public names
     "export": "export_run image_names",
@@ -45,7 +51,6 @@ _NAMES = {  # module -> its public names
     ".rows": "KINDS OUTCOMES SOURCES",
     "summary": "summarise write_summary",
     "verify": "VerifyReport verify_run",
-    "writer": "RunWriter",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

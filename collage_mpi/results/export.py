@@ -8,6 +8,7 @@ caption, a URL) are read from them too, some rows at a time: a run keeps no copy
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -238,7 +239,12 @@ class NameBook:
 
     def ids(self, images: np.ndarray) -> np.ma.MaskedArray:
         """The ids of images, (n,) with shard and row: (n,) text, masked if it is unknown."""
-        return _ids_of_rows(images, self._ids)
+        found = np.full(len(images), None, dtype=object)
+        for number in np.unique(images["shard"]).tolist():
+            own = self._ids.get(number, ())
+            places = np.flatnonzero((images["shard"] == number) & (images["row"] < len(own)))
+            found[places] = [own[row] for row in images["row"][places].tolist()]
+        return np.ma.array(found, mask=found == None)  # noqa: E711  # elementwise
 
     def of(self, images: np.ndarray) -> ImageNames:
         """The names of images, (n,) of IMAGE_ROW."""
@@ -377,15 +383,6 @@ def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, st
     return f"{path}: no file given has its SHA-256{unread}"
 
 
-def _ids_of_rows(images: np.ndarray, ids: Mapping[int, Sequence[str]]) -> np.ma.MaskedArray:
-    found = np.full(len(images), None, dtype=object)
-    for number in np.unique(images["shard"]).tolist():
-        own = ids.get(number, ())
-        places = np.flatnonzero((images["shard"] == number) & (images["row"] < len(own)))
-        found[places] = [own[row] for row in images["row"][places].tolist()]
-    return np.ma.array(found, mask=found == None)  # noqa: E711  # elementwise
-
-
 # Column of images -> the column that is 1 if this column has a value.
 _MASKED = {
     "predicted": "answered",
@@ -506,8 +503,12 @@ def export_run(
                 write(out / table.name, _named_columns(run, table, names), raw) for table in TABLES
             ]
         if out.resolve() != run.path.resolve():
-            write_atomic(manifest, ((run.path / MANIFEST).read_bytes(),))
+            write_atomic(manifest, (_manifest_text(run).encode(),))
     return [*files, manifest]
+
+
+def _manifest_text(run: Run) -> str:
+    return json.dumps(run.manifest, indent=1) + "\n"
 
 
 def _named_columns(run: Run, table: TableLayout, names: NameBook) -> Iterator[_Columns]:
@@ -831,7 +832,7 @@ def _to_hdf5(run: Run, out: Path, names: NameBook) -> Path:
     path = out / "run.h5"
     with _replacing(path) as temp, H5_LOCK, FileToWrite(temp, "w+") as stream:
         with create_file(stream) as file:
-            file.attrs["manifest"] = (run.path / MANIFEST).read_text("utf-8")
+            file.attrs["manifest"] = _manifest_text(run)
             for table in TABLES:
                 _write_table(file, run, table, names)
             file["images"].attrs["wait_ns"] = WAIT_FORMULA

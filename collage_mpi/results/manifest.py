@@ -1,31 +1,29 @@
-"""The manifest of a run: its settings, its sessions so far, and whether a new session may go on."""
+"""The manifest of a run: what fixes its rows, and its jobs so far.
+
+It is no file. `compose` makes it of the files of the ledger and of the jobs' entries, so that all
+readers see one table of facts.
+"""
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
+import msgspec
 
-from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.results import MANIFEST, MARKER
+from collage_mpi.errors import DataFault
+from collage_mpi.ledger.store import FolderStore
+from collage_mpi.results import jobs
+from collage_mpi.results.parts import Ledger, read_ledger
 from collage_mpi.system.bottleneck import Use
-from collage_mpi.system.files import load_json, reading, write_atomic
-from collage_mpi.system.printable import shown, storable
+from collage_mpi.system.files import reading
+from collage_mpi.system.printable import readable, shown
 
-FORMAT = "collage-mpi run"
-VERSION = 2
 COMPLETE = ("complete", "complete_with_errors")
 STATUSES = (*COMPLETE, "incomplete")
 
-_LARGEST_BYTES = 64 << 20  # a world of 10,000 ranks is about 3 MB
-
-# Facts that the first session measured or received from its ranks, and that later sessions keep.
-KEPT_KEYS = ("networks", "cost_ratio", "batch_costs", "thresholds")
 Json = dict[str, Any]
 
 
@@ -97,35 +95,29 @@ _FINAL = fields(
     lost=optional(list_of(_is_dict)),
     retired=optional(_TEXTS),
     seconds=optional(is_number),
+    began_ns=optional(_is_count),
+    ledger=optional(_dict_of(is_number)),
 )
 _SESSION = fields(
-    session=_is_count,
+    session=lambda v: is_int(v) and 1 <= v < 65_535,  # a u2 column
     status=is_text,
     rows=optional(fields(images=_is_count, tasks=_is_count)),
     final=optional(_FINAL),
 )
 _THRESHOLD = fields(
-    confidence=optional(is_number),
-    session=_is_count,
-    since_ns=_is_count,
-    **dict.fromkeys(("images", "audited", "differing"), optional(_is_count)),
+    confidence=optional(is_number), proved=_is_count, drawn=_is_count, how=optional(is_text)
 )
-_RANGES = list_of(lambda v: list_of(_is_count)(v) and len(v) == 2)
 _SHARD = fields(
     path=optional(is_text),
     fingerprint=is_text,
     count=_is_count,
     content=optional(is_text),
-    changed=optional(_RANGES),  # [row, session], not a range
 )
 
 _REQUIRED: dict[str, tuple[Check, str]] = {
     "run_id": (is_text, "a string"),
-    # a u2 column
-    "session": (lambda v: is_int(v) and 1 <= v < 65_535, "a number of the session, from 1"),
     "shards": (list_of(_SHARD), "a list of {path, fingerprint, count}"),
     "rows": (_is_count, "the number of images expected"),
-    "accepted": (_dict_of(_dict_of(_RANGES)), "session -> table -> [[first, last], ...] of parts"),
 }
 _OPTIONAL: dict[str, tuple[Check, str]] = {
     "settings": (_is_dict, "an object"),
@@ -136,7 +128,6 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "limit": (_is_count, "a number of images"),
     "teams": (_is_count, "a number of teams"),
     "audit": (fields(share=is_number, seed=_is_count), "{share, seed} of audits"),
-    "launches": (_RANGES, "[[first session, teams], ...] of launches of several teams"),
     "input_digest": (is_text, "a SHA-256"),
     "class_names": (list_of(is_text), "a list of names"),
     "scheme": (is_text, "a string"),
@@ -154,34 +145,22 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "bad_shards": (list_of(fields(path=is_text, reason=is_text)), "a list of {path, reason}"),
     "cost_ratio": (is_number, "a number"),
     "batch_costs": (_dict_of(is_number), "an object of numbers"),
-    "thresholds": (list_of(_THRESHOLD), "a list of {confidence, session, since_ns, ...}"),
+    "thresholds": (list_of(_THRESHOLD), "a list of {confidence, proved, drawn}"),
     "poll": (_POLL, "an object with longest_gap_ns"),
     "lost": (list_of(_is_dict), "a list of lost ranks"),
     "extras": (fields(top_k=optional(_is_count), save=is_text), "{top_k, save}"),
 }
 
 
-def check_manifest(manifest: object, where: str) -> Json:
-    """Check the format and version of a manifest, and the type of each key that is read from it.
+def check_manifest(manifest: Json, where: str) -> Json:
+    """Check the type of each key that is read from a manifest.
 
     Args:
-        where: names the manifest in messages.
+        where: names the run in messages.
 
     Raises:
-        DataFault: the manifest is not of this format, or a key is missing or has a wrong type. The
-            message names the first such key.
+        DataFault: a key is missing or has a wrong type. The message names the first such key.
     """
-    if not isinstance(manifest, dict):
-        raise DataFault(f"{where}: not a JSON object, so not the manifest of a run.")
-    if manifest.get("format") != FORMAT:
-        raise DataFault(
-            f"{where}: format {shown(manifest.get('format'))} found, {FORMAT!r} needed."
-        )
-    if manifest.get("version") != VERSION:
-        raise DataFault(
-            f"{where}: version {shown(manifest.get('version'))} found, this collage-mpi reads "
-            f"{VERSION}."
-        )
     for key, (check, wanted) in {**_REQUIRED, **_OPTIONAL}.items():
         value = manifest.get(key)
         if not check(value) and (value is not None or key in _REQUIRED):
@@ -189,131 +168,114 @@ def check_manifest(manifest: object, where: str) -> Json:
     return manifest
 
 
-def read_manifest(out: Path) -> Json:
-    """Read and check the manifest of the run in `out`.
+def compose(out: Path, ledger: Ledger | None = None) -> Json:
+    """The manifest of the run in `out`, as its files say now.
+
+    Args:
+        out: the run's folder.
+        ledger: what `read_ledger` found, if it was asked already.
 
     Raises:
-        EnvironmentFault: there is no run in `out`, it cannot be read, or an earlier version began
-            it (`older` reads such a run if it is finished).
-        DataFault: the manifest is damaged.
+        EnvironmentFault: there is no run in `out`, it cannot be read, or it is of another format.
+        DataFault: a file is damaged.
     """
-    found = load_manifest(out)
-    if is_older(found):
-        raise older_fault(out, found)
-    return check_manifest(found, str(out / MANIFEST))
+    ledger = ledger or read_ledger(out)
+    store, found = FolderStore(out), Json()
+    for run in ledger.runs:
+        found |= run.settings
+        networks = _linked(store, out, f"networks.{run.number}.json")
+        found |= {} if networks is None else {"networks": networks}
+    found |= {"sessions": jobs.entries(out), "thresholds": [], "status": ledger.status}
+    while (held := _linked(store, out, threshold_name(len(found["thresholds"]) + 1))) is not None:
+        found["thresholds"].append(held)
+    check_manifest(found := readable(found), str(out))
+    return check_manifest(found | _last_facts(found), str(out))
 
 
-def is_older(manifest: object) -> TypeGuard[Json]:
-    """Whether an earlier version wrote a manifest."""
-    return (
-        isinstance(manifest, dict)
-        and manifest.get("format") == FORMAT
-        and manifest.get("version") == 1
-    )
+def threshold_name(number: int) -> str:
+    """The file of a threshold of `--agree`, from number 1, below the run's folder."""
+    return f"thresholds/{number}.json"
 
 
-def is_finished(out: Path, manifest: Json) -> bool:
-    """Whether the run in `out` has its marker, and its manifest says that it is complete."""
-    return manifest.get("status") in COMPLETE and (out / MARKER).exists()
+def _linked(store: FolderStore, out: Path, name: str) -> Any:
+    """The JSON of a file that is made whole; None if there is none."""
+    with reading(out / name):
+        raw = store.read(name)
+    try:
+        return None if raw is None else msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise DataFault(f"{out / name}: damaged ({error}). Restore it from a copy") from error
 
 
-def older_fault(out: Path, manifest: Json) -> EnvironmentFault:
-    """The error to raise if a run of an earlier version cannot be gone on with."""
-    if is_finished(out, manifest):
-        return EnvironmentFault(
-            f"{out}: an earlier version of collage_mpi began and finished this run. collage-mpi "
-            "verify, export and report read it; for a new run choose another --out."
-        )
-    return EnvironmentFault(
-        f"{out}: an earlier version of collage_mpi began this run (manifest version "
-        f"{manifest['version']}; needed is {VERSION}). Finish it with the version that began it, "
-        "or start anew with another --out."
-    )
+def _last_facts(manifest: Json) -> Json:
+    """What the jobs said last: of those that ran at the same time what the first of them said, and
+    the ranks of all of them."""
+    told, launches = finals(manifest), launch_of(manifest)
+    last = max((session for session, final in told.items() if final.get("world")), default=0)
+    together = [n for n in told if n == last or launches.get(n, -n) == launches.get(last)]
+    order = [n for n in told if n not in together] + together[::-1]
+    found = {key: value for n in order for key, value in told[n].items()}
+    first = {n: min((each["rank"] for each in told[n].get("world") or ()), default=0) for n in told}
+    together.sort(key=lambda n: (first[n], n))  # teams by their numbers
+    worlds = [{**each, "session": n} for n in together for each in told[n].get("world") or []]
+    schemes = [manifest.get("scheme"), *(final.get("scheme") for final in told.values())]
+    began = next((entry["job"] for entry in manifest["sessions"] if entry.get("job")), None)
+    return {
+        **found,
+        **({"job": began} if began else {}),
+        **({"world": worlds} if last else {}),
+        "scheme": " then ".join(dict.fromkeys(filter(None, schemes))) or None,
+    }
 
 
-def load_manifest(out: Path) -> object:
-    """The JSON of the manifest of the run in `out`, of any version, unchecked.
-
-    Raises:
-        EnvironmentFault: there is no run in `out`, or it cannot be read.
-        DataFault: the manifest is no JSON.
-    """
-    path = out / MANIFEST
-    with reading(path, "damaged, no JSON; restore it from a copy"):
-        try:
-            size_bytes = path.stat().st_size
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise EnvironmentFault(
-                f"{out}: no run here ({MANIFEST} not found). Name a directory that "
-                "`collage-mpi run --out DIR` made."
-            ) from error
-        if size_bytes > _LARGEST_BYTES:
-            raise DataFault(f"{path}: {size_bytes} bytes, far too large for a manifest.")
-        found: object = load_json(path)
-        json.dumps(found, ensure_ascii=False).encode()  # raises for lone surrogates, unprintable
-    return found
-
-
-def write_manifest(
-    out: Path, manifest: Mapping[str, Any], check: Callable[[], object] | None = None
-) -> None:
-    """Write the manifest atomically.
-
-    Raises:
-        OSError: writing failed; the former manifest is then unchanged.
-        CollageError: of `check` (see `write_atomic`).
-    """
-    text = json.dumps(manifest, indent=1, default=plain)
-    write_atomic(out / MANIFEST, (text.encode(), b"\n"), check=check)
-
-
-def plain(value: object) -> object:
-    """Converts numpy scalars, arrays and paths for JSON: the `default` of `json.dumps`."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"a {type(value).__name__} cannot be written to JSON: {value!r}")
-
-
-def readable(value: Any) -> Any:
-    """JSON whose texts can be stored and printed (`storable`). A path may thereby change, so do not
-    open it."""
-    if isinstance(value, str):
-        return value if value.isascii() else storable(value)
-    if isinstance(value, list):
-        return [readable(item) for item in value]
-    if isinstance(value, dict):
-        return {readable(key): readable(item) for key, item in value.items()}
-    return value
-
-
-def resume_command(manifest: Mapping[str, Any], out: Path, flag: str = "--resume") -> str:
+def resume_command(manifest: Mapping[str, Any], out: Path, flag: str = "") -> str:
     """The command that continues the run in `out` on as many ranks as it had."""
     ranks = _ranks(manifest) or "RANKS"
     shared = " --shared-out on" if recorded_settings(manifest).get("shared_out") == "on" else ""
-    return f"collage-mpi launch -n {ranks} -- run {flag} --out {shlex.quote(str(out))}{shared}"
+    words = ["collage-mpi launch -n", str(ranks), "-- run", flag, "--out", shlex.quote(str(out))]
+    return " ".join(filter(None, words)) + shared
 
 
 def _ranks(manifest: Mapping[str, Any]) -> int:
-    """The number of ranks that the run had; 0 if it is not known.
-
-    Some of several teams may never have started. All teams have the same size, so the size comes
-    from the placement of the first team, such as "0 coordinator, 1-9 single, 10 collage".
-    """
-    teams = manifest.get("teams") or 1
-    if teams == 1:
-        return len(manifest.get("world") or ())
-    ranks = re.findall(r"\b\d{1,6}\b", str(manifest.get("placement") or ""))
-    return int(teams * (1 + max(map(int, ranks)))) if ranks else 0
+    """The number of ranks of the last world that is known; 0 if none is. All teams of a world have
+    as many ranks as that of the last job."""
+    worlds = [final["world"] for final in finals(manifest).values() if final.get("world")]
+    worlds = worlds or [manifest.get("world") or []]
+    return len(worlds[-1]) * int(recorded_settings(manifest).get("teams") or 1)
 
 
 def finals(manifest: Mapping[str, Any]) -> dict[int, Json]:
-    """Session number -> the facts recorded at its end; {} for a session that was killed."""
+    """Session -> the facts that its job recorded, the last ones at its end."""
     entries = manifest.get("sessions") or []
     return {entry["session"]: entry.get("final") or {} for entry in entries}
+
+
+def began_ns(manifest: Mapping[str, Any]) -> dict[int, int]:
+    """Session -> the Unix time, in ns, at which its clock began, if it recorded one."""
+    began = {session: final.get("began_ns") for session, final in finals(manifest).items()}
+    return {session: at_ns for session, at_ns in began.items() if at_ns is not None}
+
+
+def launch_of(manifest: Mapping[str, Any]) -> dict[int, int]:
+    """Session -> the first one of the sessions that ran at the same time. A session that ran alone
+    is not listed. Of a session that was killed only its beginning is known."""
+    told, found = finals(manifest), dict[int, int]()
+    together, end_ns = set[int](), -1
+    for session, at_ns in [*sorted(began_ns(manifest).items(), key=lambda each: each[1])]:
+        if at_ns > end_ns:
+            together = set()
+        together.add(session)
+        end_ns = max(end_ns, at_ns + int(1e9 * (told[session].get("seconds") or 0)))
+        found |= dict.fromkeys(together if len(together) > 1 else (), min(together))
+    return found
+
+
+def clock_offsets_ns(manifest: Mapping[str, Any], session: int) -> dict[int, int]:
+    """The session and those that ran at the same time -> ns by which each clock began later than
+    the session's."""
+    launches, began = launch_of(manifest), began_ns(manifest)
+    together = [each for each in launches if launches[each] == launches.get(session)] or [session]
+    return {each: began.get(each, 0) - began.get(session, 0) for each in together}
 
 
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:

@@ -4,10 +4,9 @@ A part is a plain `.npy` file (numpy.load reads it) with a trailer of 20 bytes: 
 length and the CRC-32 of all bytes before. Rows and checksum are in one file, so one rename commits
 both, and a kill never leaves one without the other.
 
-A part's name contains its session, so two sessions never write the same file. Each team of a launch
-is a session. When a session goes on with a run, it lists the parts of earlier sessions in the
-manifest (`accepted`). A part of an earlier session that appears later does not count, because its
-images were done again.
+A part's name contains the session of the job that wrote it, so two jobs never write the same file.
+A row of an image counts if the last record of the ledger names its part and its position. A row of
+a task counts if its part is there.
 """
 
 from __future__ import annotations
@@ -16,42 +15,83 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from collage_mpi.errors import DataFault
-from collage_mpi.results.manifest import finals
-from collage_mpi.rows import TableLayout
-from collage_mpi.system.files import UNREADABLE, reading, write_atomic
-
-Accepted = dict[str, dict[str, list[list[int]]]]
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.ledger import spans as sp
+from collage_mpi.ledger.reading import View, replaced, runs, without
+from collage_mpi.ledger.records import FORMAT, Damage, Format, Part, Run, decode, run_name
+from collage_mpi.ledger.spans import Spans
+from collage_mpi.ledger.store import FolderStore
+from collage_mpi.results import MANIFEST, PARTS_FOLDER
+from collage_mpi.rows import IMAGES, TableLayout
+from collage_mpi.system.files import (
+    UNREADABLE,
+    UNREADABLE_OR_GONE,
+    load_json,
+    reading,
+    write_atomic,
+)
 
 _TRAILER = struct.Struct("<8sQI")  # magic number, bytes before the trailer, their CRC-32
 _MARK = b"CMPIcrc1"
 OURS = r"(images|tasks)-(\d{4,5})-(\d{6,18})\.npy"  # table, session, number
 _NAME = re.compile(OURS)
 ADVICE = (
-    "Restore it from a copy, or move it away and run again with --resume: its images are then "
-    "done again."
+    "Restore it from a copy, or type collage-mpi verify --repair: its images are then done again."
 )
 _LARGEST_BYTES = 1 << 30  # a part is about 1 MB, so a larger file is not a part
 
 
 class PartName(NamedTuple):
-    """A part. Sorting parts gives the order in which they were written."""
+    """A part. Sorting parts gives the order in which each job wrote them."""
 
     session: int
     number: int  # from 1, counted for each session and table
     table: str
     path: Path
+    spans: Spans = ()  # positions of its rows that count, of images
+    rows: int = 0  # that are in its file, of images
+
+    @property
+    def whole(self) -> bool:
+        """Whether all its rows count."""
+        return sp.count(self.spans) == self.rows
+
+
+class Ledger(NamedTuple):
+    """What the ledger of a run says.
+
+    Attributes:
+        runs: by number.
+        parts: those of images that have rows that count, and all of tasks; by session and number.
+        errors: positions whose row is an error row.
+        complete: whether each image has its row, and the run is marked so.
+    """
+
+    runs: tuple[Run, ...]
+    parts: tuple[PartName, ...]
+    errors: Spans
+    complete: bool
+
+    @property
+    def status(self) -> str:
+        """Of the run."""
+        done = "complete_with_errors" if self.errors else "complete"
+        return done if self.complete else "incomplete"
+
+
+def part_name(table: str, session: int, number: int) -> str:
+    """The file of part `number` (from 1) of a table in a session, in the folder of parts."""
+    return f"{table}-{session:04d}-{number:06d}.npy"
 
 
 def part_path(directory: Path, table: TableLayout, session: int, number: int) -> Path:
     """The path of part `number` (from 1) of a table in a session."""
-    return directory / f"{table.name}-{session:04d}-{number:06d}.npy"
+    return directory / part_name(table.name, session, number)
 
 
 def list_parts(directory: Path) -> list[PartName]:
@@ -60,71 +100,118 @@ def list_parts(directory: Path) -> list[PartName]:
     Raises:
         OSError: the folder cannot be listed.
     """
-    found = []
-    for path in directory.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match:
-            found.append(PartName(int(match[2]), int(match[3]), match[1], path))
-    return sorted(found)
+    found = map(named, directory.iterdir())
+    return sorted(part for part in found if part is not None)
 
 
-def describe(names: Iterable[PartName]) -> Accepted:
-    """Parts as a manifest lists them: session -> table -> [[first, last], ...] of numbers."""
-    found: Accepted = {}
-    for part in sorted(names):
-        ranges = found.setdefault(str(part.session), {}).setdefault(part.table, [])
-        if ranges and ranges[-1][1] == part.number - 1:
-            ranges[-1][1] = part.number
-        else:
-            ranges.append([part.number, part.number])
-    return found
+def named(path: Path) -> PartName | None:
+    """What the name of a part says; None for another file."""
+    match = _NAME.fullmatch(path.name)
+    return PartName(int(match[2]), int(match[3]), match[1], path) if match else None
 
 
-def counting(manifest: Mapping[str, Any]) -> Callable[[PartName], bool]:
-    """Returns a function that tells whether a part counts: its session belongs to the last launch,
-    or the last launch accepted the part."""
-    own, accepted = sessions_of(manifest), manifest["accepted"]
+def read_runs(out: Path) -> tuple[Run, ...]:
+    """The numbered runs in `out`, at least one. Each adds positions to those before it.
 
-    def counts(part: PartName) -> bool:
-        if part.session in own:
-            return True
-        ranges = accepted.get(str(part.session), {}).get(part.table, ())
-        return any(first <= part.number <= last for first, last in ranges)
-
-    return counts
-
-
-def sessions_of(manifest: Mapping[str, Any]) -> range:
-    """The sessions of the last launch: one for each of its teams."""
-    first: int = manifest["session"]
-    return range(first, first + (manifest.get("teams") or 1))
-
-
-def launch_of(manifest: Mapping[str, Any]) -> dict[int, int]:
-    """Session -> the first session of its launch. Only launches of several teams are listed."""
-    launches = manifest.get("launches") or []
-    return {session: first for first, n in launches for session in range(first, first + n)}
-
-
-def began_ns(manifest: Mapping[str, Any]) -> dict[int, int]:
-    """Session -> the Unix time, in ns, at which its clock began; for launches of several teams.
-
-    The times align the clocks of a launch's teams. A team that was lost recorded none, so it counts
-    as begun with the first team.
+    Raises:
+        EnvironmentFault: there is no run in `out`, it cannot be read, or it is of another format.
+        DataFault: it is damaged.
     """
-    began = {session: final.get("began_ns") for session, final in finals(manifest).items()}
-    return {
-        session: began.get(session) or began.get(first) or 0
-        for session, first in launch_of(manifest).items()
-    }
+    store = FolderStore(out)
+    with reading(out):
+        raw = _opened(store, run_name(1))
+        if raw is None:
+            raise _no_run(out)
+        form = decode(Format, raw, run_name(1)).format  # first: another one has other fields
+        if form != FORMAT:
+            raise other_format(out, form)
+        return tuple(runs(store))
 
 
-def clock_offsets_ns(manifest: Mapping[str, Any], session: int) -> dict[int, int]:
-    """The session and those that ran with it, as teams of one launch -> ns by which each clock
-    began later than the session's."""
-    launches, began = launch_of(manifest), began_ns(manifest)
-    together = [each for each in launches if launches[each] == launches.get(session)] or [session]
-    return {each: began.get(each, 0) - began.get(session, 0) for each in together}
+def _opened(store: FolderStore, name: str) -> bytes | None:
+    try:
+        return store.read(name)
+    except NotADirectoryError:
+        return None
+
+
+def other_format(out: Path, found: object) -> EnvironmentFault:
+    """The error to raise if the run in a folder is of a format of another version."""
+    return EnvironmentFault(
+        f"{out}: a run of format {found}; this version of collage-mpi needs format {FORMAT}. The "
+        "version that wrote the run reads it. For a new run choose another --out."
+    )
+
+
+def _no_run(out: Path) -> EnvironmentFault:
+    if not (out / MANIFEST).is_file():
+        return EnvironmentFault(
+            f"{out}: no run here ({run_name(1)} not found). Name a directory that "
+            "`collage-mpi run --out DIR` made."
+        )
+    try:
+        older = load_json(out / MANIFEST)
+    except UNREADABLE_OR_GONE:
+        older = None
+    return other_format(
+        out, older.get("version", "unknown") if isinstance(older, dict) else "unknown"
+    )
+
+
+class LedgerReader:
+    """Looks at the ledger of a run, again and again. Closed cells are read once."""
+
+    def __init__(self, out: Path) -> None:
+        """`out`: the run's folder."""
+        self._out, self._store, self._views = out, FolderStore(out), dict[int, View]()
+
+    def look(self) -> Ledger:
+        """What the ledger says now. Jobs may write to it meanwhile.
+
+        Raises:
+            EnvironmentFault: as `read_runs`.
+            DataFault: as `read_runs`; a record is damaged or missing.
+        """
+        known, folder = read_runs(self._out), self._out / PARTS_FOLDER
+        rows, complete = list[Part](), False
+        with reading(self._out):
+            for run in known:
+                view = self._views.setdefault(run.number, View(self._store, run))
+                found = view.look()
+                rows = [*without(rows, replaced(run, found.counted)), *found.parts]
+                complete = found.complete  # of the last one
+            listed = list_parts(folder) if folder.is_dir() else []
+        parts = {part.path.name: part for part in listed if part.table != IMAGES.name}
+        spans = dict[str, Spans]()
+        for row in rows:
+            spans[row.file] = sp.union(spans.get(row.file, ()), row.spans)
+            if (part := named(folder / row.file)) is None:
+                raise Damage(row.file, "a record names it, but it is no part of a run")
+            parts[row.file] = part._replace(spans=spans[row.file], rows=_rows_in(row.size))
+        errors = sp.union(*(row.errors for row in rows))
+        return Ledger(known, tuple(sorted(parts.values())), errors, complete)
+
+
+def read_ledger(out: Path) -> Ledger:
+    """What the ledger of the run in `out` says now. Raises as `LedgerReader.look`."""
+    return LedgerReader(out).look()
+
+
+def _rows_in(size: int) -> int:
+    """How many rows of images a part of this size has, in bytes. All headers are of one size."""
+    return (size - _TRAILER.size - len(npy_header(IMAGES.dtype, 1))) // IMAGES.dtype.itemsize
+
+
+def counted(out: Path) -> tuple[PartName, ...]:
+    """The parts of the run in `out` that count, by session and number. Raises as `read_ledger`."""
+    return read_ledger(out).parts
+
+
+def rows_at(images: np.ndarray, spans: Spans) -> np.ndarray:
+    """(n,) bool, which rows of images have one of the positions."""
+    ends = np.array([end for span in spans for end in span], np.uint64)
+    found: np.ndarray = np.searchsorted(ends, images["position"], side="right") % 2 == 1
+    return found
 
 
 def npy_header(dtype: np.dtype, rows: int) -> bytes:
@@ -137,19 +224,17 @@ def npy_header(dtype: np.dtype, rows: int) -> bytes:
     return out.getvalue()
 
 
-def write_part(
-    path: Path, table: TableLayout, payload: memoryview, check: Callable[[], object] | None = None
-) -> None:
-    """Write the packed rows of one part atomically.
+def write_part(path: Path, table: TableLayout, payload: memoryview) -> tuple[int, int]:
+    """Write the packed rows of one part atomically; the size of the file, and its CRC-32.
 
     Raises:
-        OSError: the disk is full, there is no permission, or the file exists already.
-        CollageError: of `check` (see `write_atomic`).
+        OSError: the disk is full, or there is no permission.
     """
     header = npy_header(table.dtype, len(payload) // table.dtype.itemsize)
     crc = zlib.crc32(payload, zlib.crc32(header))
     trailer = _TRAILER.pack(_MARK, len(header) + len(payload), crc)
-    write_atomic(path, (header, payload, trailer), replace=False, check=check)
+    write_atomic(path, (header, payload, trailer))
+    return len(header) + len(payload) + len(trailer), zlib.crc32(trailer, crc)
 
 
 def read_part(path: Path, table: TableLayout) -> np.ndarray:
@@ -163,14 +248,12 @@ def read_part(path: Path, table: TableLayout) -> np.ndarray:
         EnvironmentFault: the file cannot be read.
     """
     with reading(path):
+        if not path.exists():
+            raise DataFault(f"{path}: missing, though the ledger names it. {ADVICE}")
         if path.stat().st_size > _LARGEST_BYTES:
             raise DataFault(f"{path}: far too large for a part of a run. {ADVICE}")
         raw = path.read_bytes()
     rows = _stored_rows(path, _checked_body(path, raw))
-    if rows.dtype != table.dtype:
-        from collage_mpi.results.older import now_rows
-
-        rows = now_rows(rows, table)
     if rows.dtype != table.dtype:
         found, wanted = (
             {name: d[name] for name in d.names or ()} for d in (rows.dtype, table.dtype)

@@ -15,39 +15,35 @@ import numpy as np
 from collage_mpi.encoding.vectors import KEYS
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE
+from collage_mpi.ledger import spans as sp
+from collage_mpi.ledger.records import run_name
+from collage_mpi.ledger.spans import Spans
 from collage_mpi.plugins import optional
-from collage_mpi.results import MANIFEST, MARKER, PARTS_FOLDER, parts
-from collage_mpi.results.manifest import (
-    Json,
-    check_manifest,
-    finals,
-    is_older,
-    load_manifest,
-    readable,
-)
+from collage_mpi.results import parts
+from collage_mpi.results.manifest import Json, compose, finals
 from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
+from collage_mpi.results.parts import Ledger, LedgerReader, PartName, read_ledger, rows_at
 from collage_mpi.results.vectors import (
     KeptValues,
     array_of,
     extras_of,
     in_input_order,
     keys_in,
-    of_parts,
     require_pyarrow,
 )
 from collage_mpi.rows import (
     GROUPS,
     IMAGES,
-    KEY_ROW,
     NAMES,
     SOURCE_CODE,
     STORED,
     TABLES,
+    TASKS,
     TableLayout,
     columns_of,
     flat_keys,
 )
-from collage_mpi.system.files import reading
+from collage_mpi.system.printable import readable
 
 if TYPE_CHECKING:
     from collage_mpi.results.export import ImageNames
@@ -58,21 +54,23 @@ class Run:
 
     Attributes:
         path: the run directory.
-        manifest: checked contents of manifest.json.
-        complete: whether the COMPLETE marker exists (C7).
+        manifest: see `manifest.compose`.
+        complete: whether each image has its row, and the run is marked so (C7).
         bound: the most rows or values that a statistic may hold in memory; None for no limit,
             because all rows are in memory anyway.
+        parts: with its rows, in written order.
     """
 
     path: Path
     manifest: Json
     complete: bool
+    parts: tuple[PartName, ...]
     bound: ClassVar[int | None] = None
 
     def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         """Functions that each return some rows of a table, (n,) of its dtype, in written order.
 
-        Error rows are left out if a later session did their images again.
+        Image rows that do not count are left out (see `other_pieces`).
         """
         raise NotImplementedError
 
@@ -93,9 +91,9 @@ class Run:
         """
         raise NotImplementedError
 
-    def superseded_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
-        """Functions that each return some of the error rows that `pieces` leaves out, (n,) of
-        IMAGE_ROW."""
+    def other_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+        """Functions that each return some of the rows of images that `pieces` leaves out, (n,) of
+        IMAGE_ROW: another job was to do the image, or it was asked again and has a newer row."""
         raise NotImplementedError
 
     def rows_of(self, table: TableLayout) -> int:
@@ -163,13 +161,12 @@ class StoredRun(Run):
     path: Path
     manifest: Json
     complete: bool
-    parts: tuple[parts.PartName, ...]
+    parts: tuple[PartName, ...]
     bound: ClassVar[int | None] = 1 << 17  # 1 MiB of 8-byte values; exact up to 10**5 rows
 
     def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
-        read = _stored if table is not IMAGES else self._counting
-        return [partial(read, path, table) for path in self.paths(table)]
+        return [partial(_rows_of, part, table) for part in self.of_table(table)]
 
     def chunks(self, table: TableLayout) -> Iterator[np.ndarray]:
         """See `Run`; groups are computed from the images."""
@@ -177,37 +174,24 @@ class StoredRun(Run):
 
     def _groups(self) -> Iterator[np.ndarray]:
         made = Groups(self.manifest)
-        for piece in (*self.pieces(IMAGES), *self.superseded_pieces()):
+        for piece in (*self.pieces(IMAGES), *self.other_pieces()):
             yield made.add(piece())
         yield made.rest()
 
-    def superseded_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+    def other_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
-        paths = self.paths(IMAGES) if len(self._superseded) else []
-        return [partial(self._counting, path, IMAGES, counted=False) for path in paths]
+        some = [part for part in self.of_table(IMAGES) if not part.whole]
+        return [partial(_rows_of, part, IMAGES, counted=False) for part in some]
 
     def rows_of(self, table: TableLayout) -> int:
         """See `Run`: an upper bound, from the size of the files."""
         table = IMAGES if table is GROUPS else table
-        size = table.dtype.itemsize
-        return sum(path.stat().st_size // size for path in self.paths(table) if path.exists())
+        paths = [part.path for part in self.of_table(table)]
+        return sum(path.stat().st_size // table.dtype.itemsize for path in paths if path.exists())
 
-    def paths(self, table: TableLayout) -> list[Path]:
+    def of_table(self, table: TableLayout) -> list[PartName]:
         """The parts of a table, in written order."""
-        return [part.path for part in self.parts if part.table == table.name]
-
-    def done_keys(self, *, answered: bool) -> np.ndarray:
-        """Keys of the images that have a row, and have not changed since, (k,) of KEY_ROW. Raises
-        as `pieces`.
-
-        Args:
-            answered: only of images that have an answer.
-        """
-        keys = [np.empty(0, KEY_ROW)]
-        for rows in self.chunks(IMAGES):
-            count = ~self.outdated(rows)
-            keys.append(keys_of(rows[count & rows["answered"] if answered else count]))
-        return np.concatenate(keys)
+        return [part for part in self.parts if part.table == table.name]
 
     @cached_property
     def kept_values(self) -> KeptValues:
@@ -225,63 +209,19 @@ class StoredRun(Run):
             found[name][answered] = values
         return found
 
-    def outdated(self, images: np.ndarray) -> np.ndarray:
-        """(n,) bool, rows of pictures that have changed since the row was written."""
-        keys, since = self._changed
-        if not len(keys):
-            return np.zeros(len(images), bool)
-        own = flat_keys(images)
-        at = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
-        return (keys[at] == own) & (images["session"] < since[at])
 
-    def outdated_rows(self) -> np.ndarray:
-        """The rows of pictures that have changed since, (n,) of IMAGE_ROW. Raises as `pieces`."""
-        chunks = self.chunks(IMAGES) if len(self._changed[0]) else ()
-        found = [rows[self.outdated(rows)] for rows in chunks]
-        return np.concatenate([np.empty(0, IMAGES.dtype), *found])
-
-    @cached_property
-    def _changed(self) -> tuple[np.ndarray, np.ndarray]:
-        """The pictures that have changed since the run began: (m,) `flat_keys`, ascending, and (m,)
-        int64, the first session that read them as they are now."""
-        found = [
-            (shard << 40 | row, session)
-            for shard, entry in enumerate(self.manifest["shards"])
-            for row, session in entry.get("changed") or ()
-        ]
-        keys, since = zip(*sorted(found), strict=True) if found else ((), ())
-        return np.array(keys, np.uint64), np.array(since, np.int64)
-
-    def _counting(self, path: Path, table: TableLayout, *, counted: bool = True) -> np.ndarray:
-        """The image rows of a part that count, or those that do not."""
-        rows = _stored(path, table)
-        counts = np.ones(len(rows), bool)
-        if len(self._superseded):
-            errors = np.flatnonzero(rows["source"] == SOURCE_CODE["error"])
-            counts[errors] = ~np.isin(columns_of(rows[errors], _ATTEMPT), self._superseded)
-        return rows[counts == counted]
-
-    @cached_property
-    def _superseded(self) -> np.ndarray:
-        """The error rows that do not count, (m,) of _ATTEMPT: see `rows_that_count`."""
-        named = {part.session for part in self.parts if part.table == IMAGES.name}
-        if len(named) < 2:
-            return np.empty(0, _ATTEMPT)
-
-        def attempts() -> Iterator[np.ndarray]:
-            return (columns_of(_stored(path, IMAGES), _ATTEMPT) for path in self.paths(IMAGES))
-
-        failed = [flat_keys(rows[rows["source"] == SOURCE_CODE["error"]]) for rows in attempts()]
-        keys = np.unique(np.concatenate(failed))
-        tried = [np.empty(0, _ATTEMPT)]
-        if len(keys):
-            tried += [rows[np.isin(flat_keys(rows), keys)] for rows in attempts()]
-        found = np.concatenate(tried)
-        return found[~rows_that_count(found)]
-
-
-# The columns that `rows_that_count` needs.
-_ATTEMPT = IMAGES.only("shard", "row", "session", "source")
+def _rows_of(part: PartName, table: TableLayout, *, counted: bool = True) -> np.ndarray:
+    """The rows of a part that count, or those that do not. Raises as `read_results`."""
+    rows = _stored(part.path, table)
+    if table is not IMAGES:
+        return rows
+    count = rows_at(rows, part.spans)
+    if int(count.sum()) != sp.count(part.spans):
+        raise DataFault(
+            f"{part.path}: {int(count.sum()):,} of its rows are at the {sp.count(part.spans):,} "
+            f"positions that the ledger names. {parts.ADVICE}"
+        )
+    return rows if count.all() and counted else rows[count == counted]
 
 
 @dataclass(frozen=True)
@@ -292,9 +232,9 @@ class Results(Run):
         images: (n,) of IMAGE_ROW, in the order of the input.
         groups: (n,) of GROUP_ROW, computed from the images.
         tasks: (n,) of TASK_ROW, in written order.
-        superseded: (m,) of IMAGE_ROW, error rows whose images a later session did again. They are
-            not in `images`.
+        others: (m,) of IMAGE_ROW, rows that do not count (see `other_pieces`).
         every: if it is k > 1, only every k-th part was read (`report.page.excerpt`).
+        parts: that were read; () if the run is not on disk.
     """
 
     path: Path
@@ -303,8 +243,9 @@ class Results(Run):
     groups: np.ndarray
     tasks: np.ndarray
     complete: bool
-    superseded: np.ndarray = field(default_factory=lambda: np.empty(0, IMAGES.dtype))
+    others: np.ndarray = field(default_factory=lambda: np.empty(0, IMAGES.dtype))
     every: int = 1
+    parts: tuple[PartName, ...] = ()
 
     def __repr__(self) -> str:
         rows = f"{len(self.images):,} of {self.manifest['rows']:,} rows"
@@ -315,13 +256,13 @@ class Results(Run):
         """See `Run`."""
         return [lambda: getattr(self, table.name)]
 
-    def superseded_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+    def other_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`."""
-        return [lambda: self.superseded]
+        return [lambda: self.others]
 
     def rows_of(self, table: TableLayout) -> int:
         """See `Run`."""
-        return len(getattr(self, table.name)) + len(self.superseded) * (table is IMAGES)
+        return len(getattr(self, table.name)) + len(self.others) * (table is IMAGES)
 
     @cached_property
     def measured_images(self) -> np.ndarray:
@@ -341,7 +282,7 @@ class Results(Run):
     @cached_property
     def kept_values(self) -> KeptValues:
         """The scores, embeddings or outputs of the answered images, read a file at a time."""
-        return KeptValues(self.path, read_parts(self.path, self.manifest), self.manifest)
+        return KeptValues(self.path, self.parts, self.manifest)
 
     def __len__(self) -> int:
         """The number of images that have a row, errors included. With `[i]` this makes a map-style
@@ -484,34 +425,31 @@ def read_results(path: Path | str) -> Results:
     Images are in the order of the input. `follow` gives them in the order of their answers.
 
     Raises:
-        EnvironmentFault: there is no run, or it cannot be read.
-        DataFault: the manifest or a part is damaged, or a part has unknown codes.
+        EnvironmentFault: there is no run, it cannot be read, or it is of another format.
+        DataFault: a file is damaged or missing, or a part has unknown codes.
     """
     run = open_run(path)
-    images, tasks = (
-        np.concatenate(
-            [np.empty(0, table.dtype), *(_stored(path, table) for path in run.paths(table))]
+    images, others, tasks = (
+        np.concatenate([np.empty(0, table.dtype), *(piece() for piece in pieces)])
+        for table, pieces in (
+            (IMAGES, run.pieces(IMAGES)),
+            (IMAGES, run.other_pieces()),
+            (TASKS, run.pieces(TASKS)),
         )
-        for table in STORED
     )
-    groups = groups_of(images, run.manifest)
-    stand = rows_that_count(images)
-    superseded, images = images[~stand], images[stand]
+    groups = groups_of(np.concatenate([images, others]), run.manifest)
     images = images[np.argsort(flat_keys(images), kind="stable")]
-    return Results(run.path, run.manifest, images, groups, tasks, run.complete, superseded)
+    tables, parts = (images, groups, tasks), run.parts
+    return Results(run.path, run.manifest, *tables, run.complete, others, parts=parts)
 
 
 def open_run(path: Path | str) -> StoredRun:
     """The run in a directory, to be read a part at a time. Raises as read_results."""
-    path = Path(path)
-    complete = (path / MARKER).exists()  # first, because a job may close while its rows are read
-    found = load_manifest(path)
-    if is_older(found):
-        from collage_mpi.results.older import now_manifest
+    return _run_of(Path(path), read_ledger(Path(path)))
 
-        found = now_manifest(path, found)
-    manifest = check_manifest(found, str(path / MANIFEST))
-    return StoredRun(path, manifest, complete, read_parts(path, manifest))
+
+def _run_of(path: Path, ledger: Ledger) -> StoredRun:
+    return StoredRun(path, compose(path, ledger), ledger.complete, ledger.parts)
 
 
 def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.ndarray]]:
@@ -533,67 +471,30 @@ def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.n
     """
     from collage_mpi.results.status import ENDED, Watch
 
-    watch, seen = Watch(Path(path)), set[parts.PartName]()
+    path, seen = Path(path), dict[Path, Spans]()
+    watch, reader = Watch(path), LedgerReader(path)
     while True:
-        view = watch.look()  # first, because the job may end while its rows are read
-        run = open_run(path)
-        for part in run.parts:
-            if part.table == IMAGES.name and part not in seen:
-                seen.add(part)
-                yield _batch(run, part)
+        view = watch.look()  # first, because the last job may end while its rows are read
+        if (path / run_name(1)).exists():  # not while its first ranks load networks
+            run = _run_of(path, reader.look())
+            for part in run.of_table(IMAGES):
+                if new := sp.minus(part.spans, seen.get(part.path, ())):
+                    seen[part.path] = part.spans
+                    yield _batch(run, part._replace(spans=new))
         if view.life == ENDED or view.lost:
             return
         time.sleep(every_s)
 
 
-def _batch(run: StoredRun, part: parts.PartName) -> dict[str, np.ndarray]:
-    rows = _stored(part.path, IMAGES)
-    rows, extras = rows[rows["answered"]], extras_of(run.manifest)
+def _batch(run: StoredRun, part: PartName) -> dict[str, np.ndarray]:
+    rows, extras = _rows_of(part, IMAGES), extras_of(run.manifest)
+    rows = rows[rows["answered"]]
     found = {"shard": rows["shard"], "row": rows["row"]}
     if extras.classifies:
         found |= {"class": rows["predicted"], "score": rows["score"]}
     for kept in KeptValues(run.path, [part], run.manifest) if extras else ():
         found |= {name: values for name, values in kept.items() if name not in KEYS}
     return found
-
-
-def known_run(path: Path, manifest: Json) -> StoredRun:
-    """The run in `path` with the manifest that its writer has in memory. `complete` is False. The
-    run has no rows if the folder of parts was removed. Raises as read_results."""
-    there = (path / PARTS_FOLDER).exists()
-    return StoredRun(path, manifest, False, read_parts(path, manifest) if there else ())
-
-
-def rows_that_count(images: np.ndarray) -> np.ndarray:
-    """Which rows count, (n,) bool: all except error rows whose image a later session did again.
-
-    The later row counts even if it is an error row too. An answer always counts. So if a later
-    session wrote another row of an answered image, both rows count, and are doubles.
-
-    Args:
-        images: (n,) with shard, row, session and source. It must have all rows of each image.
-    """
-    stand = np.ones(len(images), bool)
-    errors = np.flatnonzero(images["source"] == SOURCE_CODE["error"])
-    if len(errors) == 0 or images["session"].min() == images["session"].max():
-        return stand
-    order = np.lexsort((images["session"], images["row"], images["shard"]))
-    keys = images[["shard", "row"]][order]
-    ends = np.append(keys[1:] != keys[:-1], True)  # the last row of each key, by session
-    last = np.empty(len(images), images["session"].dtype)
-    last[order] = images["session"][order][ends][np.cumsum(ends) - ends]
-    stand[errors] = images["session"][errors] == last[errors]
-    return stand
-
-
-def read_parts(path: Path, manifest: Json) -> tuple[parts.PartName, ...]:
-    """The parts of the run in `path` that count. Raises as read_results."""
-    directory = path / PARTS_FOLDER
-    with reading(directory):
-        if not directory.exists():
-            raise DataFault(f"{directory}: missing, so the run has no rows. Restore it.")
-        found = filter(parts.counting(manifest), parts.list_parts(directory))
-        return tuple(of_parts(path, list(found), manifest))
 
 
 def _stored(path: Path, table: TableLayout) -> np.ndarray:
@@ -606,11 +507,6 @@ def _stored(path: Path, table: TableLayout) -> np.ndarray:
                 f"{', '.join(NAMES[column])}."
             )
     return rows
-
-
-def keys_of(images: np.ndarray) -> np.ndarray:
-    """The (shard, row) keys of image rows, (n,) of KEY_ROW."""
-    return columns_of(images, KEY_ROW)
 
 
 _OF_GROUP = IMAGES.only(
@@ -637,7 +533,7 @@ class Groups:
         self._waiting = np.empty(0, _OF_GROUP)
 
     def add(self, images: np.ndarray) -> np.ndarray:
-        """Take images, (n,) of IMAGE_ROW, superseded error rows too.
+        """Take images, (n,) of IMAGE_ROW, also those that do not count.
 
         Returns:
             (k,) of GROUP_ROW: the groups that are whole now.
@@ -697,7 +593,7 @@ class Inventory:
     """The rows that a run has.
 
     Attributes:
-        rows: (table, session) -> number of rows, including superseded ones.
+        rows: (table, session) -> number of rows, including those that do not count.
         errors: number of error rows that count.
         input: which images have a row that counts.
     """
@@ -714,7 +610,6 @@ class Inventory:
         self.rows: Counter[tuple[str, int]] = Counter()
         self.errors = 0
         self.input = InputCoverage(run.manifest, run.rows_of(IMAGES))
-        self._manifest = run.manifest
         made = Groups(run.manifest)
         for table in STORED:
             for rows in run.chunks(table):
@@ -726,7 +621,7 @@ class Inventory:
                     also(table, rows)
                 if groups and also is not None and table is IMAGES:
                     also(GROUPS, made.add(rows))
-        for piece in run.superseded_pieces():
+        for piece in run.other_pieces():
             rows = piece()
             self._count(IMAGES, rows)
             if groups and also is not None:
@@ -734,26 +629,8 @@ class Inventory:
         if groups and also is not None:
             also(GROUPS, made.rest())
 
-    @property
-    def whole(self) -> bool:
-        """Whether every image has a row, and every session has the rows that the manifest says.
-
-        If the status is "complete", there must be no error rows. A retry that was killed may have
-        left some, which no session lists.
-        """
-        if self.input.missing or (self._manifest.get("status") == "complete" and self.errors):
-            return False
-        return not any(map(self.lacks_rows, self._manifest.get("sessions") or []))
-
-    def lacks_rows(self, session: Json) -> bool:
-        """Whether rows of a session are missing, according to its entry in the manifest."""
-        said, number = session.get("rows"), session["session"]
-        return said is not None and any(
-            self.rows[table.name, number] != said[table.name] for table in STORED
-        )
-
     def all(self, table: str) -> int:
-        """The number of rows of a table, including superseded ones."""
+        """The number of rows of a table, including those that do not count."""
         return sum(n for (name, _), n in self.rows.items() if name == table)
 
     def _count(self, table: TableLayout, rows: np.ndarray) -> None:

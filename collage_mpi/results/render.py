@@ -42,6 +42,7 @@ def render_summary(summary: Json, *, width: int | None = None) -> str:
             "",
             _outputs(summary) if summary.get("outputs") else _accuracy_table(summary),
             *(["", f"agreement: {audit_text(audit)}"] if audit else []),
+            *(["", promise_text(summary)] if summary.get("promise") else []),
             "",
             _price_table(summary),
             *_predictions(summary),
@@ -203,6 +204,22 @@ def audit_text(audit: Json) -> str:
     )
 
 
+def promise_text(summary: Json) -> str:
+    """What `--agree` has promised, what audits have found, and what was saved, in words."""
+    found, saving = summary["promise"], summary["price"]["saving"]
+    most = points(1 - found["agree"])
+    saved = "" if saving is None else f" The single network alone takes {saving:.2f} times as long."
+    if found["confidence"] is None:
+        return f"promise: at most {most} of the answers change; all are the single network's."
+    low, high = (100 * end for end in found["ci95"])
+    return (
+        f"promise: with 95 % probability at most {most} of the answers change; an answer of the "
+        f"first stage counts from a score of {found['confidence']:.4g} on. {found['differing']:,} "
+        f"of {found['audited']:,} audited ones differ (95 % interval {low:.2f}-{high:.2f} %)."
+        + saved
+    )
+
+
 def _predictions(summary: Json) -> list[RenderableType]:
     """The predicted classes of an input without labels. They replace the accuracy."""
     found = summary.get("predictions")
@@ -292,6 +309,14 @@ def _price_table(summary: Json) -> Table:
         ["tasks", f"{price['tasks']:,}", ", ".join(ends)],
         ["rank 0's longest poll gap", gap, "longest delay before rank 0 saw an answer"],
     ]
+    if (ledger := summary["ledger"]) is not None:
+        taken = ", ".join(
+            counted(int(ledger[key]), one)
+            for key, one in (("taken_over", "takeover"), ("split", "split"))
+        )
+        twice = ledger["twice"] / max(1, ledger["written"])
+        cost = f"{ledger['seconds']:.1f} s, {taken}, {100 * twice:.1f} % done twice"
+        rows.append(["the ledger", f"{ledger['records']:,.0f} records", cost])
     return Table([Column(left=True)] * 3, rows)
 
 

@@ -1,107 +1,51 @@
 """Takes the rows of a session into buffers, which a thread writes as parts. A simulation keeps its
 rows in memory instead.
 
-The thread gets full buffers, and at a
-`tick` also buffers older than `flush_s`. Its work (CRC, write, 4 to 8 ms of fsync) releases the
-GIL, so rank 0 keeps polling. If the disk is so slow that the queue fills, the caller waits, because
-memory must stay bounded.
+The thread gets full buffers, and at a `tick` also buffers older than `flush_s`. Its work (CRC,
+write, 4 to 8 ms of fsync) releases the GIL, so rank 0 keeps polling. A part that a file server
+fails to write is written again, for `LOST_S`. If the disk is so slow that the queue fills, the
+caller waits, because memory must stay bounded.
 """
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault
-from collage_mpi.results import PARTS_FOLDER, PENDING_FOLDER, VECTORS_FOLDER, parts
+from collage_mpi.ledger.owner import LOST_S
+from collage_mpi.ledger.records import Part
+from collage_mpi.ledger.spans import Spans
+from collage_mpi.results import PARTS_FOLDER, VECTORS_FOLDER, parts
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import Results, groups_of
 from collage_mpi.results.vectors import VectorBuffer, Write, extras_of
-from collage_mpi.rows import IMAGES, STORED, TASKS, TableLayout
+from collage_mpi.rows import IMAGES, SOURCE_CODE, STORED, TASKS, TableLayout
+from collage_mpi.shards.order import ranges_of
+from collage_mpi.system.files import make_directory
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
 FLUSH_S = 10.0  # a kill loses at most the rows of ten seconds, whose images are done again
 VECTORS_PER_PART_BYTES = 32 << 20  # at this size a part is written even if it has fewer rows
 QUEUE_BYTES = 64 << 20  # rows and vectors that may wait for a slow disk; then the caller waits
 INTACT = "All parts written before are intact."
-
-_T = TypeVar("_T")
-
-
-class QueueThread(Generic[_T]):
-    """A thread that processes the items of a queue in order. After a failure it drops all others.
-
-    Attributes:
-        fault: the failure; None if there was none.
-    """
-
-    def __init__(self, name: str, waiting: queue.Queue[_T | None]) -> None:
-        """Start the thread.
-
-        Args:
-            name: of the thread.
-            waiting: the queue, which may be bounded.
-        """
-        self.fault: CollageError | None = None
-        self._queue = waiting
-        # A daemon thread, so that a rank that ends by an exception does not wait for its disk.
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
-
-    @property
-    def idle(self) -> bool:
-        """Whether all queued items are done or have failed."""
-        return self._queue.unfinished_tasks == 0
-
-    def end(self) -> None:
-        """Process all queued items and end the thread."""
-        self._queue.put(None)
-        self._thread.join()
-
-    def do(self, thing: _T) -> None:
-        """Process an item, in the thread. Raises OSError, CollageError."""
-        raise NotImplementedError
-
-    def path_of(self, thing: _T) -> Path:
-        """The file to name in the error message if `do` fails."""
-        raise NotImplementedError
-
-    def _work(self) -> None:
-        while (thing := self._queue.get()) is not None:
-            if self.fault is None:
-                self.fault = self._fault_of(thing)
-            self._queue.task_done()
-
-    def _fault_of(self, thing: _T) -> CollageError | None:
-        """Calls `do`. Returns its failure, or None."""
-        try:
-            self.do(thing)
-        except CollageError as error:
-            return error
-        except OSError as error:
-            fault = unwritable(self.path_of(thing), error)
-            fault.__cause__ = error  # which may name a limit of the machine
-            return fault
-        except Exception as error:  # otherwise the queue stays full, and rank 0 waits for ever
-            return EnvironmentFault(
-                f"{self.path_of(thing)}: cannot be written: {type(error).__name__}: {error}. "
-                f"{INTACT} Run again with --resume."
-            )
-        return None
+# What file servers say that work again later, and of a name that is there after a lost reply.
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EEXIST)
+AGAIN_S = 1.0
 
 
 def unwritable(path: Path, error: OSError) -> EnvironmentFault:
     return EnvironmentFault(
         f"{path}: cannot be written: {error.strerror or error}. {INTACT} "
-        "Make room or choose a place you may write to, then run again with --resume."
+        "Make room or choose a place you may write to, then repeat the command."
     )
 
 
@@ -141,45 +85,87 @@ class _Queue(queue.Queue[_Part | None]):
         return item
 
 
-class PartThread(QueueThread[_Part]):
-    """Writes parts, in a thread of its own."""
+class PartThread:
+    """Writes parts in order, in a thread of its own. After a failure it drops all others.
 
-    def __init__(
-        self,
-        directory: Path,
-        session: int,
-        check: Callable[[], object] | None,
-        written: Callable[[TableLayout, int, memoryview], object] = lambda *part: None,
-    ) -> None:
+    Attributes:
+        fault: the failure; None if there was none.
+        numbers: table -> number of its last part.
+    """
+
+    def __init__(self, directory: Path, session: int, written: Callable[[Part], object]) -> None:
         """Start the thread.
 
         Args:
             directory: folder of the parts.
             session: its number is in the names of the parts.
-            check: raises once this session may no longer write parts.
-            written: called for each part on the disk, with its table, number and packed rows.
+            written: is told of each part of images that is on the disk.
         """
-        self._directory, self._session, self._check = directory, session, check
-        self._written = written
-        self._numbers = dict.fromkeys((table.name for table in STORED), 0)
-        super().__init__("collage-mpi rows", _Queue(QUEUE_BYTES))
+        self.fault: CollageError | None = None
+        self._directory, self._session, self._written = directory, session, written
+        self.numbers = dict.fromkeys((table.name for table in STORED), 0)
+        self._queue = _Queue(QUEUE_BYTES)
+        # A daemon thread, so that a rank that ends by an exception does not wait for its disk.
+        self._thread = threading.Thread(target=self._work, name="collage-mpi rows", daemon=True)
+        self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all queued parts are written or have failed."""
+        return self._queue.unfinished_tasks == 0
+
+    def end(self) -> None:
+        """Write all queued parts and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
 
     def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None:
         """Queue a part and the vectors to write before it. Waits while QUEUE_BYTES are queued."""
-        self._numbers[table.name] += 1
-        self._queue.put(_Part(table, self._numbers[table.name], payload, before))
+        self.numbers[table.name] += 1
+        self._queue.put(_Part(table, self.numbers[table.name], payload, before))
 
-    def path_of(self, thing: _Part) -> Path:
-        """See `QueueThread`."""
-        return parts.part_path(self._directory, thing.table, self._session, thing.number)
+    def _work(self) -> None:
+        while (part := self._queue.get()) is not None:
+            if self.fault is None:
+                self.fault = self._fault_of(part)
+            self._queue.task_done()
 
-    def do(self, thing: _Part) -> None:
+    def _fault_of(self, part: _Part) -> CollageError | None:
+        """Writes a part, as often as it takes. Returns why that failed, or None."""
+        path = parts.part_path(self._directory, part.table, self._session, part.number)
+        until_s = time.monotonic() + LOST_S
+        while True:
+            try:
+                self._write(path, part)
+                return None
+            except CollageError as error:
+                return error
+            except OSError as error:
+                if error.errno not in PASSING or time.monotonic() >= until_s:
+                    fault = unwritable(path, error)
+                    fault.__cause__ = error  # which may name a limit of the machine
+                    return fault
+            except Exception as error:  # otherwise the queue stays full, and rank 0 waits for ever
+                return EnvironmentFault(
+                    f"{path}: cannot be written: {type(error).__name__}: {error}. {INTACT} Repeat "
+                    "the command."
+                )
+            time.sleep(AGAIN_S)
+
+    def _write(self, path: Path, part: _Part) -> None:
         """Write the vectors before the part, so that a row never lacks its vector."""
-        table, number, payload, before = thing
-        if before is not None:
-            before.write(number)
-        parts.write_part(self.path_of(thing), table, payload, self._check)
-        self._written(table, number, payload)
+        if part.before is not None:
+            part.before.write(part.number)
+        size, crc = parts.write_part(path, part.table, part.payload)
+        if part.table is IMAGES:
+            rows = np.frombuffer(part.payload, IMAGES.dtype)
+            failed = rows["source"] == SOURCE_CODE["error"]
+            self._written(Part(path.name, size, crc, _spans(rows), _spans(rows[failed])))
+
+
+def _spans(rows: np.ndarray) -> Spans:
+    """The positions of rows, (n,) of IMAGE_ROW."""
+    return tuple(ranges_of(np.sort(rows["position"].astype(np.int64))))
 
 
 class Writer(Protocol):
@@ -243,7 +229,7 @@ class Buffer:
             part = memoryview(self._bytes)[: self._used]
             before = None if self.beside is None else self.beside.take()
             self._thread.put(self.table, part, before)
-            if self._used < self._capacity:  # the part of a team may have only a few rows
+            if self._used < self._capacity:  # a part may have only a few rows
                 part = memoryview((bytes(self._recent) + part)[-self._capacity :])
             self._recent = part
         self._fresh()
@@ -257,32 +243,19 @@ class Buffer:
         return np.frombuffer(both, self.table.dtype)
 
 
-class Pending(NamedTuple):
-    """A part of a team that is on the disk and not published yet.
-
-    Attributes:
-        images: the rows of the part, (n,) of IMAGE_ROW; None for tasks.
-    """
-
-    table: str
-    number: int
-    images: np.ndarray | None
-
-
 class RowSink:
     """Takes the rows of one session. Only one thread of the caller may use it.
 
     Attributes:
-        pending: in a run of several teams, the parts that have been written, in order.
         task_rows: takes rows of tasks; see `Buffer.extend`.
     """
 
     def __init__(
         self,
         out: Path,
-        manifest: Json,
+        manifest: Mapping[str, Any],
         session: int,
-        check: Callable[[], object] | None = None,
+        written: Callable[[Part], object],
         *,
         rows_per_part: int = ROWS_PER_PART,
         flush_s: float = FLUSH_S,
@@ -291,23 +264,19 @@ class RowSink:
 
         Args:
             out: the run's folder.
-            manifest: of the run. If it has several teams, the parts are written to the pending
-                folder, and the lead publishes them.
+            manifest: of the run.
             session: its number.
-            check: raises once this session may no longer write parts.
+            written: is told, in the thread, of each part of images that is on the disk.
             rows_per_part: rows of a full buffer.
             flush_s: age in seconds at which `tick` hands over buffered rows.
         """
         self.out = out
         self.session = session
-        self.pending: deque[Pending] = deque()
-        alone = (manifest.get("teams") or 1) == 1
-        parts, vectors = (PARTS_FOLDER, VECTORS_FOLDER) if alone else (PENDING_FOLDER,) * 2
-        written = {} if alone else {"written": self._wait_for_lead}
-        self._thread = PartThread(out / parts, session, check, **written)
+        self._thread = PartThread(out / PARTS_FOLDER, session, written)
         self._vectors = None
         if extras_of(manifest):
-            self._vectors = VectorBuffer(out / vectors, session, manifest, check)
+            make_directory(out / VECTORS_FOLDER)
+            self._vectors = VectorBuffer(out / VECTORS_FOLDER, session, manifest)
         self._images, self._tasks = (
             Buffer(table, self._thread, rows_per_part, self._vectors if table is IMAGES else None)
             for table in STORED
@@ -325,6 +294,16 @@ class RowSink:
     def counts(self) -> dict[str, int]:
         """Rows taken in this session, by table."""
         return {buffer.table.name: buffer.total for buffer in (self._images, self._tasks)}
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Parts made in this session, by table."""
+        return dict(self._thread.numbers)
+
+    @property
+    def failed(self) -> bool:
+        """Whether some of the rows could not be written."""
+        return self._thread.fault is not None
 
     @property
     def idle(self) -> bool:
@@ -356,9 +335,11 @@ class RowSink:
             if self._vectors is not None and self._vectors.nbytes >= VECTORS_PER_PART_BYTES:
                 self._images.hand_over()
 
-    def tick(self) -> None:
-        """Hand over buffered rows if they are `flush_s` old. Call this regularly."""
-        if time.monotonic_ns() - self._flushed_ns > self._flush_ns:
+    def tick(self, *, soon: bool = False) -> None:
+        """Hand over buffered rows if they are `flush_s` old; half as old if `soon`. Call this
+        regularly.
+        """
+        if time.monotonic_ns() - self._flushed_ns > self._flush_ns >> soon:
             self.flush()
 
     def flush(self) -> None:
@@ -376,10 +357,6 @@ class RowSink:
             fault = error
         self._thread.end()
         return fault or self._thread.fault
-
-    def _wait_for_lead(self, table: TableLayout, number: int, payload: memoryview) -> None:
-        images = np.frombuffer(payload, table.dtype) if table is IMAGES else None
-        self.pending.append(Pending(table.name, number, images))
 
 
 class MemoryWriter:

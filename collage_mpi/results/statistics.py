@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -372,7 +372,6 @@ def _middles(numbers: np.ndarray) -> np.ndarray:
 
 
 LEVEL = 0.95
-SCORE_STEPS = 10_000  # scores are taken in steps of 0.0001, as `weights threshold` takes them
 # The Beta prior of the mixture. Shares of a few per cent are expected, and (1/2, 10) is narrower
 # there than (1/2, 1/2): 5 of 500 give 0.17 to 3.0 % instead of 0.12 to 3.5 %.
 PRIOR = (0.5, 10.0)
@@ -415,75 +414,6 @@ def rules_out(share: float, differing: int, audited: int, level: float = LEVEL) 
     return log_odds >= -math.log(1 - level)
 
 
-def least_threshold(
-    scores: np.ndarray, differs: np.ndarray, agree: float, level: float = LEVEL
-) -> float | None:
-    """The lowest threshold for a cell's score that changes few enough answers.
-
-    A cell counts if its score is at least the threshold. The lower the threshold, the more images
-    have a cell that counts and differs. So the thresholds are tested from the highest downwards,
-    and the first failure ends the search. This needs no correction for the number of tests
-    (fixed-sequence testing; Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052). Each
-    test is the exact one-sided binomial bound of 1 - agree, which assumes independently drawn
-    images.
-
-    Args:
-        scores: (n,) float, of the cells, 0 to 1; -1 if a cell has no answer.
-        differs: (n,) bool, whether the cell and the single network name different classes.
-        agree: the share of all images whose answer must stay, between 0 and 1.
-        level: confidence of the test, between 0 and 1.
-
-    Returns:
-        A multiple of 0.0001; None if no threshold passes.
-    """
-    most = most_differing(len(scores), agree, level)
-    if most is None:
-        return None
-    counts, good = no_scores(), scores >= 0
-    np.add.at(counts, (step_of(scores[good]), differs[good].astype(int)), 1)
-    return least_counted(counts, most)
-
-
-def no_scores() -> np.ndarray:
-    """(SCORE_STEPS + 1, 2) int64 zeros, to count by score how many cells agree, how many differ."""
-    return np.zeros((SCORE_STEPS + 1, 2), np.int64)
-
-
-def step_of(scores: Any) -> Any:
-    """The row of `no_scores` for a score from 0 to 1, or for an array of scores."""
-    return np.minimum(np.floor(np.asarray(scores, np.float64) * SCORE_STEPS), SCORE_STEPS).astype(
-        int
-    )
-
-
-def least_counted(counts: np.ndarray, most: int) -> float | None:
-    """The lowest score at or above which at most `most` cells differ; see `least_threshold`."""
-    differing = counts[::-1, 1].cumsum()[::-1]  # (steps,): cells of this score or more that differ
-    good = np.flatnonzero((counts.sum(axis=1) > 0) & (differing <= most))
-    return float(good[0]) / SCORE_STEPS if len(good) else None
-
-
-def most_differing(images: int, agree: float, level: float = LEVEL) -> int | None:
-    """How many of `images` answers may differ if 1 - agree is to hold with confidence `level`; None
-    if there are too few images even when no answer differs.
-
-    Raises:
-        ValueError: agree is not between 0 and 1.
-    """
-    found, below = None, 0.0
-    for differing in range(images + 1):
-        below += math.exp(_log_binomial(differing, images, 1 - agree))
-        if below > 1 - level:
-            break
-        found = differing
-    return found
-
-
-def least_images(agree: float, level: float = LEVEL) -> int:
-    """The fewest images that can show an agreement, if no answer differs: 0.995 needs 598."""
-    return math.ceil(math.log(1 - level) / math.log(agree))
-
-
 def weaker_by(single: tuple[int, int], collage: tuple[int, int]) -> float | None:
     """How much less often the collage network is right, 0 to 1.
 
@@ -517,8 +447,3 @@ def _edge(differing: int, audited: int, outer: float, inner: float, level: float
 
 def _log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-
-def _log_binomial(k: int, n: int, share: float) -> float:
-    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return ways + k * math.log(share) + (n - k) * math.log1p(-share)

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from collage_mpi.kinds import COLLAGE, SHARED_KINDS, SINGLE
+from collage_mpi.ledger.spans import count, union
 from collage_mpi.models.info import tunings_text
 from collage_mpi.results import SUMMARY
-from collage_mpi.results.manifest import Json, finals, plain, readable
-from collage_mpi.results.number_sets import SessionNumberSets, draw_of
-from collage_mpi.results.parts import began_ns, launch_of, sessions_of
+from collage_mpi.results.manifest import Json, began_ns, finals, launch_of
+from collage_mpi.results.number_sets import SessionNumberSets
 from collage_mpi.results.reader import Inventory, Run
 from collage_mpi.results.statistics import (
     PERCENTILES,
@@ -56,9 +56,11 @@ from collage_mpi.rows import (
     wait_ns,
 )
 from collage_mpi.system.bottleneck import limit_of_members
-from collage_mpi.system.files import write_atomic, writing
+from collage_mpi.system.files import plain, write_atomic, writing
+from collage_mpi.system.printable import readable
 
 PARTS = ("read", "encode", "wait", "compute", "decode")
+COSTS = ("records", "seconds", "taken_over", "split", "written")  # of the ledger
 EXAMPLES = 5
 MOST_REASONS = 4096  # distinct reasons of error rows that are counted; others are ignored
 
@@ -69,14 +71,14 @@ class Tally:
     def __init__(self, run: Run) -> None:
         """Read the run. Raises as `read_results`."""
         self.groups, self.images, self.tasks = GroupTally(run), ImageTally(run), TaskTally(run)
-        self.thresholds = ThresholdTally(run.manifest)
+        self.promise = PromiseTally(run.manifest)
         adds = {"groups": self.groups.add, "images": self._add_images, "tasks": self.tasks.add}
         self.inventory = Inventory(run, lambda table, rows: adds[table.name](rows), groups=True)
         self.tasks.finish()
 
     def _add_images(self, rows: np.ndarray) -> None:
         self.images.add(rows)
-        self.thresholds.add(rows)
+        self.promise.add(rows)
 
 
 class GroupTally:
@@ -276,46 +278,34 @@ class _Examples:
         return [found[at] for at in sorted(found)]
 
 
-class ThresholdTally:
-    """Counts the images that were resolved while each threshold of `--agree` was in force."""
+class PromiseTally:
+    """Counts the images whose answers audited the threshold of `--agree`."""
 
     def __init__(self, manifest: Json) -> None:
-        self._held = manifest.get("thresholds") or []
-        self._first, self._began_ns = launch_of(manifest), began_ns(manifest)
-        self._draw = draw_of(manifest)
-        least = (each["confidence"] for each in self._held)
-        # (thresholds + 1,); index 0 is the time before the first threshold, the calibration
-        self._least = np.array([np.inf, *(np.inf if each is None else each for each in least)])
-        self._counts = np.zeros((len(self._least), 3), np.int64)
+        self._agree = (manifest.get("settings") or {}).get("agree")
+        self._held = next(iter(manifest.get("thresholds") or []), None)
+        self.audited = self.differing = 0
 
     def add(self, rows: np.ndarray) -> None:
         """Add rows that count, (n,) of IMAGE_ROW."""
-        for session in np.unique(rows["session"]).tolist() if self._held else ():
-            mine = rows[rows["session"] == session]
-            at = self._held_at(session, mine["t0_ns"] + mine["latency_ns"])
-            scores, differs = cells_of(mine)
-            # After a kill, images of the calibration go to both networks again: not audits
-            both = (mine["audited"] == AUDIT_CODE["done"]) & self._draw.some(mine)
-            changed = both & differs & (scores >= self._least[at])
-            for column, which in enumerate((both | True, both, changed)):
-                self._counts[:, column] += np.bincount(at[which], minlength=len(self._least))
+        if self._held is None or self._held["confidence"] is None:
+            return
+        at = rows["position"]
+        mine = rows[(at >= self._held["proved"]) & (at < self._held["drawn"])]
+        scores, differs = cells_of(mine)
+        both = mine["audited"] == AUDIT_CODE["done"]
+        self.audited += int(both.sum())
+        self.differing += int((both & differs & (scores >= self._held["confidence"])).sum())
 
-    def _held_at(self, session: int, times_ns: np.ndarray) -> np.ndarray:
-        """(n,) int64, the number of thresholds that had been decided at these times of a
-        session."""
-        first = self._first.get(session, session)  # the session with the clock of `since_ns`
-        later_ns = self._began_ns.get(session, 0) - self._began_ns.get(first, 0)
-        since_ns = [each["since_ns"] for each in self._held if each["session"] == first]
-        before = sum(each["session"] < first for each in self._held)
-        return before + np.searchsorted(since_ns, times_ns + later_ns)
+    def told(self) -> Json | None:
+        """The promise and its threshold, with what was audited; None without `--agree`."""
+        if self._held is None:
+            return None
+        from collage_mpi.bounds.exact import share_interval
 
-    def counts(self) -> list[dict[str, int]]:
-        """The counts of each threshold: images; audited, the images drawn for an audit that both
-        networks classified; differing, the audited images whose cell counts and names another
-        class.
-        """
-        names = ("images", "audited", "differing")
-        return [dict(zip(names, each, strict=True)) for each in self._counts[1:].tolist()]
+        ends = share_interval(self.differing, self.audited)
+        counts = {"audited": self.audited, "differing": self.differing, "ci95": list(ends)}
+        return {"agree": self._agree, **self._held, **counts}
 
 
 class TaskTally:
@@ -383,6 +373,14 @@ class TaskTally:
         self._add_work(np.concatenate(self._waiting) if self._waiting else np.empty(0, _OF_WORK))
         self._waiting = []
 
+    def saving(self, images: int) -> float | None:
+        """What so many images would have taken in the exact network alone, divided by the work of a
+        cascade; None for other schemes."""
+        exact = KIND_CODE[SINGLE]
+        if not (self._by_image and self.work_s and self.by_kind[exact]):
+            return None
+        return images * float(self.work_of[exact]) / self.by_kind[exact] / self.work_s
+
     def _add_work(self, rows: np.ndarray) -> None:
         inputs = inputs_of(rows)  # (n,)
         share = inputs / np.maximum(ran_together(rows, inputs), 1)
@@ -433,12 +431,14 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "parts_ms": _parts_ms(tally.images),
         "accuracy": _accuracy(tally.images),
         "audit": _audit(run, tally.images),
+        "promise": tally.promise.told(),
         "predictions": _predictions(run, tally.images),
         **({"outputs": True} if _maps(run) else {}),
         "price": _price(run, tally),
         "cost": cost_of(run),
         "arrivals": _arrivals(run),
         "rank0": _rank0(run),
+        "ledger": _ledger(run),
         "errors": _errors(tally.images),
         "first_errors": _first_errors(run, tally.images),
         "lost_ranks": [
@@ -475,26 +475,23 @@ def _limit(run: Run) -> Json | None:
     return {"name": found.name, "text": found.sentence, "gpus": dict(found.gpus)}
 
 
-def write_summary(
-    run: Run, out: Path | None = None, check: Callable[[], object] | None = None
-) -> Json:
+def write_summary(run: Run, out: Path | None = None) -> Json:
     """Summarise a run and write summary.json to the run directory, or to `out`.
 
     Raises:
         EnvironmentFault: the file cannot be written.
-        CollageError: of `check` (see `write_atomic`).
     """
     summary = summarise(run)
-    save_summary(summary, out or run.path, check)
+    save_summary(summary, out or run.path)
     return summary
 
 
-def save_summary(summary: Json, out: Path, check: Callable[[], object] | None) -> None:
+def save_summary(summary: Json, out: Path) -> None:
     """Write a summary to summary.json in `out`. Raises as `write_summary`."""
     path = out / SUMMARY
     text = json.dumps(summary, indent=1, default=plain)
     with writing(path):
-        write_atomic(path, (text.encode(), b"\n"), check=check)
+        write_atomic(path, (text.encode(), b"\n"))
 
 
 def _rows(run: Run, tally: Tally) -> Json:
@@ -648,7 +645,7 @@ def _example(run: Run, row: Any, names: list[str]) -> Json:
 def _price(run: Run, tally: Tally) -> Json:
     """The price of the answers (C8), over measured groups."""
     tasks = tally.tasks
-    ranks, (done, rank_s) = ranks_used(run, tasks), _throughput(run, tally)
+    ranks, (done, took_s) = ranks_used(run, tasks), _throughput(run, tally)
     n, resolved = tally.images.measured, tally.images.resolved
     by_kind = tally.images.by_kind
     return {
@@ -657,13 +654,16 @@ def _price(run: Run, tally: Tally) -> Json:
         "wasted_work": tasks.wasted_s / tasks.work_s if tasks.work_s else None,
         "wasted_s": tasks.wasted_s,
         "work_s": tasks.work_s,
+        "saving": tasks.saving(n),
         "work_s_of": {KINDS[code]: float(tasks.work_of[code]) for code in tasks.by_kind},
         "ranks": ranks["all"],
         "coordinators": ranks["coordinators"],
         **{f"{kind}_ranks": ranks[kind] for kind in KINDS},
-        "rank_seconds_per_image": rank_s * ranks["all"] / done if done else None,
+        "rank_seconds_per_image": _rank_seconds(run, tally, ranks["all"], took_s) / done
+        if done
+        else None,
         "busy_seconds_per_image": tasks.work_s / n if n else None,
-        "images_per_s": done / rank_s if rank_s else None,
+        "images_per_s": done / took_s if took_s else None,
         "tasks": tasks.n,
         "collage_tasks": tasks.by_kind[KIND_CODE[COLLAGE]],
         "late_answers": tasks.late,
@@ -718,17 +718,38 @@ def ranks_used(run: Run, tasks: TaskTally) -> dict[str, int]:
     """The number of ranks: all, coordinators, and those that hold each kind."""
     world = run.manifest.get("world")
     if not world:  # interrupted before the world was recorded: count ranks that were sent a task
-        kinds = {name: tasks.ranks.get(code, set()) for name, code in KIND_CODE.items()}
+        known = {name: tasks.ranks.get(code, set()) for name, code in KIND_CODE.items()}
+        kinds = {name: {_named({"rank": rank}) for rank in ranks} for name, ranks in known.items()}
     else:
         kinds = {
-            name: {member["rank"] for member in world if name in (member.get("kinds") or ())}
+            name: {_named(member) for member in world if name in (member.get("kinds") or ())}
             for name in KIND_CODE
         }
-    members = {member["rank"] for member in world or ()}
-    everyone = {0, *members}.union(*kinds.values())
+    members = {_named(member) for member in world or ()} or {(None, 0)}
+    everyone = members.union(*kinds.values())
     leading = sum(member.get("role") == "coordinator" for member in world or ())
     found = {"all": len(everyone), "coordinators": max(1, leading)}
     return {**found, **{name: len(ranks) for name, ranks in kinds.items()}}
+
+
+def _named(member: Json) -> tuple[int | None, int]:
+    """A rank: each world has a rank 0."""
+    return member.get("session"), member["rank"]
+
+
+def _rank_seconds(run: Run, tally: Tally, ranks: int, seconds: float) -> float:
+    """What all ranks were there for, from the first measured admission to the last end of each
+    session.
+
+    Args:
+        ranks: of the run, for sessions that did not record theirs.
+        seconds: of `_throughput`.
+    """
+    spans, told = tally.groups.span_ns, finals(run.manifest)
+    sizes = {session: len(told.get(session, {}).get("world") or ()) for session in spans}
+    if not all(sizes.values()):
+        return seconds * ranks
+    return sum(sizes[each] * (last - first) / 1e9 for each, (first, last) in spans.items())
 
 
 def _throughput(run: Run, tally: Tally) -> tuple[int, float]:
@@ -758,6 +779,20 @@ def _rank0(run: Run) -> Json:
     return {"longest_poll_gap_ms": None if gap_ns is None else gap_ns / 1e6, "poll": poll}
 
 
+def _ledger(run: Run) -> Json | None:
+    """What the ledger has cost the jobs that ended: records, seconds of their threads, takeovers,
+    splits, rows that they wrote, and how many of these do not count because another job did the
+    image, too. None if no job told.
+    """
+    ended = [entry for entry in run.manifest.get("sessions") or () if entry.get("rows")]
+    told = [((entry.get("final") or {}).get("ledger"), entry["rows"]["images"]) for entry in ended]
+    known = [(cost, images) for cost, images in told if cost]
+    if not known:
+        return None
+    found = {key: sum(cost.get(key, 0) for cost, _ in known) for key in COSTS}
+    return {**found, "twice": found["written"] - sum(images for _, images in known)}
+
+
 def _first_errors(run: Run, images: ImageTally) -> dict[str, Json]:
     """Reason of error rows -> shard (a path) and row of the first image with this reason."""
     shards = run.manifest["shards"]
@@ -783,30 +818,29 @@ def class_name(names: Sequence[str], number: int) -> str | None:
 def cost_of(run: Run) -> Json | None:
     """Node-hours of the sessions that ended.
 
-    A host counts once in each launch, even if several coordinators run on it. A killed session
-    recorded nothing.
+    A host counts once at any time, even if several coordinators run on it. A killed session did not
+    record how long it took.
 
     Returns:
         node_hours; hosts; sessions, and sessions_told, how many of them recorded their time. None
         if no session recorded it.
     """
-    launches = launch_of(run.manifest)
-    seconds: dict[int, float] = {}
-    hosts_of: dict[int, set[str]] = {}
+    began = began_ns(run.manifest)
+    used: dict[str, list[tuple[int, int]]] = defaultdict(list)
     told = 0
     for session, final in finals(run.manifest).items():
         world = final.get("world") or []
         if final.get("seconds") is None or not world:
             continue
         told += 1
-        launch = launches.get(session, session)
-        seconds[launch] = max(seconds.get(launch, 0.0), final["seconds"])
-        hosts_of.setdefault(launch, set()).update(str(member.get("host")) for member in world)
+        first_ns = began.get(session, 0)
+        for host in {str(member.get("host")) for member in world}:
+            used[host].append((first_ns, first_ns + int(1e9 * final["seconds"])))
     if not told:
         return None
     return {
-        "node_hours": sum(seconds[launch] * len(hosts_of[launch]) for launch in seconds) / 3600,
-        "hosts": len(set().union(*hosts_of.values())),
-        "sessions": sessions_of(run.manifest).stop - 1,  # killed ones too
+        "node_hours": sum(count(union(spans)) for spans in used.values()) / 3600e9,
+        "hosts": len(used),
+        "sessions": len(run.manifest["sessions"]),  # killed ones too
         "sessions_told": told,
     }

@@ -18,7 +18,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import SINGLE, TABLE
-from collage_mpi.results.parts import clock_offsets_ns
+from collage_mpi.results.manifest import clock_offsets_ns, finals
 from collage_mpi.results.reader import Results
 from collage_mpi.rows import KINDS, OUTCOMES, ran_together
 from collage_mpi.system.files import write_atomic, writing
@@ -151,8 +151,16 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
 
 
 def _side_by_side(run: Results, session: int) -> np.ndarray:
-    """The tasks of a session and of the sessions that ran with it, on the clock of the session."""
-    later_ns = clock_offsets_ns(run.manifest, session)
+    """The tasks of a session and of the other sessions of its MPI world that ran with it, on the
+    clock of the session. Another world has other ranks of the same numbers."""
+    told = finals(run.manifest)
+    ranks = {each: {m["rank"] for m in told[each].get("world") or ()} for each in told}
+    own = ranks.get(session, set())
+    later_ns = {
+        each: later
+        for each, later in clock_offsets_ns(run.manifest, session).items()
+        if each == session or not own & ranks[each]
+    }
     tasks = run.tasks[np.isin(run.tasks["session"], list(later_ns))]
     for other, later in later_ns.items():
         mine = tasks["session"] == other

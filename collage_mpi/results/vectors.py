@@ -3,14 +3,11 @@ Parquet file for each part of images.
 
 `vectors/vectors-SSSS-NNNNNN.parquet` belongs to `parts/images-SSSS-NNNNNN.npy`. It holds the
 vectors of the part's answered images in their order, and is written before the part. So every row
-on the disk has its vector, even after a kill. If the file of a part is missing, the part does not
-count and `--resume` does its images again. If the part of a file is missing, the next session
-removes the file. So each image has one vector.
+that counts has its vector, even after a kill.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -33,7 +30,7 @@ from collage_mpi.encoding.vectors import (
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.plugins import optional
 from collage_mpi.results import VECTORS_FOLDER
-from collage_mpi.results.parts import ADVICE, PartName
+from collage_mpi.results.parts import ADVICE, PartName, read_part, rows_at
 from collage_mpi.rows import IMAGES, flat_keys
 from collage_mpi.system.files import write_atomic
 
@@ -85,11 +82,9 @@ class VectorBuffer:
         folder: Path,
         session: int,
         manifest: Mapping[str, Any],
-        check: Callable[[], object] | None = None,
     ) -> None:
-        """`folder`: of the files; `session`: its number is in their names; `check`: see
-        `write_atomic`."""
-        self._folder, self._session, self._check = folder, session, check
+        """`folder`: of the files; `session`: its number is in their names."""
+        self._folder, self._session = folder, session
         self.layout: np.dtype | None = None
         self.nbytes = 0
         self._fingerprints = [shard["fingerprint"] for shard in manifest["shards"]]
@@ -110,7 +105,7 @@ class VectorBuffer:
 
         def write(number: int) -> None:
             path = self._folder / vectors_name(self._session, number)
-            write_atomic(path, (self._parquet(keys, vectors),), replace=False, check=self._check)
+            write_atomic(path, (self._parquet(keys, vectors),))
 
         return Write(nbytes, write)
 
@@ -188,34 +183,6 @@ def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
     return pa.LargeListArray.from_arrays(_numbers(offsets), inner)
 
 
-def of_parts(out: Path, found: Sequence[PartName], manifest: Mapping[str, Any]) -> list[PartName]:
-    """The parts, without parts of images whose file of vectors is missing."""
-    if not extras_of(manifest):
-        return list(found)
-    there = {path.name for path in _files(out)}
-    return [
-        part
-        for part in found
-        if part.table != IMAGES.name or vectors_path(out, part.session, part.number).name in there
-    ]
-
-
-def remove_orphans(out: Path, kept: Iterable[PartName]) -> None:
-    """Remove the files of vectors that belong to none of the parts in `kept`."""
-    wanted = {vectors_path(out, part.session, part.number).name for part in kept}
-    for path in _files(out):
-        if path.name not in wanted:
-            path.unlink(missing_ok=True)
-
-
-def _files(out: Path) -> list[Path]:
-    try:
-        paths = list((out / VECTORS_FOLDER).iterdir())
-    except FileNotFoundError:
-        return []
-    return sorted(path for path in paths if re.fullmatch(OURS, path.name))
-
-
 @contextmanager
 def reading_parquet(path: Path) -> Iterator[None]:
     """Raises DataFault if the file is damaged, and EnvironmentFault if it cannot be read."""
@@ -241,6 +208,8 @@ def read_file(path: Path, extras: Extras) -> Any:
     require_pyarrow(f"reading {path}")
     import pyarrow.parquet as pq
 
+    if not path.exists():
+        raise DataFault(f"{path}: missing, though the ledger names its images. {ADVICE}")
     with reading_parquet(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read()
         table.validate(full=True)  # checks that texts are UTF-8
@@ -389,13 +358,24 @@ class KeptValues:
         if not self._extras:
             raise UsageError("the run has no vectors: it was made without --top-k and --save")
         require_pyarrow("reading vectors")
-        numbers = [(part.session, part.number) for part in found if part.table == IMAGES.name]
-        self._paths = [vectors_path(out, *number) for number in numbers]
+        self._parts = [part for part in found if part.table == IMAGES.name]
+        self._paths = [vectors_path(out, part.session, part.number) for part in self._parts]
         self._last: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields for each file: column -> (n, ...), also the images' shard, row and session."""
         return map(self.file, range(len(self._paths)))
+
+    def _counted(self, number: int, table: Any) -> Any:
+        """Of the vectors of a file, a pyarrow.Table, those of rows that count."""
+        part = self._parts[number]
+        if part.whole:
+            return table
+        rows = read_part(part.path, IMAGES)
+        rows = rows[rows["answered"]]
+        if len(rows) != len(table):
+            raise DataFault(f"{self._paths[number]}: vectors of other rows. {ADVICE}")
+        return table.take(np.flatnonzero(rows_at(rows, part.spans)))
 
     def of(self, image: Any) -> dict[str, np.ndarray]:
         """The kept values of an answered image: column -> (...).
@@ -424,8 +404,8 @@ class KeptValues:
         import pyarrow as pa
 
         tables = []
-        for path in self._paths:
-            table = read_file(path, self._extras)
+        for number, path in enumerate(self._paths):
+            table = self._counted(number, read_file(path, self._extras))
             one = only in table.column_names[len(KEYS) :]
             tables.append(table.select([*_PLACE, only]) if one else table)
         try:
@@ -440,12 +420,12 @@ class KeptValues:
         import pyarrow.parquet as pq
 
         keys = []
-        for path in self._paths:
+        for number, path in enumerate(self._paths):
             with reading_parquet(path), pq.ParquetFile(path) as file:
                 table = file.read([*_PLACE])
             if table.column_names != [*_PLACE]:
                 read_file(path, self._extras)  # raises DataFault
-            keys.append(keys_in(table))
+            keys.append(keys_in(self._counted(number, table)))
         whole = np.concatenate([np.empty(0, np.uint64), *keys])
         order = np.argsort(whole, kind="stable")
         files = np.repeat(np.arange(len(keys)), [len(own) for own in keys])
@@ -455,7 +435,7 @@ class KeptValues:
     def file(self, number: int) -> dict[str, np.ndarray]:
         """The kept values of the `number`-th part of images, as iteration yields them."""
         if self._last[0] != number:
-            table = read_file(self._paths[number], self._extras)
+            table = self._counted(number, read_file(self._paths[number], self._extras))
             names = table.column_names[1:]  # without the fingerprint, which is text
             self._last = number, {name: array_of(table[name]) for name in names}
         return self._last[1]

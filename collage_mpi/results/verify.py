@@ -1,40 +1,53 @@
 """Verifies that a run has exactly one row for every image, and that its two tables agree.
 
-Tasks are checked only for sessions that closed. A killed session may have lost the last
-seconds of any table, and the next session did its lost images again.
+Tasks are checked only for sessions that ended by themselves. A session that was killed may have
+lost the last seconds of any table, and another one did its lost images again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode
-from collage_mpi.results import PARTS_FOLDER
-from collage_mpi.results.manifest import COMPLETE, Json, finals, resume_command
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
+from collage_mpi.ledger.damage import examine, repair
+from collage_mpi.ledger.jobs import jobs, note
+from collage_mpi.ledger.store import FolderStore
+from collage_mpi.results import EXPORT, PARTS_FOLDER
+from collage_mpi.results.manifest import COMPLETE, Json, compose, finals, resume_command
 from collage_mpi.results.number_sets import Draw, InputCoverage, NumberSet, draw_of
-from collage_mpi.results.parts import PartName, counting, list_parts, read_part
+from collage_mpi.results.parts import (
+    list_parts,
+    read_ledger,
+    read_part,
+    read_runs,
+    rows_at,
+)
 from collage_mpi.results.reader import Inventory, Run, open_run
-from collage_mpi.results.vectors import check_file, extras_of, of_parts, vectors_path
+from collage_mpi.results.status import find_writer
+from collage_mpi.results.vectors import check_file, extras_of, vectors_path
 from collage_mpi.rows import (
     ASKED_FIRST,
     AUDIT_CODE,
     IMAGES,
     OUTCOME_CODE,
     SOURCE_CODE,
-    STORED,
     TASKS,
     TableLayout,
     wait_ns,
 )
+from collage_mpi.system.files import reading, remove_leftovers
 from collage_mpi.system.printable import counted
 
 _ERROR = SOURCE_CODE["error"]
+REPAIR = (
+    "Restore it from a copy, or end all jobs of the run and type collage-mpi verify --repair: what "
+    "follows the damage is moved away, and its images are done again"
+)
 
 
 @dataclass
@@ -50,7 +63,7 @@ class VerifyReport:
         vectors: number of vectors; None if the run keeps none.
         problems: one sentence each; [] if the run is proven complete.
         notes: sentences about findings that are no problem.
-        writing: the job that is writing to an unfinished run, as "host h, pid p".
+        writing: a job that is writing to the run, as "host h, pid p".
         next_step: what to do if the run is incomplete.
     """
 
@@ -102,11 +115,13 @@ def verify_run(path: Path | str, run: Run | None = None) -> VerifyReport:
     """
     report = VerifyReport(Path(path))
     try:
+        if run is None and (damaged := _damaged_records(report.path)):
+            raise DataFault(damaged[0])
         _check(report, open_run(path) if run is None else run)
     except EnvironmentFault:
         raise
     except CollageError as error:  # a damaged file, so the counts so far mean nothing
-        report = VerifyReport(Path(path), problems=[str(error)])
+        report = VerifyReport(Path(path), problems=_damaged(Path(path)) or [str(error)])
     if not report.ok:
         _look_for_a_writer(report)
     return report
@@ -131,8 +146,9 @@ class _FoundRows:
         self.error_rows = self.negative = 0
         self._draw = draw_of(manifest)
         self.inventory = Inventory(run, partial(self._add, run))
-        for piece in run.superseded_pieces():
+        for piece in run.other_pieces():
             self._add_written(IMAGES, piece())
+        self._add_unnamed(run)
 
     def _add(self, run: Run, table: TableLayout, rows: np.ndarray) -> None:
         if table is IMAGES:
@@ -141,6 +157,18 @@ class _FoundRows:
             _check_answers(self.answers, rows, run.manifest)
             _check_audits(self.answers, rows, run.manifest, self._draw)
         self._add_written(table, rows)
+
+    def _add_unnamed(self, run: Run) -> None:
+        """Add the image rows of parts that no record names: other jobs did their images."""
+        named, folder = {part.path.name for part in run.parts}, run.path / PARTS_FOLDER
+        with reading(folder):
+            listed = list_parts(folder)
+        for part in listed:
+            if part.table == IMAGES.name and part.path.name not in named:
+                try:
+                    self._add_written(IMAGES, read_part(part.path, IMAGES))
+                except CollageError:  # it does not count
+                    self.sessions.pop(part.session, None)
 
     def _add_written(self, table: TableLayout, rows: np.ndarray) -> None:
         for number in np.unique(rows["session"]).tolist():
@@ -161,6 +189,7 @@ class _Session:
 
     def __init__(self, run: Run, entry: Json) -> None:
         self.number, self.said = entry["session"], entry["rows"]
+        self.images = 0  # rows that it wrote, and that are there
         self.twice = 0
         self.tasks: Counter[str] = Counter()
         self.by_image: Counter[int] = Counter()
@@ -170,6 +199,7 @@ class _Session:
     def add(self, table: TableLayout, rows: np.ndarray) -> None:
         """Add rows of the session."""
         if table is IMAGES:
+            self.images += len(rows)
             _add_by_rank(self.by_image, rows["rank"][rows["answered"]])
         else:
             self.twice += int(self._seen.add(rows["task"].astype(np.int64)).sum())
@@ -197,43 +227,31 @@ def _check(report: VerifyReport, run: Run) -> None:
         report.notes.append(
             f"{counted(found.negative, 'image')} whose parts exceed their latency (wait < 0)"
         )
-    listed, counts = list_parts(run.path / PARTS_FOLDER), counting(run.manifest)
     if extras_of(run.manifest):
-        _check_vectors(run, list(filter(counts, listed)), report)
+        _check_vectors(run, report)
     for session in found.sessions.values():
         _check_session(session, found.inventory, report)
-    _note_late_parts([part for part in listed if not counts(part)], report)
     _conclude(run, report)
 
 
-def _check_vectors(run: Run, parts: Sequence[PartName], report: VerifyReport) -> None:
+def _check_vectors(run: Run, report: VerifyReport) -> None:
     """Checks that exactly the answered images have a vector, each one."""
-    out, report.vectors = run.path, 0
-    here = of_parts(out, parts, run.manifest)
-    for part in (part for part in parts if part not in here):
-        path = vectors_path(out, part.session, part.number)
-        report.problems.append(
-            f"{path}: missing, so the images of {part.path.name} do not count: restore it, or run "
-            "again with --resume, which does them again"
-        )
-    for part in here:
-        if part.table != IMAGES.name:
-            continue
-        path = vectors_path(out, part.session, part.number)
+    report.vectors = 0
+    for part in (part for part in run.parts if part.table == IMAGES.name):
+        path = vectors_path(run.path, part.session, part.number)
         try:
-            found, wrong = check_file(path, read_part(part.path, IMAGES), run.manifest)
+            rows = read_part(part.path, IMAGES)
+            _, wrong = check_file(path, rows, run.manifest)
         except CollageError as error:
             report.problems.append(str(error))
             continue
-        report.vectors += found
+        report.vectors += int((rows["answered"] & rows_at(rows, part.spans)).sum())
         report.problems += wrong
 
 
 def _look_for_a_writer(report: VerifyReport) -> None:
-    """If a job is writing to the run, report this instead of how to resume it."""
-    from collage_mpi.results.claim import LOOK_S, Patience, find_writer
-
-    writer, _ = find_writer(report.path, Patience(still_s=LOOK_S))
+    """If a job is writing to the run, report this instead of how to go on."""
+    writer = find_writer(report.path)
     if writer is None:
         return
     report.writing = str(writer)
@@ -241,13 +259,101 @@ def _look_for_a_writer(report: VerifyReport) -> None:
         report.problems = [f"{report.headline}; a job is writing here ({writer})"]
 
 
-def _note_late_parts(late: Sequence[PartName], report: VerifyReport) -> None:
-    """Notes parts that do not count, because they appeared after another session had taken over."""
-    if late:
-        report.notes.append(
-            f"{len(late):,} parts are not counted, since another session had gone on before "
-            f"they came: {late[0].path.name}" + (", ..." if len(late) > 1 else "")
+# ---- damage -----------------------------------------------------------------
+
+
+def _bad_parts(out: Path) -> dict[str, str]:
+    """The parts and files of vectors that records name and that cannot be read: name -> why."""
+    found = dict[str, str]()
+    manifest = compose(out)
+    for part in (part for part in read_ledger(out).parts if part.table == IMAGES.name):
+        try:
+            rows = read_part(part.path, IMAGES)
+            if extras_of(manifest):
+                check_file(vectors_path(out, part.session, part.number), rows, manifest)
+        except CollageError as error:
+            found[part.path.name] = str(error)
+    return found
+
+
+def _damaged_records(out: Path) -> list[str]:
+    """A sentence for each damaged record. While a job writes, gaps of a moment are not told."""
+    store, known = FolderStore(out), read_runs(out)
+    with reading(out):
+        found = [examine(store, run).damage for run in known]
+    if any(found) and find_writer(out) is not None:
+        return []
+    return [f"{out / name}: {why}. {REPAIR}" for each in found for name, why in each.items()]
+
+
+def _damaged(out: Path) -> list[str]:
+    """A sentence for each damaged record; if there is none, for each damaged part."""
+    try:
+        return _damaged_records(out) or list(_bad_parts(out).values())
+    except CollageError:
+        return []
+
+
+def repair_run(out: Path) -> list[str]:
+    """Move away all records that are damaged, that follow damaged ones, or that name damaged parts.
+    Their images have no row then, and the next job does them again. Remove temporary files of jobs
+    that were killed.
+
+    Returns:
+        What was done, a sentence each; [] if there was nothing to do.
+
+    Raises:
+        EnvironmentFault: there is no run in `out`, it cannot be read or written, or a job is
+            writing to it.
+        DataFault: a file is damaged that must be restored from a copy.
+    """
+    runs, store, told = read_runs(out), FolderStore(out), list[str]()
+    writer = find_writer(out)
+    if writer is not None:
+        raise EnvironmentFault(
+            f"{out}: a job is writing here ({writer}). End all jobs of the run, then repeat this "
+            "command."
         )
+    with reading(out):
+        for parts_too in (False, True):  # the records first, so that these can be read
+            bad = _bad_parts(out) if parts_too else {}
+            for run in runs:
+                found = examine(store, run, bad)
+                if found.damage or found.orphans:
+                    repair(store, run, found)
+                told += [f"{out / name}: {why}" for name, why in found.damage.items()]
+                if found.orphans:
+                    told.append(
+                        f"{counted(len(found.orphans), 'file')} moved to {out / 'orphans'}; "
+                        f"{counted(found.again, 'image')} will be done again"
+                    )
+        told += _without_bad_tasks(out, store)
+        folders = [path for path in out.iterdir() if path.is_dir() and path.name != EXPORT]
+        if removed := sum(remove_leftovers(folder, ".*") for folder in (out, *folders)):
+            told.append(f"{counted(removed, 'temporary file')} of jobs that were killed: removed")
+    return told
+
+
+def _without_bad_tasks(out: Path, store: FolderStore) -> list[str]:
+    """Move damaged parts of tasks away, and let jobs that lack some say nothing of their rows.
+
+    Returns:
+        What was damaged, a sentence each.
+    """
+    told, rows = list[str](), Counter[int]()
+    for part in read_ledger(out).parts:
+        if part.table != TASKS.name:
+            continue
+        try:
+            rows[part.session] += len(read_part(part.path, TASKS))
+        except CollageError as error:
+            store.move(f"{PARTS_FOLDER}/{part.path.name}", f"orphans/{part.path.name}")
+            told.append(str(error))
+    for number, job in jobs(store).items():
+        said = job.facts.get("rows")
+        if said is not None and rows[number] < said["tasks"]:
+            note(store, number, job.owner, {**job.facts, "rows": None, "written_parts": {}})
+    return told
 
 
 def _check_keys(found: InputCoverage, manifest: Json, report: VerifyReport) -> None:
@@ -337,14 +443,12 @@ def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:
 def _check_session(session: _Session, inventory: Inventory, report: VerifyReport) -> None:
     """Checks the row counts of a closed session, and its tasks against its images."""
     number, before = session.number, len(report.problems)
-    for table in STORED:
-        rows, said = inventory.rows[table.name, number], session.said[table.name]
-        if rows != said:
-            report.problems.append(
-                f"session {number}: {rows:,} rows of {table.name} found, "
-                f"{said:,} were written (a part is gone? "
-                "Put it back, or go on with --resume)"
-            )
+    rows, said = inventory.rows[TASKS.name, number], session.said[TASKS.name]
+    if rows != said:
+        report.problems.append(
+            f"session {number}: {rows:,} rows of {TASKS.name} found, {said:,} were written (a part "
+            "is gone? Put it back)"
+        )
     whole = len(report.problems) == before
     if session.twice:
         report.problems.append(f"session {number}: {session.twice:,} task rows are doubles")
@@ -352,7 +456,8 @@ def _check_session(session: _Session, inventory: Inventory, report: VerifyReport
     if not whole:
         return
     _tell(report, session.tasks)
-    _check_ranks(session, report)
+    if session.images >= session.said[IMAGES.name]:  # else parts were lost, and done again
+        _check_ranks(session, report)
 
 
 def _check_task_rows(found: Counter[str], tasks: np.ndarray, of: str) -> None:
@@ -387,6 +492,9 @@ def _conclude(run: Run, report: VerifyReport) -> None:
         return
     manifest_status = run.manifest.get("status")
     bad = run.manifest.get("bad_shards") or []
+    if run.manifest.get("limit") is not None:  # it stays without shards that it began without
+        report.notes += [f"the run is without this shard: {shard['reason']}" for shard in bad]
+        bad = []
     if report.missing:
         report.status = "incomplete"
         report.problems.append(f"{report.headline}; {report.next_step}")
@@ -399,14 +507,14 @@ def _conclude(run: Run, report: VerifyReport) -> None:
     elif manifest_status not in COMPLETE or not run.complete:
         report.status = "incomplete"
         report.problems.append(
-            f"{report.headline}; all rows are there, but the job did not close: "
-            "--resume finishes it"
+            f"{report.headline}; all rows are there, but no job has marked the run as complete: "
+            f"{report.next_step}"
         )
     else:
         report.status = "complete_with_errors" if report.error_rows else "complete"
         if report.status != manifest_status:
             report.problems.append(
-                f"manifest says {manifest_status}, {report.error_rows:,} error rows found"
+                f"the ledger says {manifest_status}, {report.error_rows:,} error rows found"
             )
             report.status = "damaged"
     for shard in bad:

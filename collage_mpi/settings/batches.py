@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from collage_mpi.core.settings import batch_factor
 from collage_mpi.kinds import SINGLE
-from collage_mpi.settings.run_settings import MOST_BATCH, MOST_OF_A_LEASE, Placement, RunSettings
+from collage_mpi.settings.run_settings import MOST_BATCH, Placement, RunSettings
 from collage_mpi.system.printable import counted
 from collage_mpi.workload.straggler_settings import make_delays
 
@@ -56,9 +56,6 @@ def most_groups(
             f"each rank must get at least {BATCHES_A_RANK} batches of {counted(images, 'image')}",
         ),
     ]
-    if settings.teams > 1:
-        most = MOST_OF_A_LEASE // settings.group_size
-        fits.append(MostGroups(most, f"a team takes at most {MOST_OF_A_LEASE} images at a time"))
     if sent_bytes:
         most = MESSAGE_BYTES // sent_bytes
         fits.append(
@@ -154,7 +151,7 @@ class ModelTimes:
     Attributes:
         settings: of the run.
         single_ns: time of one image on the single network.
-        ratio: time of the scheme's other network divided by that of the single network.
+        costs: kind -> time of its network divided by that of the single network; 1 if missing.
         batch_costs: kind -> time of a further input of a batch divided by that of the first.
         alone_ns: kind -> measured time of one input. For these kinds the measured times say how a
             batch grows with its size, instead of `batch_costs`.
@@ -162,7 +159,7 @@ class ModelTimes:
 
     settings: RunSettings
     single_ns: float
-    ratio: float
+    costs: Mapping[str, float]
     batch_costs: Mapping[str, float]
     alone_ns: Times = field(default_factory=dict)
 
@@ -178,7 +175,7 @@ class ModelTimes:
             factor = batch_factor(inputs[kind], self.batch_costs.get(kind, 1.0))
             if kind in self.alone_ns:
                 factor = took_ns / self.alone_ns[kind]
-            factor *= 1.0 if kind == SINGLE else self.ratio
+            factor *= self.costs.get(kind, 1.0)
             found[kind] = max(1, took_ns, round(self.single_ns * factor))
         return found
 

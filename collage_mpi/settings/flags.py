@@ -15,7 +15,7 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.errors import UsageError
 from collage_mpi.removed import removed
 from collage_mpi.system.fields import (
     AUTO,
@@ -30,7 +30,7 @@ from collage_mpi.system.fields import (
     spellings,
     unit,
 )
-from collage_mpi.system.files import require_regular
+from collage_mpi.system.files import reading, require_regular
 
 if TYPE_CHECKING:
     from collage_mpi.settings.run_settings import RunSettings
@@ -210,6 +210,8 @@ def _options(spec: Field[Any], hint: Any, default: Any) -> dict[str, Any]:
         options["action"] = "append"
     elif typing.get_origin(hint) is tuple:
         options["nargs"] = argparse.REMAINDER if known.rest else "+"
+        if not (known.rest or known.positional):
+            options["action"] = "extend"  # a flag that is given twice adds to its values
     if of_type is not str:
         options["type"] = _or_auto(of_type) if known.auto else of_type
     if known.choices:
@@ -230,10 +232,11 @@ def _or_auto(of_type: type) -> Callable[[str], Any]:
 
 
 def flags_of(settings: Settings) -> list[str]:
-    """The flags for all values that differ from the defaults."""
+    """The flags for all values that differ from the defaults, and for the scheme, which is usual or
+    not by other settings."""
     values = {spec.name: getattr(settings, spec.name) for spec in fields(settings)}
     defaults = {spec.name: spec.default for spec in fields(settings)}
-    return words_of({k: v for k, v in values.items() if v != defaults[k]})
+    return words_of({k: v for k, v in values.items() if v != defaults[k] or k == "scheme"})
 
 
 def words_of(values: Mapping[str, Any]) -> list[str]:
@@ -282,11 +285,9 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"settings file {path}: {gone}")
     if path.suffix not in _PARSERS:
         raise UsageError(f"settings file {path}: known endings are {', '.join(_PARSERS)}")
-    try:
+    with reading(f"settings file {path}", also=UnicodeDecodeError):
         require_regular(path)
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnvironmentFault(f"settings file {path} cannot be read: {error}") from error
     name, parse = _PARSERS[path.suffix]
     try:
         values = parse(text)

@@ -31,19 +31,11 @@ from collage_mpi.core.settings import CoreSettings
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
 from collage_mpi.encoding.vectors import EMBEDDINGS, OUTPUTS, SAVES, Extras
 from collage_mpi.errors import EnvironmentFault, UsageError
-from collage_mpi.kinds import (
-    BACKUP,
-    COLLAGE,
-    ENCODED_KINDS,
-    KIND,
-    KINDS,
-    SINGLE,
-    SPARE_KINDS,
-    TABLE,
-)
+from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, KINDS, SINGLE, TABLE
 from collage_mpi.models.info import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.models.named import check_trust, is_foreign, is_function, is_null
 from collage_mpi.removed import removed_setting
+from collage_mpi.settings.stages import MARGIN, TOP, Stage, at_threshold, read_stages
 from collage_mpi.system.fields import AUTO, Settings, about, by_name, names, setting
 from collage_mpi.system.printable import counted, shown
 from collage_mpi.workload.straggler_settings import StragglerSettings
@@ -51,6 +43,7 @@ from collage_mpi.workload.straggler_settings import StragglerSettings
 if TYPE_CHECKING:
     import numpy as np
 
+    from collage_mpi.models.architecture import AcceptSpec
     from collage_mpi.models.info import NetworkInfo
     from collage_mpi.shards.pictures import PictureFit
 
@@ -109,6 +102,12 @@ class InputSettings(Settings):
         "off",
         "on: write into a results folder that belongs to another user, for example one that a "
         "group shares. The owner of the folder can read, change and remove the rows",
+        choices=("off", "on"),
+    )
+    alone: str = _input(
+        "off",
+        "on: this job has the results folder for itself, and no other job can share the run. For "
+        "file systems without hard links",
         choices=("off", "on"),
     )
     order: str = _input(
@@ -232,14 +231,6 @@ class NetworkSettings(Settings):
         metavar="W",
         shipped=True,
     )
-    backup: str = _network(
-        "",
-        "scheme cascade-batch: single classifier for the batches, which is quicker than the single "
-        "network",
-        unset="the single network",
-        metavar="W",
-        shipped=True,
-    )
     trust_network: str = _network(
         "",
         "run networks whose files are programs (.pt2, TorchScript, code of a hub). DIGEST: the "
@@ -272,17 +263,8 @@ class NetworkSettings(Settings):
     def _check(self) -> None:
         check_trust(self.trust_network)
 
-    def network(self, kind: str) -> str:
-        """The network that ranks of a kind load: their own, or the one that replaces it."""
-        return str(getattr(self, kind, "") or getattr(self, KIND[kind].network))
-
-    def tuning(self) -> Tuning:
-        """How the workers run their networks."""
-        return Tuning(precision=self.precision, runtime=self.runtime)
-
 
 RANKS = "redundancy and ranks"  # group of --help
-EXPECTED = 9  # differing answers expected among the images that choose a threshold for `agree`
 
 _setting = partial(setting, group=RANKS)
 
@@ -305,6 +287,15 @@ class RedundancySettings(Settings):
     scheme: str = _setting(
         "collage", "how redundancy is added (docs/schemes.md)", choices=SCHEME_NAMES
     )
+    first: tuple[str, ...] = _setting(
+        (),
+        "scheme cascade: networks that are asked before the single network, in this order. Each "
+        "answers what the one before it is unsure of. A network as for --single, or collage:W, and "
+        "behind it any of @160px (input size), @bfloat16 and other formats, @openvino and other "
+        "runtimes, @margin or @top (score), @0.9 (threshold; otherwise --confidence)",
+        unset="the collage network",
+        metavar="W",
+    )
     side: int = _setting(
         3,
         "cells along an edge of a collage. A collage has side x side cells, and a group has side "
@@ -315,8 +306,8 @@ class RedundancySettings(Settings):
     singles: int | None = _setting(None, "number of single ranks, N", unset="side*side", at_least=1)
     collage_ranks: int = _setting(
         1,
-        "number of ranks beside the single ranks, M: for collages, or with scheme cascade-batch "
-        "for batches",
+        "number of ranks beside the single ranks, M: for collages, or for each first network of a "
+        "cascade",
         at_least=0,
     )
     assign: str = _setting(
@@ -352,9 +343,10 @@ class RedundancySettings(Settings):
     )
     agree: float | None = _accept(
         None,
-        "scheme cascade: choose the lowest score that counts, without labels, so that at most 1 - "
-        "A of all images get another answer than the single network's (95 % confidence). Both "
-        "networks first classify a sample of the images to choose the score. Audits may raise it",
+        "ask a cheaper network first, and choose the lowest score from which on its answers count, "
+        "without labels, so that at most 1 - A of all images get another answer than the single "
+        "network's, with a probability of 95 % (docs/cascade.md). The cheaper network is that of "
+        "--first or --collage, or the single one in bfloat16. The scheme is then cascade",
         metavar="A",
         above=0,
         below=1,
@@ -366,11 +358,12 @@ class RedundancySettings(Settings):
         "single rank can answer the image",
         at_least=0,
     )
-    audit: float = _accept(
-        0.01,
-        "scheme cascade: share of the images to audit. If a collage's answer for such an image is "
-        "accepted, the single network classifies the image as well, and the two answers are "
-        "compared",
+    audit: float | None = _accept(
+        None,
+        "scheme cascade: share of the images to audit. If an answer for such an image is accepted "
+        "before the single network is asked, the single network classifies the image as well, and "
+        "the two answers are compared",
+        unset="0.01; none with --agree, which audits by itself",
         at_least=0,
         at_most=1,
     )
@@ -387,7 +380,12 @@ class RedundancySettings(Settings):
     )
 
     def _check(self) -> None:
-        if scheme_class(self.scheme).needs - {SINGLE} and self.collage_ranks < 1:
+        if self.first and not self.takes_threshold:
+            raise UsageError(
+                f"first is {' '.join(self.first)} with scheme {self.scheme}; only scheme cascade "
+                "asks networks one after another: add --scheme cascade, or leave out --first"
+            )
+        if self.needs - {SINGLE} and self.collage_ranks < 1:
             raise UsageError(f"collage_ranks is {self.collage_ranks}; it needs at least 1")
         if self.replicas > self.n_singles:
             raise UsageError(
@@ -416,6 +414,13 @@ class RedundancySettings(Settings):
                 f"agree is {self.agree:g} with scheme {self.scheme}; only scheme cascade decides "
                 "by a score: add --scheme cascade, or leave out --agree"
             )
+        given = next((s for s in self.stages if s.threshold is not None), None)
+        if self.agree is not None and (len(self.stages) > 1 or given):
+            why = f"first {given.text} has a threshold" if given else "--first names several"
+            raise UsageError(
+                f"agree is {self.agree:g}, and {why}: --agree chooses one score, for one first "
+                "network. Leave it out and give each network a threshold: --first W@0.9 V@0.8"
+            )
         make_scheme(self.scheme_settings())
 
     @property
@@ -437,8 +442,27 @@ class RedundancySettings(Settings):
     def _takes(self, setting: str) -> bool:
         return setting in scheme_class(self.scheme).takes
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What a cascade asks before its exact network, in order; () for other schemes. With
+        `agree` and no other network the exact network itself in bfloat16."""
+        if not self.takes_threshold:
+            return ()
+        single, collage = (getattr(self, kind, None) for kind in (SINGLE, COLLAGE))
+        own = self.agree is not None and single and not (self.first or collage)
+        return read_stages([f"{single}@bfloat16"] if own else self.first)
+
+    def stage(self, kind: str) -> Stage | None:
+        """The stage of a cascade whose tasks are of this kind; None if there is none."""
+        return next((stage for stage in self.stages if stage.kind == kind), None)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The kinds of network that the scheme needs."""
+        return scheme_class(self.scheme).needs | {stage.kind for stage in self.stages}
+
     def uses(self, kind: str) -> bool:
-        return kind in scheme_class(self.scheme).needs
+        return kind in self.needs
 
     @property
     def uses_single(self) -> bool:
@@ -448,7 +472,7 @@ class RedundancySettings(Settings):
     @property
     def only_singles(self) -> bool:
         """Whether the scheme needs a single network and no other network."""
-        return scheme_class(self.scheme).needs == {SINGLE}
+        return self.needs == {SINGLE}
 
     @property
     def uses_collage(self) -> bool:
@@ -458,7 +482,7 @@ class RedundancySettings(Settings):
     @property
     def pastes(self) -> bool:
         """Whether the scheme pastes several images into one picture."""
-        return pastes(self.scheme)
+        return any(KIND[kind].encoded for kind in self.needs)
 
     @property
     def usual_singles(self) -> int:
@@ -504,7 +528,7 @@ class RedundancySettings(Settings):
         Raises:
             EnvironmentFault: the world has the wrong size, or is N worlds of one rank.
         """
-        needs = scheme_class(self.scheme).needs
+        needs = self.needs
         counts = {kind: self.n_ranks(kind) for kind in KINDS if kind in needs}
         beside = [
             frozenset({kind}) for kind, n in counts.items() if kind != SINGLE for _ in range(n)
@@ -526,14 +550,20 @@ class RedundancySettings(Settings):
         idle = [frozenset[str]()] * (world_size - 1 - len(held))
         return Placement((frozenset(), *held, *idle))
 
-    def accept_policy(self) -> AcceptPolicy:
-        """The accept policy of the collage."""
+    def accept_policy(self, own: float | None = None) -> AcceptPolicy:
+        """When an answer counts that is not the exact network's; `own`: a stage's own threshold."""
         if self.agree is not None:
             return Confident(UNTIL_CHOSEN, None)
-        if not self.confidence:
-            return First(AUTO if self.confidence is None else FIRST)
-        confidence = self.confidence if self.confidence < 1 else math.inf
-        return Confident(confidence, ms_to_ns(self.deadline_ms))
+        least = self.confidence if own is None else own
+        if not least:
+            return First(AUTO if least is None else FIRST)
+        return Confident(least if least < 1 else math.inf, ms_to_ns(self.deadline_ms))
+
+    @property
+    def accept(self) -> dict[str, AcceptPolicy]:
+        """Kind -> when its answers count, in the order in which a cascade asks them."""
+        stages = {stage.kind: self.accept_policy(stage.threshold) for stage in self.stages}
+        return stages or {COLLAGE: self.accept_policy()}
 
     @property
     def takes_threshold(self) -> bool:
@@ -542,25 +572,15 @@ class RedundancySettings(Settings):
 
     @property
     def judged(self) -> str:
-        """The kind whose answers the accept policy judges: backup or collage."""
-        return BACKUP if self.uses(BACKUP) else COLLAGE
-
-    @property
-    def calibration_size(self) -> int:
-        """Number of images that choose the threshold of `agree`: a multiple of the group size."""
-        runs = 0.0 if self.agree is None else EXPECTED / (1 - self.agree) / self.group_size
-        return math.ceil(round(runs, 6)) * self.group_size
-
-    def calibration_images(self, images: int) -> int:
-        """How many of a job's images choose the threshold; 0 if the job is too small for it."""
-        return self.calibration_size if self.calibration_size < images else 0
+        """The kind whose answers the accept policy judges, the first one in a cascade."""
+        return next(iter(self.accept))
 
     def scheme_settings(self) -> SchemeSettings:
         """The settings in the core's form."""
         return SchemeSettings(
             name=self.scheme,
             assign=self.assign,
-            policy=self.accept_policy(),
+            accept=self.accept,
             collage_copies=self.n_copies,
             hedge_ns=ms_to_ns(self.hedge_ms),
             placement=self.layout,
@@ -578,7 +598,7 @@ class RedundancySettings(Settings):
     @property
     def takes_policy(self) -> bool:
         """Whether the scheme has an accept policy."""
-        return self._takes("policy")
+        return self._takes("accept")
 
     def labels(self) -> dict[str, str]:
         """Scheme and accept policy, as shown in tables and legends.
@@ -588,18 +608,16 @@ class RedundancySettings(Settings):
         parts = [make_scheme(self.scheme_settings()).label]
         if self.uses_single and self.singles not in (None, self.usual_singles):
             parts.append(f"N = {self.singles}")
-        beside = scheme_class(self.scheme).needs - {SINGLE}
+        if len(self.stages) > 1:
+            parts[0] += f" of {len(self.stages) + 1} stages"
+        beside = self.needs - {SINGLE}
         if beside and self.collage_ranks != 1 and not self.any_size:
             parts.append(f"M = {self.collage_ranks}")
         if self.endgame == "on":
             parts.append("end game")
-        accept = self.accept_policy().name if self.agree is None else f"agree {self.agree:g}"
+        accept = ", ".join(policy.name for policy in self.accept.values())
+        accept = accept if self.agree is None else f"agree {self.agree:g}"
         return {"scheme": ", ".join(parts), **({"accept": accept} if self.takes_policy else {})}
-
-
-def pastes(scheme: str) -> bool:
-    """Whether the scheme with this name pastes several images into one picture."""
-    return any(KIND[kind].encoded for kind in scheme_class(scheme).needs)
 
 
 @dataclass(frozen=True)
@@ -845,12 +863,11 @@ class SurvivalSettings(Settings):
 
 
 # Settings that do not change the rows.
-NOT_OF_ROWS = ("out", "shared_out", "trust_network", *names(SurvivalSettings))
+NOT_OF_ROWS = ("out", "shared_out", "alone", "trust_network", *names(SurvivalSettings))
 # Most images in the job at a time in an open loop, at least, and for each single rank.
 OPEN_WINDOW, OPEN_WINDOW_A_RANK = 4096, 8
 MAX_ATTEMPTS = 3  # tasks of the main kind that may fail for an image before its error row
 AUDIT_SEED = 0  # of the draw of audited images
-MOST_OF_A_LEASE = 4096  # most images of a batch with teams, whose places fit one message
 R = TypeVar("R", bound="RunSettings")
 PROFILE = "profile"  # the key, in files and for flags
 
@@ -861,6 +878,7 @@ Json = dict[str, Any]
 PROFILES: dict[str, Json] = {
     "paper": {
         "scheme": "collage",
+        "first": (),
         "side": 3,
         "singles": None,
         "collage_ranks": 1,
@@ -935,10 +953,10 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 "loop, where a team takes images when it has room: leave out --teams, or --rate "
                 "and --arrival-file"
             )
-        if self.teams > 1 and self.batch_size * self.group_size > MOST_OF_A_LEASE:
+        if self.teams > 1 and self.alone == "on":
             raise UsageError(
-                f"batch is {self.batch} with teams {self.teams} and side {self.side}: the most is "
-                f"{MOST_OF_A_LEASE // self.group_size}"
+                f"teams is {self.teams}, and alone is on: several teams share a run as several "
+                "jobs do. Leave out --teams, or choose an --out whose file system has hard links"
             )
         encoded = next((kind for kind in ENCODED_KINDS if self.uses(kind)), None)
         if self.save == EMBEDDINGS and encoded is not None:
@@ -949,6 +967,29 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             )
         if self.save == OUTPUTS:
             self._check_map(encoded)
+        if self.agree is not None and self.extras:
+            raise UsageError(
+                f"agree is {self.agree:g}, and more than the class is kept of an image: only the "
+                "class is promised. Leave out --top-k and --save, or --agree"
+            )
+        named = next((stage.network for stage in self.stages if stage.kind == COLLAGE), "")
+        if named and self.collage and named != self.collage:
+            raise UsageError(
+                f"first names the collage network {named}, and --collage {self.collage}: give one"
+            )
+        for stage in self.stages if self.single else ():
+            same = stage.px is None and stage.network == self.single and not is_null(self.single)
+            if same and self.tuning(stage.kind).like(self.tuning()):
+                if self.agree is not None and not self.first:
+                    raise UsageError(
+                        f"agree is {self.agree:g}, and the single network has precision "
+                        f"{self.precision} already: name a cheaper one with --first W, or leave "
+                        "out --agree"
+                    )
+                raise UsageError(
+                    f"first is {stage.text}, which is the single network itself: name another "
+                    f"network, or another format or input size, such as {stage.network}@bfloat16"
+                )
 
     def _check_map(self, encoded: str | None) -> None:
         if self.top_k or (self.single and not is_function(self.single)):
@@ -964,7 +1005,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @classmethod
     def from_mapping(cls: type[R], values: Mapping[str, Any], source: str = "settings") -> R:
-        """Build from plain values; `profile` gives defaults for missing ones.
+        """Build from plain values; `profile` gives defaults for missing ones. The usual scheme is
+        cascade with `agree`, and none without a collage network.
 
         Raises:
             UsageError: as `Settings.from_mapping`; also for an unknown profile, and for values
@@ -972,6 +1014,10 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         """
         values = by_name(cls, values, source)
         sets = profile_of(values, source)
+        if values.get("agree") is not None:
+            values = {"scheme": "cascade", **values}
+        elif values.get(SINGLE) and not (values.get(COLLAGE) or values.get(PROFILE)):
+            values = {"scheme": "none", **values}
         try:
             return super().from_mapping(with_profile(values, source), source)
         except UsageError as error:
@@ -1002,6 +1048,16 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         if size in (settings.world_size, settings.world_size + settings.collage_ranks):
             return settings  # the second keeps collage ranks idle, see `place`
         return cls.from_mapping({**values, "singles": size - 1}, source)
+
+    def network(self, kind: str) -> str:
+        """The network that ranks of a kind load."""
+        stage = self.stage(kind)
+        return (stage.network if stage else "") or str(getattr(self, kind, ""))
+
+    def tuning(self, kind: str = SINGLE) -> Tuning:
+        """How the workers run their networks of a kind."""
+        usual, stage = Tuning(precision=self.precision, runtime=self.runtime), self.stage(kind)
+        return stage.tuning(usual) if stage else usual
 
     def require_inputs(self) -> None:
         """Raise UsageError unless shards, networks and the output are named."""
@@ -1094,9 +1150,9 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
     @property
     def audit_share(self) -> float:
         """Share of the images whose accepted answer is compared with the single network's."""
-        backup, single = (Path(self.network(kind)).resolve() for kind in (BACKUP, SINGLE))
-        itself = self.uses(BACKUP) and backup == single
-        return self.audit if self.takes_threshold and not itself else 0.0
+        usual = 0.01 if self.agree is None else 0.0
+        share = usual if self.audit is None else self.audit
+        return share if self.takes_threshold else 0.0
 
     def audit_facts(self) -> dict[str, Any]:
         """The manifest's facts about audits; {} without audits."""
@@ -1126,19 +1182,19 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         return self.scheme == "none" and self.assign == "pull" and self.batch_size > 1
 
     def core_settings(
-        self, workers: int, ratio: float, batch_costs: Mapping[str, float]
+        self, workers: int, costs: Mapping[str, float], batch_costs: Mapping[str, float]
     ) -> CoreSettings:
         """The core's settings for a world or one team, in its units.
 
         Args:
             workers: number of ranks without the coordinator.
-            ratio: service time of the scheme's other network divided by that of the single network.
+            costs: kind -> service time of its network divided by that of the single network.
             batch_costs: kind -> time of a further input of a batch divided by that of the first.
         """
         return CoreSettings(
             group_size=self.group_size,
             ranks=workers,
-            costs=dict.fromkeys(SPARE_KINDS, ratio),
+            costs=costs,
             batch_costs=batch_costs,
             batch=self.batch_size,
             together=not self.open_loop,
@@ -1167,47 +1223,66 @@ FILE_SETTINGS = tuple(
 )
 
 
-def with_accept_of(
-    settings: RunSettings, single: NetworkInfo | None, judged: NetworkInfo | None
-) -> RunSettings:
-    """The settings with `accept auto` replaced by the policy that fits these networks.
+def with_accept_of(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> RunSettings:
+    """The settings with `confidence auto` replaced by the thresholds that fit these networks.
 
-    The policy is `confident` with the judged network's threshold, if the threshold was measured
-    with this single network, and otherwise `confident` with the confidence 1. With `agree` the run
-    itself chooses the threshold later. Every answer counts if a network is null, or if the single
-    network is its own first stage, because no accuracy can be lost.
+    A threshold is that of a network's file, if it was measured with this single network. Otherwise
+    no answer of a collage counts, and a cascade is refused. With `agree` the run itself chooses the
+    threshold later. Every answer counts if a network is null, because no accuracy can be lost.
 
     Args:
         settings: of the run.
-        single: the single network's facts; None if it has none.
-        judged: the facts of the network of kind `settings.judged`; None if it has none.
+        networks: kind -> the facts of its network, of those that have any.
 
     Raises:
-        UsageError: the scheme needs a threshold, and the judged network has none.
+        UsageError: a cascade needs a threshold, and a network has none.
     """
     if settings.confidence is not None or settings.agree is not None or not settings.takes_policy:
         return settings
-    name = settings.network(settings.judged)
-    if is_null(settings.single) or is_null(name) or name == settings.single:
+    if any(is_null(settings.network(kind)) for kind in (SINGLE, *settings.accept)):
         return with_every_answer(settings)
+    if not settings.stages:
+        found = _measured(networks, COLLAGE)
+        return replace(settings, confidence=1.0 if found is None else found.confidence)
+    stages = []
+    for stage in settings.stages:
+        found = None if stage.score == MARGIN else _measured(networks, stage.kind)
+        if stage.threshold is None and found is None:
+            raise _no_threshold(settings, stage)
+        if stage.threshold is None and found is not None:
+            stage = at_threshold(stage, found.confidence, TOP)
+        stages.append(stage)
+    if not settings.first:
+        return replace(settings, confidence=stages[0].threshold)
+    return replace(settings, first=tuple(stage.text for stage in stages))
+
+
+def _measured(networks: Mapping[str, NetworkInfo], kind: str) -> AcceptSpec | None:
+    """The threshold in the file of a kind's network, if it was measured with this single
+    network."""
+    single, judged = networks.get(SINGLE), networks.get(kind)
     spec = None if judged is None else judged.accept
-    if spec is not None and single is not None and spec.single == single.fingerprint:
-        return replace(settings, confidence=spec.confidence)
-    if not settings.takes_threshold:
-        return replace(settings, confidence=1.0)
-    measure = (
-        ""
-        if any_foreign(settings)
-        else (
+    fits = spec is not None and single is not None and spec.single == single.fingerprint
+    return spec if fits else None
+
+
+def _no_threshold(settings: RunSettings, stage: Stage) -> UsageError:
+    """The error for a stage without a threshold, with what to type."""
+    name, kind = settings.network(stage.kind), stage.kind
+    flag = f"--{kind}" if kind == COLLAGE else "--first"
+    measure = ""
+    if not (is_foreign(settings.single) or is_foreign(name)):
+        measure = (
             f"`collage-mpi weights threshold --shards LABELLED --single {settings.single} "
-            f"--{settings.judged} {name}` finds one; "
+            f"{flag} {name}` finds one; "
         )
-    )
-    raise UsageError(
+    if len(settings.stages) == 1:
+        measure += "--agree 0.99 lets the run choose one; or "
+    return UsageError(
         f"scheme {settings.scheme} needs a threshold, from which on an answer of "
-        f"--{settings.judged} {name} counts, and this network has none for this single network. "
-        f"{measure}--agree 0.99 lets the run choose one; "
-        "or set it by hand with --confidence 0.9"
+        f"{flag} {name} counts, and this network has none for this single network. "
+        f"{measure}set it by hand with --confidence 0.9"
+        + ("" if kind == COLLAGE else f", or --first {stage.text}@0.9")
     )
 
 
@@ -1217,5 +1292,6 @@ def any_foreign(settings: RunSettings) -> bool:
 
 
 def with_every_answer(settings: RunSettings) -> RunSettings:
-    """The settings changed so that every answer of a collage counts at once."""
-    return replace(settings, confidence=0.0, agree=None)
+    """The settings changed so that every answer counts at once."""
+    first = tuple(replace(stage, threshold=None).text for stage in settings.stages)
+    return replace(settings, confidence=0.0, agree=None, first=first if settings.first else ())

@@ -14,7 +14,6 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from collage_mpi.shards.schema import (
     CHANNELS,
     DTYPES,
     PART_MARK,
+    ArrayLayout,
     ShardInfo,
     hdf5_command,
     label_problem,
@@ -161,53 +161,6 @@ def named_faults(path: Path | str) -> Iterator[None]:
         raise DataFault(f"{path}: {fault}") from fault
 
 
-@dataclass(frozen=True)
-class ArrayLayout:
-    """The datasets of images and labels in another program's file, and the layout of the images.
-
-    Attributes:
-        images, labels: names of the datasets with their groups. labels is None if there are none.
-        axes: "NHWC", "NCHW", or "NHW" for grey images without a channel axis; "" for items that
-            are not pictures and stay unchanged.
-        flat: (H, W, C) if each image is stored as a row of values, in the order of `axes`.
-        transposed: whether height and width of each image are swapped.
-    """
-
-    images: str
-    labels: str | None
-    axes: str
-    flat: tuple[int, int, int] | None = None
-    transposed: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict of plain values; `from_json` is its inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> ArrayLayout:
-        """Rebuild what `to_json` wrote."""
-        pairs = record.items()
-        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in pairs}
-        return cls(**found)
-
-    def image_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """(H, W, C) of an image, or the shape of another item, for a dataset of shape `stored`."""
-        return self.arrange(np.empty((0, *stored[1:]), np.uint8)).shape[1:]
-
-    def arrange(self, block: np.ndarray) -> np.ndarray:
-        """Converts images from the stored layout to (n, H, W, C). Other items stay unchanged."""
-        if self.flat is not None:
-            height, width, channels = self.flat
-            by_channel = self.axes == "NCHW"
-            own = (channels, height, width) if by_channel else (height, width, channels)
-            block = block.reshape(len(block), *own)
-        if self.axes == "NHW":
-            block = block[..., None]
-        elif self.axes == "NCHW":
-            block = block.transpose(0, 2, 3, 1)
-        return block.swapaxes(1, 2) if self.transposed else block
-
-
 def is_foreign(file: Any) -> bool:
     """Whether an open file lacks the marks of a shard of this package."""
     return "format" not in file.attrs and "crc32" not in file
@@ -252,7 +205,7 @@ def understand(file: Any, path: Path) -> ShardInfo:
         source=f"{split_part(path)[0].name}, dataset {images}",
         fingerprint="",
         storage="foreign",
-        layout=layout.to_json(),
+        layout=layout,
     )
 
 

@@ -9,12 +9,10 @@ one JSON line a shard. So one child checks many shards, and it is known which sh
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
 import shlex
-import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +24,6 @@ import numpy as np
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards.foreign import (
     H5_LOCK,
-    ArrayLayout,
     ForeignFault,
     import_h5py,
     is_foreign,
@@ -42,6 +39,7 @@ from collage_mpi.shards.schema import (
     FORMAT,
     HASH_LIMIT_BYTES,
     VERSION,
+    ArrayLayout,
     ShardInfo,
     checked_names,
     label_problem,
@@ -54,6 +52,7 @@ from collage_mpi.shards.schema import (
     stamp_of,
 )
 from collage_mpi.shards.source import Checks, ReadAs, Source, slices_of
+from collage_mpi.system.files import require_regular
 from collage_mpi.system.process_tree import ask_apart, own_command
 
 HOW_TO_MAKE = "`collage-mpi prep --help` says how to make shards; docs/shards.md has the schema."
@@ -110,7 +109,7 @@ def verify_here(path: Path) -> list[str]:
         with H5_LOCK, opened(path) as file:
             about = describe(file, path, for_verify=True)
             if about.layout is not None:
-                return _foreign_problems(file, path, ArrayLayout.from_json(about.layout), problems)
+                return _foreign_problems(file, path, about.layout, problems)
             problems += _row_problems(file, about)
     except DataFault as fault:
         problems.append(str(fault).removeprefix(f"{path}: "))
@@ -147,8 +146,7 @@ def hash_mismatch(path: Path) -> str:
 def opened(path: Path, *, cache_bytes: int = 0) -> Any:
     """Open a file. Raises DataFault if it is not HDF5, OSError if it cannot be read."""
     path = split_part(path)[0]
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "a folder, pipe or device, not a file")  # a pipe would wait
+    require_regular(path)
     with path.open("rb"):
         pass  # if the file is missing or forbidden, this OSError is clearer than HDF5's
     try:
@@ -349,6 +347,8 @@ def first_of(lines: list[str]) -> list[str]:
 
 
 CHILD_COMMAND = own_command("collage_mpi.shards.guard")
+Answer = tuple[str, Any]  # "found" and what was found, or a key of FAULTS and its message
+FAULTS = {"data": DataFault, "environment": EnvironmentFault}
 MEMORY_BYTES = 2 << 30
 START_S = 60.0  # python and h5py from a cold network file system
 BYTES_PER_S = 20e6  # hashing and reading that is slower than this counts as hung
@@ -380,17 +380,8 @@ def examine_shards(
         For each file its description, or its fault. DataFault: the file is not a shard, is damaged,
         or hangs or crashes the HDF5 library. EnvironmentFault: it is missing or unreadable.
     """
-    answers = _ask("inspect", paths, limit_s)
-    found: list[ShardInfo | CollageError] = []
-    for path, answer in zip(paths, answers, strict=True):
-        if "info" in answer:
-            info = ShardInfo.from_json(answer["info"])
-            assert info.path == path
-            found.append(info)
-        else:
-            kind = EnvironmentFault if answer.get("kind") == "environment" else DataFault
-            found.append(kind(answer["problem"]))
-    return found
+    answers = map(_read_answer, _ask("inspect", paths, limit_s))
+    return [a if isinstance(a, CollageError) else ShardInfo.from_json(a) for a in answers]
 
 
 def verify_shard(path: Path | str, *, limit_s: float | None = None) -> list[str]:
@@ -400,32 +391,33 @@ def verify_shard(path: Path | str, *, limit_s: float | None = None) -> list[str]
         EnvironmentFault: the file is missing or unreadable.
     """
     path = Path(path)
-    (answer,) = _ask("verify", [path], limit_s)
-    if answer.get("kind") == "environment":
-        raise EnvironmentFault(answer["problem"])
-    if "problem" in answer:
-        return [answer["problem"].removeprefix(f"{path}: ")]
-    return list(answer["problems"])
+    (found,) = map(_read_answer, _ask("verify", [path], limit_s))
+    if isinstance(found, EnvironmentFault):
+        raise found
+    return [str(found).removeprefix(f"{path}: ")] if isinstance(found, DataFault) else found
 
 
-def _ask(task: str, paths: Sequence[Path], limit_s: float | None) -> list[dict[str, Any]]:
+def _read_answer(answer: Answer) -> Any:
+    """What the child found out about a file, or the fault that it met."""
+    kind, found = answer
+    return FAULTS[kind](found) if kind in FAULTS else found
+
+
+def _ask(task: str, paths: Sequence[Path], limit_s: float | None) -> list[Answer]:
     """One answer for each path. If a child dies, the answer for the file that it was reading says
     so, and a new child goes on with the rest.
     """
-    answers: list[dict[str, Any]] = []
+    answers: list[Answer] = []
     while len(answers) < len(paths):
         rest = paths[len(answers) :]
         found, death = _run_child(task, rest, _limit_s(task, rest) if limit_s is None else limit_s)
         answers += found[: len(rest)]
         if len(answers) < len(paths):
-            culprit = paths[len(answers)]
-            answers.append({"problem": f"{culprit}: {death}"})
+            answers.append(("data", f"{paths[len(answers)]}: {death}"))
     return answers
 
 
-def _run_child(
-    task: str, paths: Sequence[Path], limit_s: float
-) -> tuple[list[dict[str, Any]], str]:
+def _run_child(task: str, paths: Sequence[Path], limit_s: float) -> tuple[list[Answer], str]:
     request = {"task": task, "paths": [str(path) for path in paths], "cpu_s": int(limit_s) + 5}
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     said = ask_apart(CHILD_COMMAND, request, limit_s, environment)
@@ -471,24 +463,20 @@ def _limit_child(cpu_s: int) -> None:
             pass  # some systems refuse RLIMIT_AS; the parent's time limit still holds
 
 
-def _answer(task: str, path: Path) -> dict[str, Any]:
-
+def _answer(task: str, path: Path) -> Answer:
     try:
         file = split_part(path)[0]
-        if not stat.S_ISREG(file.stat().st_mode):
-            problem = f"{path}: cannot be read: a folder, pipe or device, not a file"
-            return {"problem": problem, "kind": "environment"}
+        require_regular(file)
         if task == "verify":
-            return {"problems": verify_here(path)}
+            return "found", verify_here(path)
         hash_file = file.stat().st_size <= HASH_LIMIT_BYTES
-        return {"info": inspect_here(path, hash_file=hash_file).to_json()}
+        return "found", inspect_here(path, hash_file=hash_file).to_json()
     except CollageError as fault:
-        return {"problem": str(fault), "kind": "data"}
+        return "data", str(fault)
     except OSError as error:
-        reason = error.strerror or str(error)
-        return {"problem": f"{path}: cannot be read: {reason}", "kind": "environment"}
+        return "environment", f"{path}: cannot be read: {error.strerror or error}"
     except MemoryError:
-        return {"problem": f"{path}: reading it takes over {MEMORY_BYTES >> 20} MiB of memory"}
+        return "data", f"{path}: reading it takes over {MEMORY_BYTES >> 20} MiB of memory"
 
 
 if __name__ == "__main__":
@@ -512,7 +500,7 @@ class OpenShard(Source):
 
     def __init__(self, info: ShardInfo) -> None:
         super().__init__(info)
-        self._layout = ArrayLayout.from_json(info.layout) if info.layout else self.own
+        self._layout = info.layout or self.own
         with still_reading(info.path):
             self._file: Any = opened(info.path)
             if _wants_cache(self._file[self._layout.images]):

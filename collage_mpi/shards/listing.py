@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from collage_mpi.shards.members import Listing, Member, list_bytes, name_text
 from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.source import MemberSource, ReadAs
-from collage_mpi.system.files import reading
+from collage_mpi.system.files import reading, require_regular
 from collage_mpi.system.printable import counted
 
 HIDDEN, BROKEN, LOOP, OTHER, TWICE = "hidden", "broken", "loop", "other", "twice"
@@ -277,14 +276,13 @@ def _named(file: str, name: str) -> Member:
     try:
         if url_of(file):
             return Member(name_text(name), file, stat_of(file)[0])
-        found = os.stat(file)
+        require_regular(file)
+        return Member(name_text(name), file, os.path.getsize(file))
     except EnvironmentFault as unread:
         return Member(name_text(name), file, 0, fault=str(unread))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = getattr(error, "strerror", None) or str(error)
         return Member(name_text(name), file, 0, fault=f"cannot be read: {why}")
-    fault = None if stat.S_ISREG(found.st_mode) else "a folder, pipe or device, not a file"
-    return Member(name_text(name), file, found.st_size, fault=fault)
 
 
 LABEL_KEYS = ("cls", "label", "class", "class_name")  # in a .json member; the first that exists

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault
 from collage_mpi.plugins import optional
 from collage_mpi.shards.members import check_rows, check_unit, name_text
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
@@ -64,7 +64,7 @@ class ParquetSource(PictureSource):
 
     @classmethod
     def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
-        with reading(split_part(path)[0]), _still(path), _opened(path) as file:
+        with _still(path), _opened(path) as file:
             _check_sizes(file, image_column(file.schema_arrow, path)[1], path)
             labels, names = _labels(file, path, read_as) if read_as.labels else (None, None)
             info = picture_info(cls, path, read_as, file.metadata.num_rows, cls.fingerprint(path))
@@ -325,10 +325,5 @@ def _opened(path: Path, **how: Any) -> Any:
 @contextmanager
 def _still(path: Path) -> Iterator[None]:
     """Raises errors of pyarrow as EnvironmentFault."""
-    try:
-        with network_faults(path):
-            yield
-    except (DataFault, EnvironmentFault, FileNotFoundError, PermissionError):
-        raise
-    except (OSError, ValueError, NotImplementedError, MemoryError) as error:
-        raise EnvironmentFault(f"{path}: cannot be read: {one_line(error, 200)}") from error
+    with reading(path, also=(ValueError, NotImplementedError, MemoryError)), network_faults(path):
+        yield

@@ -97,6 +97,7 @@ class ReadAhead:
         ahead: batches kept ready.
         parts: the parts of each image to read.
         growing: begin without images; positions are added by `add` until `close`.
+        first: position in the run of the first image of `order`.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class ReadAhead:
         ahead: int = 4,
         parts: ImageParts = ImageParts(),
         growing: bool = False,
+        first: int = 0,
     ) -> None:
         if batch < 1 or ahead < 1:
             raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
@@ -118,7 +120,7 @@ class ReadAhead:
         self._next_read = np.empty((2, 0), np.int64)  # positions, indices
         self._left_out: list[Range] = []  # images of shards that can no longer be read
         self._remaining = 0
-        self._growing = growing
+        self._growing, self._first = growing, first
         if not growing:
             self._ranges.append((0, len(order)))
             self._remaining = len(order)
@@ -292,17 +294,22 @@ class ReadAhead:
 
     def _read(self, positions: np.ndarray, chosen: np.ndarray) -> Images:
         if not self._parts.pixels:
-            placed = self._placed(chosen, self._shards.labels_at(chosen))
+            placed = self._placed(positions, chosen, self._shards.labels_at(chosen))
             return Images(positions, chosen, placed)
         if self._parts.files:
             return self._as_stored(positions, chosen)
         return self._decoded(positions, chosen)
 
     def _placed(
-        self, chosen: np.ndarray, labels: np.ndarray | None, good: np.ndarray | None = None
+        self,
+        positions: np.ndarray,
+        chosen: np.ndarray,
+        labels: np.ndarray | None,
+        good: np.ndarray | None = None,
     ) -> np.ndarray:
         """(n,) of PLACED; `good`: (n,) bool, whose labels count."""
         placed = np.zeros(len(chosen), PLACED)
+        placed["position"] = positions + self._first
         placed["shard"], placed["row"] = self._shards.locate_each(chosen)
         if labels is not None:
             known = np.ones(len(chosen), bool) if good is None else good
@@ -320,7 +327,7 @@ class ReadAhead:
         start_ns, shrink = time.monotonic_ns(), self._parts.shrink
         cells = None if shrink is None else shrink(pixels)
         self.cells_ns += time.monotonic_ns() - start_ns
-        placed = self._placed(chosen, labels, good)
+        placed = self._placed(positions, chosen, labels, good)
         return Images(positions, chosen, placed, pixels, cells, faults=self._faults(chosen, good))
 
     def _as_stored(self, positions: np.ndarray, chosen: np.ndarray) -> Images:
@@ -335,5 +342,6 @@ class ReadAhead:
             pixels = np.zeros((len(chosen), *self._shards.shape), np.uint8)
             pixels[large] = decoded
             files = [None if big else data for big, data in zip(large, files, strict=True)]
-        placed, faults = self._placed(chosen, labels, good), self._faults(chosen, good)
+        placed = self._placed(positions, chosen, labels, good)
+        faults = self._faults(chosen, good)
         return Images(positions, chosen, placed, pixels, files=files, faults=faults)

@@ -156,7 +156,9 @@ class ShardSet:
         """
         pixels, labels, good = self.read_checked(indices)
         if not good.all():
-            raise self._bad_row(int(np.asarray(indices)[np.argmin(good)]))
+            index = int(np.asarray(indices)[np.argmin(good)])
+            shard, row = self.locate(index)
+            raise DataFault(f"{self.infos[shard].path}: row {row}: {self.row_fault(index)}")
         return pixels, labels
 
     def read_checked(
@@ -231,10 +233,6 @@ class ShardSet:
         results has in other columns.
         """
         return self._row_faults.get(index, "checksum does not match its pixels and label")
-
-    def _bad_row(self, index: int) -> DataFault:
-        shard, row = self.locate(index)
-        return DataFault(f"{self.infos[shard].path}: row {row}: {self.row_fault(index)}")
 
     def changed(self) -> dict[int, str]:
         """Shard number -> message, for shards that have changed since they were described, if a

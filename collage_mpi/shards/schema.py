@@ -13,18 +13,18 @@ import re
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from isal.isal_zlib import crc32
 
-from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import PictureFit
 from collage_mpi.shards.remote import Stamp, path_of, stat_of
-from collage_mpi.system.files import sha256_of_stream, write_atomic
+from collage_mpi.system.files import reading, sha256_of_stream, write_atomic
 from collage_mpi.system.records import read_record
 from collage_mpi.system.tell import tell
 
@@ -47,6 +47,42 @@ PART_MARK = "::"  # FILE::PART is one group, dataset or column of a file
 
 
 @dataclass(frozen=True)
+class ArrayLayout:
+    """The datasets of images and labels in another program's file, and the layout of the images.
+
+    Attributes:
+        images, labels: names of the datasets with their groups. labels is None if there are none.
+        axes: "NHWC", "NCHW", or "NHW" for grey images without a channel axis; "" for items that
+            are not pictures and stay unchanged.
+        flat: (H, W, C) if each image is stored as a row of values, in the order of `axes`.
+        transposed: whether height and width of each image are swapped.
+    """
+
+    images: str
+    labels: str | None
+    axes: str
+    flat: tuple[int, int, int] | None = None
+    transposed: bool = False
+
+    def image_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """(H, W, C) of an image, or the shape of another item, for a dataset of shape `stored`."""
+        return self.arrange(np.empty((0, *stored[1:]), np.uint8)).shape[1:]
+
+    def arrange(self, block: np.ndarray) -> np.ndarray:
+        """Converts images from the stored layout to (n, H, W, C). Other items stay unchanged."""
+        if self.flat is not None:
+            height, width, channels = self.flat
+            by_channel = self.axes == "NCHW"
+            own = (channels, height, width) if by_channel else (height, width, channels)
+            block = block.reshape(len(block), *own)
+        if self.axes == "NHW":
+            block = block[..., None]
+        elif self.axes == "NCHW":
+            block = block.transpose(0, 2, 3, 1)
+        return block.swapaxes(1, 2) if self.transposed else block
+
+
+@dataclass(frozen=True)
 class ShardInfo:
     """The description of one shard, or of another source.
 
@@ -63,7 +99,7 @@ class ShardInfo:
         storage: the `name` of its `Source`: "images" (a shard), "foreign" (another program's HDF5
             file, without checksums), "folder" and others.
         fit: how encoded pictures are resized (text of a `PictureFit`); None for pixels.
-        layout: where images and labels are in a foreign file; see `foreign.ArrayLayout`.
+        layout: where images and labels are in a foreign file; see `ArrayLayout`.
         index: file with the list of the source's members; None if there is none.
         members: the list of members, only in the process that has made it. It is not sent.
     """
@@ -78,7 +114,7 @@ class ShardInfo:
     stamp: Stamp | None = field(default=None, compare=False)
     storage: str = "images"
     fit: str | None = None
-    layout: dict[str, Any] | None = field(default=None, hash=False)
+    layout: ArrayLayout | None = None
     index: str | None = field(default=None, compare=False)
     members: MemberIndex | None = field(default=None, compare=False, repr=False)
     dtype: str = "uint8"
@@ -94,7 +130,7 @@ class ShardInfo:
         if self.storage != "foreign" or self.is_picture or not self.layout:
             return ""
         flags = ("--shape", "H,W") if len(self.shape) == 1 else ("--range=LOW:HIGH",)
-        typed = hdf5_command(self.path, self.layout["images"], self.layout["labels"], *flags)
+        typed = hdf5_command(self.path, self.layout.images, self.layout.labels, *flags)
         return f"{typed} makes pictures of them"
 
     def fitted(self, fit: PictureFit) -> ShardInfo:
@@ -103,8 +139,9 @@ class ShardInfo:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values; `from_json` is its inverse."""
-        own = [spec.name for spec in fields(self) if spec.name != "members"]
-        return {**{name: getattr(self, name) for name in own}, "path": str(self.path)}
+        own = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        del own["members"]  # before a copy
+        return {**own, "path": str(self.path), "layout": self.layout and asdict(self.layout)}
 
     @classmethod
     def from_json(cls, record: object) -> ShardInfo:
@@ -284,10 +321,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         EnvironmentFault: the file cannot be read.
         UsageError: the file has no name, or repeated names cannot be made distinct.
     """
-    try:
+    with reading(path, also=UnicodeDecodeError):
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnvironmentFault(f"{path}: cannot be read: {error}") from error
     return told_apart([line.strip() for line in lines if line.strip()])
 
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault
 from collage_mpi.plugins import optional
 from collage_mpi.shards.foreign import (
-    ArrayLayout,
     are_items,
     axes_of,
     named_faults,
@@ -31,6 +30,7 @@ from collage_mpi.shards.remote import is_there, url_of
 from collage_mpi.shards.schema import (
     DTYPES,
     PART_MARK,
+    ArrayLayout,
     ShardInfo,
     label_problem,
     split_part,
@@ -38,9 +38,9 @@ from collage_mpi.shards.schema import (
 )
 from collage_mpi.shards.source import ReadAs, Source, fingerprint_of, slices_of
 from collage_mpi.system.files import reading
-from collage_mpi.system.printable import one_line
 
 MARKS = ("zarr.json", ".zarray", ".zgroup")  # of version 3, and of version 2
+_still = partial(reading, also=Exception)  # codecs raise nearly anything on damaged chunks
 ABSENT = "its chunk is not stored: lost, or left out when it was written because it is blank"
 
 
@@ -51,7 +51,8 @@ class ZarrSource(Source):
 
     def __init__(self, info: ShardInfo) -> None:
         super().__init__(info)
-        self._layout = ArrayLayout.from_json(info.layout or {})
+        assert info.layout is not None
+        self._layout = info.layout
         with _still(info.path):
             self._images = _node(info.path, self._layout.images)
             if self._layout.labels is not None:
@@ -70,7 +71,7 @@ class ZarrSource(Source):
     @classmethod
     def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
         folder = split_part(path)[0]
-        with reading(folder), _still(path):
+        with _still(path):
             layout = find_layout(path)
             images = _node(path, layout.images)
             check_rows(path, images.shape[0])
@@ -92,7 +93,7 @@ class ZarrSource(Source):
                 fingerprint=cls.fingerprint(path),
                 stamp=stamp_of(path),
                 storage=cls.name,
-                layout=layout.to_json(),
+                layout=layout,
             )
 
     @classmethod
@@ -183,16 +184,3 @@ def _node(path: Path, name: str | None = None) -> Any:
     return zarr.open(
         url_of(folder) or str(folder), path=(part if name is None else name) or None, mode="r"
     )
-
-
-@contextmanager
-def _still(path: Path) -> Iterator[None]:
-    """Raises errors of Zarr and its codecs as EnvironmentFault."""
-    try:
-        yield
-    except (DataFault, EnvironmentFault):
-        raise
-    except Exception as error:  # codecs raise nearly anything on damaged chunks
-        raise EnvironmentFault(
-            f"{path}: cannot be read: {type(error).__name__}: {one_line(error, 160)}"
-        ) from error

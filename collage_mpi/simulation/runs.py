@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
-from collage_mpi.kinds import BACKUP, COLLAGE
+from collage_mpi.kinds import COLLAGE, SPARE_KINDS
+from collage_mpi.ledger.records import run_name
 from collage_mpi.results import MANIFEST, SUMMARY, Results, summarise
 from collage_mpi.results.row_sink import MemoryWriter
 from collage_mpi.results.statistics import percentile
@@ -64,10 +65,10 @@ def check_job(job: SimulatedJob) -> None:
         )
     settings.check_slow_ranks(settings.world_size)
     check_ranks("dead", deaths_of(job.dead_ranks), settings.world_size)
-    policy = job.effective.accept_policy()
-    if settings.takes_policy and policy.needs_scores and job.answers is None:
+    needed = [policy for policy in job.effective.accept.values() if policy.needs_scores]
+    if settings.takes_policy and needed and job.answers is None:
         raise UsageError(
-            f"--confidence {job.effective.confidence} decides by scores, and a simulation has "
+            f"{needed[0].name}: answers count by their scores, and a simulation has "
             "none without --answers FILE: collage-mpi evaluate --save-answers FILE writes them"
         )
     make_delays(settings)
@@ -80,11 +81,12 @@ def check_job(job: SimulatedJob) -> None:
 def _check_answers(job: SimulatedJob, answers: Answers) -> None:
     """Raise DataFault if the file lacks answers that the scheme needs."""
     settings = job.settings
-    for kind in (COLLAGE, BACKUP):
+    for kind in SPARE_KINDS:
         if settings.uses(kind) and kind not in answers.known:
+            flag = kind if kind == COLLAGE else "first"
             raise DataFault(
                 f"answers {job.answers} hold no {kind} answers: collage-mpi evaluate --single W "
-                f"--{kind} W --save-answers FILE writes them"
+                f"--{flag} W --save-answers FILE writes them"
             )
 
 
@@ -99,14 +101,14 @@ def simulate(job: SimulatedJob) -> Json:
             cannot be written or holds a run.
         KeyboardInterrupt: on Ctrl-C, after the rows so far were closed as an incomplete run.
     """
-    from collage_mpi.results import RunWriter
+    from collage_mpi.results.sole import SoleWriter
     from collage_mpi.system.process_tree import caught
 
     out = Path(job.settings.out)
     _refuse_a_run(out)
     check_job(job)
     loaded = job.load_answers()
-    writer = RunWriter.create(out, _manifest(job, loaded))
+    writer = SoleWriter(out, _manifest(job, loaded))
     status, final = "incomplete", {}
 
     def stop(_: int) -> None:
@@ -131,7 +133,7 @@ def simulate(job: SimulatedJob) -> Json:
 
 
 def _refuse_a_run(out: Path) -> None:
-    if any((out / name).exists() for name in (MANIFEST, SUMMARY)):
+    if any((out / name).exists() for name in (MANIFEST, SUMMARY, run_name(1))):
         raise EnvironmentFault(
             f"{out} holds a run already: choose another --out, or remove it (a simulation begins "
             "anew)"
@@ -172,7 +174,7 @@ def run_job(job: SimulatedJob) -> Json:
     if out is not None:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        save_summary(summary, out, None)
+        save_summary(summary, out)
     return summary
 
 
@@ -251,19 +253,6 @@ class Candidate:
         return other.p99_ms / self.p99_ms if self.p99_ms and other.p99_ms else 0.0
 
 
-@dataclass(frozen=True)
-class _Seed:
-    """The figures of one simulation; latencies are (groups,) or (images,) float64."""
-
-    late_ms: np.ndarray
-    right: int
-    labelled: int
-    images: int
-    span_s: float
-    work_s: float
-    wasted_s: float
-
-
 def of_seed(job: SimulatedJob, seed: int) -> SimulatedJob:
     """The simulation with service times and Poisson arrivals of this seed. Its images begin where
     those of the previous seed end.
@@ -291,37 +280,37 @@ def simulate_schemes(
     return [_pooled(seeds[0], [next(found) for _ in seeds]) for seeds in schemes]
 
 
-def _figures(job: SimulatedJob) -> _Seed:
+def _figures(job: SimulatedJob) -> tuple[np.ndarray, np.ndarray]:
+    """The figures of one simulation: latencies, (groups,) or (images,) float64 ms; and what adds up
+    over seeds, (6,) float64: right answers, labelled images, images, and the seconds of the whole
+    run, of work and of wasted work.
+    """
     run = simulate_in_memory(job)
     tasks = TaskTally(run)
     tasks.add(run.tasks)
     tasks.finish()
     images = run.measured_images
     known = images[images["has_label"]]
+    right = known["answered"] & (known["predicted"] == known["label"])
     ends_ns = images["t0_ns"] + images["latency_ns"]
     late = images if job.settings.open_loop else run.measured_groups
-    return _Seed(
-        late["latency_ns"] / 1e6,
-        int((known["answered"] & (known["predicted"] == known["label"])).sum()),
-        len(known),
-        len(images),
-        float(ends_ns.max() - images["t0_ns"].min()) / 1e9,
-        tasks.work_s,
-        tasks.wasted_s,
-    )
+    span_s = (ends_ns.max() - images["t0_ns"].min()) / 1e9
+    sums = [right.sum(), len(known), len(images), span_s, tasks.work_s, tasks.wasted_s]
+    return late["latency_ns"] / 1e6, np.array(sums, np.float64)
 
 
-def _pooled(job: SimulatedJob, seeds: Sequence[_Seed]) -> Candidate:
+def _pooled(job: SimulatedJob, seeds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Candidate:
     settings = job.settings
-    late_ms = np.concatenate([seed.late_ms for seed in seeds])
-    labelled, work_s = sum(seed.labelled for seed in seeds), sum(seed.work_s for seed in seeds)
+    late_ms = np.concatenate([late for late, _ in seeds])
+    of_all = np.sum([sums for _, sums in seeds], axis=0)
+    right, labelled, images, span_s, work_s, wasted_s = of_all.tolist()
     return Candidate(
         ", ".join(settings.labels().values()).replace(", end game", ""),
         settings.world_size,
         percentile(late_ms, 0.5),
         percentile(late_ms, 0.99),
-        sum(seed.right for seed in seeds) / labelled if labelled else None,
-        sum(seed.wasted_s for seed in seeds) / work_s if work_s else 0.0,
+        right / labelled if labelled else None,
+        wasted_s / work_s if work_s else 0.0,
         not settings.uses_collage,
-        sum(seed.images for seed in seeds) / sum(seed.span_s for seed in seeds),
+        images / span_s,
     )

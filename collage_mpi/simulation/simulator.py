@@ -36,12 +36,11 @@ from collage_mpi.core.table import Table
 from collage_mpi.core.work import Task
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.faults.reply_timeout import SCAN_EVERY_NS, TIMEOUT, ReplyTimeouts
-from collage_mpi.kinds import BACKUP, COLLAGE, KIND, SINGLE, SPARE_KINDS
+from collage_mpi.kinds import KIND, SINGLE, SPARE_KINDS
 from collage_mpi.models import describe
 from collage_mpi.results.number_sets import Draw
 from collage_mpi.results.row_sink import Writer
 from collage_mpi.rows import ABSENT, CELL, PLACED, PRESENT, Measured, measured_bytes
-from collage_mpi.settings.batches import ModelTimes, choose_batch, injected_ns, most_groups
 from collage_mpi.settings.run_settings import (
     AUDIT_SEED,
     RunSettings,
@@ -66,7 +65,6 @@ _ARRAYS = {
     "labels": ("iu", 1),
     "class_names": ("U", 1),
 }
-_OTHERS = (COLLAGE, BACKUP)  # a file may lack the answers of these
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def save_answers(
     path: Path,
     side: int,
     labels: np.ndarray,
-    answers: Mapping[str, Sequence[tuple[int, float] | None]],
+    answers: Mapping[str, np.ndarray],
     class_names: Sequence[str],
 ) -> None:
     """Write an .npz of plain arrays (no pickle) about n images in file order.
@@ -119,12 +117,12 @@ def save_answers(
         single_class, single_score: (n,) int16 and float32.
         collage_class, collage_score: the same for the image's cell; meaningless where absent.
         collage_absent: (n,) bool, the collage network gave no answer for the cell. Only with a
-            collage network. backup_class and so on are the same for a quick network.
+            collage network. stage1_class and so on are the same for a quick network.
         class_names: (k,) unicode.
 
     Args:
         labels: (n,) int64.
-        answers: by kind, n answers of single and of each other kind; scores are calibrated
+        answers: kind -> (n,) of CELL, of single and of each other kind; scores are calibrated
             probabilities.
 
     Raises:
@@ -132,10 +130,9 @@ def save_answers(
     """
     columns: dict[str, Any] = {}
     for kind, each in answers.items():
-        filled = [answer or (0, 0.0) for answer in each]
-        columns[f"{kind}_class"] = np.array([label for label, _ in filled], dtype=np.int16)
-        columns[f"{kind}_score"] = np.array([score for _, score in filled], dtype=np.float32)
-        columns[f"{kind}_absent"] = np.array([answer is None for answer in each], dtype=bool)
+        columns[f"{kind}_class"] = each["label"].astype(np.int16)
+        columns[f"{kind}_score"] = each["score"].astype(np.float32)
+        columns[f"{kind}_absent"] = each["state"] == ABSENT
     del columns[f"{SINGLE}_absent"]  # it always answers
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -168,7 +165,7 @@ def read_answers(path: Path, side: int) -> Answers:
             raise ValueError("it holds a single array")
         with file:
             arrays = {name: file[name] for name in (*_ARRAYS, *_arrays_of(SINGLE))}
-            for kind in _OTHERS:
+            for kind in SPARE_KINDS:
                 if any(f"{kind}_{what}" in file for what in ("class", "score", "absent")):
                     arrays |= {name: file[name] for name in _arrays_of(kind)}
     _check(arrays, path, side)
@@ -193,7 +190,7 @@ def _arrays_of(kind: str) -> dict[str, tuple[str, int]]:
 
 
 def _there(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    return [kind for kind in (SINGLE, *_OTHERS) if f"{kind}_class" in arrays]
+    return [kind for kind in (SINGLE, *SPARE_KINDS) if f"{kind}_class" in arrays]
 
 
 def _scores(arrays: Mapping[str, np.ndarray], kind: str, n: int) -> np.ndarray:
@@ -298,8 +295,10 @@ class SimulatedJob:
         settings = self._with_accept
         if settings.batch is not None:
             return settings
+        from collage_mpi.settings.batches import ModelTimes, choose_batch, injected_ns, most_groups
+
         single_ns = injected_ns(settings) or self.costs.single_ns
-        model = ModelTimes(settings, single_ns, self.ratio, self.batch_costs)
+        model = ModelTimes(settings, single_ns, self.ratios, self.batch_costs)
         placement = settings.place(settings.world_size)
         nothing = dict.fromkeys(sorted(frozenset().union(*placement.kinds)), 0)
         most = most_groups(settings, placement, self.images)
@@ -321,17 +320,14 @@ class SimulatedJob:
             )
         if settings.confidence is not None or not settings.takes_policy:
             return settings
-        first = settings.network(settings.judged)
-        same = settings.judged == BACKUP and first == settings.single
-        replayed = self.answers is not None and not same
-        if replayed and settings.single and first:
-            kinds = (SINGLE, settings.judged)
-            infos = (describe(settings.network(kind), KIND[kind].network) for kind in kinds)
-            return with_accept_of(settings, *infos)
+        kinds, replayed = (SINGLE, *settings.accept), self.answers is not None
+        if replayed and all(map(settings.network, kinds)):
+            infos = {k: describe(settings.network(k), KIND[k].network) for k in kinds}
+            return with_accept_of(settings, {k: each for k, each in infos.items() if each})
         if replayed and settings.takes_threshold:
             raise UsageError(
                 f"scheme {settings.scheme} must know from which score on a first answer "
-                f"counts: name the networks of --answers by --single and --{settings.judged}, "
+                "counts: name the networks of --answers by --single, and --collage or --first, "
                 "whose threshold it then takes, or set it by --confidence 0.9"
             )
         return with_every_answer(settings)
@@ -341,14 +337,17 @@ class SimulatedJob:
         """Service time of the scheme's other network divided by that of the single network."""
         return 1.0 if self.settings.cost_ratio is None else self.settings.cost_ratio
 
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Kind -> the same, for each network but the single one."""
+        return dict.fromkeys(SPARE_KINDS, self.ratio)
+
     def load_answers(self) -> Answers | None:
         """Raises as `read_answers`."""
         if self.answers is None:
             return None
         side = self.settings.side
         answers = _answers(answers_file(self.answers, side), side)
-        if self.settings.network(BACKUP) == self.settings.single:  # a batch for the single network
-            answers = replace(answers, known={**answers.known, BACKUP: answers.known[SINGLE]})
         return replace(answers, start=-(-self.first // side**2) * side**2)
 
 
@@ -368,7 +367,7 @@ class Simulation:
         kinds = self.placement.kinds
         self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
         self.table = Table(settings.group_size, 0, writer.session, settings.warm_groups)
-        asked = settings.core_settings(len(self.ranks), self._ratio, self._batch_costs)
+        asked = settings.core_settings(len(self.ranks), job.ratios, self._batch_costs)
         self.core = Core(asked, make_scheme(settings.scheme_settings()), self.table)
         self._writer = writer
         self.finish: ev.Finish | None = None
@@ -498,7 +497,7 @@ class Simulation:
             t0_ns, _ = self._arrivals.enter(now_ns, count)
             numbers = np.arange(self._next_image, self._next_image + count)
             placed = np.zeros(count, PLACED)
-            placed["row"] = numbers
+            placed["row"] = placed["position"] = numbers
             if self._answers is not None:
                 placed["has_label"], placed["label"] = True, self._answers.label(numbers)
             drawn = self._draw.some(placed) if self._draw.share else None

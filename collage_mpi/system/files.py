@@ -19,13 +19,13 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
-from collage_mpi.system.printable import cell
+from collage_mpi.system.printable import cell, one_line
 
 SYSTEM_LINKS = Path("/dev")  # where links such as stdout are, which may lead to a file
 TEMP_MARK = ".tmp-"
@@ -46,18 +46,12 @@ UNREADABLE_OR_GONE: tuple[type[Exception], ...] = (OSError, *UNREADABLE)
 def write_atomic(
     path: Path,
     chunks: Iterable[bytes | memoryview],
-    *,
-    replace: bool = True,
-    check: Callable[[], object] | None = None,
 ) -> None:
     """Write a file so that a kill at any moment leaves the old state or the new one.
 
     Args:
         path: the final name; its directory exists.
         chunks: the content, in order.
-        replace: False refuses an existing name (two jobs that write to one place).
-        check: raises if the file must not be written any more. It is called when everything is on
-            the disk under the temporary name, and after a write that fails.
 
     Raises:
         OSError: as the system says; the temporary file is removed if possible.
@@ -70,20 +64,14 @@ def write_atomic(
             file.flush()
             os.fsync(file.fileno())
             written = os.fstat(file.fileno())
-        if not replace and path.exists():
-            raise FileExistsError(errno.EEXIST, "written by another job meanwhile", str(path))
-        if check is not None:
-            check()
         try:
             os.replace(temp, path)
         except OSError:
             if not _has_name(written, path):  # a file server may do it and lose its reply
                 raise
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt):
         with suppress(OSError):  # its folder may be gone, or read-only
             temp.unlink()
-        if check is not None and isinstance(error, OSError | CollageError):
-            check()
         raise
     sync_directory(path.parent)
 
@@ -135,18 +123,26 @@ def require_regular(path: str | Path) -> None:
 
 
 @contextmanager
-def reading(what: Path | str, damaged: str = "") -> Iterator[None]:
+def reading(
+    what: Path | str, damaged: str = "", also: type[Exception] | tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """Turns an OSError inside into an EnvironmentFault with the name of the file or folder.
 
     Args:
         what: the path, perhaps with a word before it.
+        also: further errors that mean that it cannot be read. Those of this package pass through.
         damaged: if given, errors of numpy, json and others for a damaged file become a DataFault
             with this text and the reason.
     """
     try:
         yield
+    except CollageError:
+        raise
     except OSError as error:
         raise EnvironmentFault(f"{what}: cannot be read: {error.strerror or error}") from error
+    except also as error:
+        why = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise EnvironmentFault(f"{what}: cannot be read: {why}") from error
     except UNREADABLE as error:
         if not damaged:
             raise
@@ -165,6 +161,16 @@ def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file, 64 hex digits. Raises OSError."""
     with path.open("rb") as file:
         return sha256_of_stream(file)
+
+
+def plain(value: object) -> object:
+    """Converts numpy scalars, arrays and paths for JSON: the `default` of `json.dumps`."""
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        found: object = value.tolist()
+        return found
+    raise TypeError(f"a {type(value).__name__} cannot be written to JSON: {value!r}")
 
 
 def load_json(path: Path) -> Any:
@@ -280,13 +286,18 @@ def make_directory(directory: Path) -> None:
             sync_directory(path.parent)
 
 
-def remove_leftovers(directory: Path, ours: str) -> None:
+def remove_leftovers(directory: Path, ours: str) -> int:
     """Delete temporary files that a killed writer left.
 
     Args:
         directory: where to search.
         ours: a pattern of the writer's file names; all other files stay.
+
+    Returns:
+        The number of files.
     """
     name = re.compile(rf"\.(?:{ours}){re.escape(TEMP_MARK)}\d+(?:-[0-9a-f]{{8}})?")
-    for path in [path for path in directory.iterdir() if name.fullmatch(path.name)]:
+    found = [path for path in directory.iterdir() if name.fullmatch(path.name)]
+    for path in found:
         path.unlink(missing_ok=True)
+    return len(found)

@@ -6,6 +6,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 # Control characters except newline and tab, C1 controls, characters that change the direction of
 # text or break lines invisibly, and surrogates, which no terminal can print.
@@ -140,6 +141,18 @@ def storable(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # surrogates that do not come from a file's name
         return text.encode("utf-8", "backslashreplace").decode()
+
+
+def readable(value: Any) -> Any:
+    """JSON whose texts can be stored and printed (`storable`). A path may thereby change, so do not
+    open it."""
+    if isinstance(value, str):
+        return value if value.isascii() else storable(value)
+    if isinstance(value, list):
+        return [readable(item) for item in value]
+    if isinstance(value, dict):
+        return {readable(key): readable(item) for key, item in value.items()}
+    return value
 
 
 def say(text: str) -> None:

@@ -289,22 +289,16 @@ def caught(numbers: Sequence[signal.Signals], note: Callable[[int], object]) -> 
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-@dataclass
-class Guard:
-    """What the guard process does at the end: whether it looks for shared memory of the job."""
-
-    sweep: bool = False
-
-
 @contextmanager
-def guarded(word: str, grace_s: int, scratch: str | None = None) -> Iterator[Guard]:
+def guarded(
+    word: str, grace_s: int, scratch: str | None, sweeps: Callable[[], bool]
+) -> Iterator[None]:
     """If this process is killed within this context, a guard process kills all holders of `word`
-    after `grace_s`.
+    after `grace_s`. At the end it looks for shared memory of the job, if `sweeps` says so.
 
     First the guard asks their launcher to end, but a launcher waits for a rank that is stopped. The
     guard removes the folder `scratch` in that case.
     """
-    told = Guard()
     guard = subprocess.Popen(
         ["sh", str(GUARD), word, str(grace_s), scratch or ""],
         stdin=subprocess.PIPE,
@@ -313,10 +307,10 @@ def guarded(word: str, grace_s: int, scratch: str | None = None) -> Iterator[Gua
         start_new_session=True,
     )
     try:
-        yield told
+        yield
     finally:
         try:
-            guard.communicate(b"sweep\n" if told.sweep else b"over\n")
+            guard.communicate(b"sweep\n" if sweeps() else b"over\n")
         except BrokenPipeError:
             guard.wait()
 

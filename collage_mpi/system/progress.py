@@ -64,8 +64,11 @@ class NoLines(StatusLines):
 class StatusReporter:
     """Reports progress. Call `update` as often as you like; it writes at intervals.
 
+    Attributes:
+        total: number of things to do, which may change; None if unknown.
+
     Args:
-        total: number of things to do; None if unknown.
+        total: see the attribute.
         phase: what is running, e.g. "none", "collage", "train".
         lines: where the lines go; None: as the environment says.
         clock: monotonic, in seconds.
@@ -84,7 +87,7 @@ class StatusReporter:
         every_s: float = PLAIN_EVERY_S,
         unit: str = "images",
     ) -> None:
-        self._total, self._phase, self._unit = total, phase, unit
+        self.total, self._phase, self._unit = total, phase, unit
         self._lines = StatusLines() if lines is None else lines
         self._clock = clock
         # Launch gets statuses often enough for a bar, each with the interval of plain lines.
@@ -107,7 +110,7 @@ class StatusReporter:
 
     def begin(self, done: int) -> None:
         """The warm-up is over and `done` are done; the rate counts from here, if work is left."""
-        if done != self._total:
+        if done != self.total:
             self._start_s, self._start = self._clock(), done
             self._began(done)
 
@@ -120,7 +123,7 @@ class StatusReporter:
         now_s = self._clock()
         if self._ended:
             return  # late answers are waited for; another line would come after the summary
-        if done == self._total:
+        if done == self.total:
             self._write(now_s, end=True)
         elif now_s >= self._next_s:
             self._write(now_s)
@@ -136,7 +139,7 @@ class StatusReporter:
         self._written = self._last
         self._also(end)
         done, fields = self._last
-        status = {"phase": self._phase, "done": done, "total": self._total, "unit": self._unit}
+        status = {"phase": self._phase, "done": done, "total": self.total, "unit": self._unit}
         if not self.passing:
             elapsed_s = max(now_s - self._start_s, 1e-9)
             status[f"{self._unit}_s"] = round((done - self._start) / elapsed_s, 2)

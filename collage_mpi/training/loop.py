@@ -9,7 +9,7 @@ import json
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,6 @@ from collage_mpi.models import load_predictor
 from collage_mpi.models.architecture import HeadSpec
 from collage_mpi.models.backbones import COUNTER, channels_last, stored_arrays
 from collage_mpi.models.collage_net import (
-    Reading,
     build_network,
     check_pixels,
     jaccard,
@@ -53,28 +52,6 @@ from collage_mpi.training.threshold import (
 )
 
 MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The result of a training run.
-
-    Attributes:
-        network: in eval mode, on the CPU.
-        normalisation: "mean" and "std" of pixels / 255 for each channel, of the training images, or
-            from the weights of --init.
-        history: a record for each epoch.
-        seconds: duration, over all sessions.
-        precision: float32 or bfloat16.
-        epoch: the epoch whose weights were kept, from 1.
-    """
-
-    network: torch.nn.Module
-    normalisation: dict[str, list[float]]
-    history: list[dict[str, float]]
-    seconds: float
-    precision: str
-    epoch: int
 
 
 def make_optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim.SGD:
@@ -394,7 +371,16 @@ class TrainingStopped(CollageError):
 
 
 class Trainer:
-    """One training run, new or from its checkpoint."""
+    """One training run, new or from its checkpoint.
+
+    Attributes:
+        network: once the run is over, the kept weights, in eval mode, on the CPU.
+        normalisation: "mean" and "std" of pixels / 255 for each channel, of the training images, or
+            from the weights of --init.
+        precision: float32 or bfloat16.
+        history: a record for each epoch.
+        taken: number of tensors taken from --init, and of all tensors; None without it.
+    """
 
     def __init__(self, data: TrainData, settings: TrainSettings, args: TrainArguments) -> None:
         torch.set_num_threads(args.threads)
@@ -413,7 +399,7 @@ class Trainer:
         head = settings.side, settings.head
         check_pixels(settings.architecture, seen, *head)
         network = build_network(settings.architecture, channels, data.classes, *head)
-        self.taken: tuple[int, int] | None = None  # tensors taken from --init, and all tensors
+        self.taken: tuple[int, int] | None = None
         if data.first_weights is not None:
             self.taken = start_from(network, data.first_weights)
         self.network = channels_last(network.to(self.device))
@@ -430,7 +416,7 @@ class Trainer:
         if args.resume:
             self._restore(args.checkpoint_file)
 
-    def run(self) -> Trained:
+    def run(self) -> None:
         """Make all remaining steps.
 
         Raises:
@@ -447,14 +433,7 @@ class Trainer:
         self.network.eval()
         if self.best:
             self.network.load_state_dict(self.best)
-        return Trained(
-            self.network.cpu(),
-            self.normalisation,
-            self.history,
-            self._seconds(),
-            self.precision,
-            self._kept_epoch(),
-        )
+        self.network.cpu()
 
     def _caught(self, number: int) -> None:
         """Note a signal, which ends the training after the current step. A second Ctrl-C raises."""
@@ -467,7 +446,9 @@ class Trainer:
         """The network that is validated and kept: the running average, if there is one."""
         return self.network if self.average is None else self.average.module
 
-    def _kept_epoch(self) -> int:
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch whose weights are kept, from 1; 0 if there is none."""
         if self.settings.keep == "last" or not self.held:
             return len(self.history)
         # the epoch with the highest accuracy, and among equal ones the lowest loss
@@ -512,14 +493,14 @@ class Trainer:
                 "images_per_s": round(rate),
             }
         )
-        if self._kept_epoch() == epoch + 1:
+        if self.kept_epoch == epoch + 1:
             self.best = {name: v.detach().clone() for name, v in self.judged.state_dict().items()}
         advance.say(
             f"epoch {epoch + 1}/{self.settings.epochs}: train loss {np.mean(losses):.3f}, "
             f"validation {accuracy:.2%}"
         )
         self._save()
-        save_records(self.args.log_file, self.history)
+        save_records(self.args.log or self.args.beside(".csv"), self.history)
 
     def _leave(self) -> None:
         """Stop after a signal."""
@@ -578,7 +559,9 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         return {**self.settings.record(), "origin": list(self.data.origin)}
 
-    def _seconds(self) -> float:
+    @property
+    def seconds(self) -> float:
+        """The duration so far, over all sessions."""
         return self._earlier_s + time.monotonic() - self._started
 
     def _save(self) -> None:
@@ -586,7 +569,7 @@ class Trainer:
             "identity": self._identity(),
             "done": self.done,
             "history": self.history,
-            "seconds": self._seconds(),
+            "seconds": self.seconds,
         }
         save_checkpoint(self.args.checkpoint_file, self._state(), progress)
         self._saved = time.monotonic()
@@ -624,13 +607,7 @@ def make_objective(data: TrainData, settings: TrainSettings) -> Objective:
 MIN_FOR_TEMPERATURE = 100  # validation images; with fewer the temperature stays 1.0
 
 
-def store(
-    out: Path,
-    trained: Trained,
-    settings: TrainSettings,
-    data: TrainData,
-    facts: dict[str, Any],
-) -> NetworkInfo:
+def store(out: Path, trainer: Trainer, facts: dict[str, Any]) -> NetworkInfo:
     """Write the weights file, twice: first without, then with the fitted temperature.
 
     The temperature (Guo et al. 2017, arXiv 1706.04599) and the accuracy in the record are measured
@@ -639,45 +616,34 @@ def store(
     Args:
         facts: further facts for the record: class names, sources, command, versions.
     """
-    tensors = stored_arrays(trained.network.state_dict())
-    record = _record(trained, settings, data, facts)
+    tensors = stored_arrays(trainer.network.state_dict())
+    record = _record(trainer, facts)
     info = save_weights(out, tensors, record)
-    held = _look(out, settings, data)
-    if len(held.labels) == 0:
+    if not trainer.held:
         return info
-    enough = len(held.labels) >= MIN_FOR_TEMPERATURE
+    how = Loading(threads=torch.get_num_threads())
+    stored = TorchPredictor.load(str(out), trainer.settings.kind, how)
+    with torch.inference_mode():
+        outputs = [stored.outputs(batch.pixels) for batch in trainer.held]
+    labels = np.concatenate([batch.labels[batch.present] for batch in trainer.held])
+
+    def scores_at(temperature: float) -> np.ndarray:
+        """(m, classes) float32 probabilities of the cells with an image."""
+        found = zip(outputs, trainer.held, strict=True)
+        read = [stored.reading(each, temperature)[batch.present] for each, batch in found]
+        return np.concatenate(read)
+
+    enough = len(labels) >= MIN_FOR_TEMPERATURE
     if enough:
-        record["temperature"] = fit_temperature(held.scores, held.labels)
-    scores = held.scores(record["temperature"])
-    record["training"]["validation_accuracy"] = round(accuracy(scores, held.labels), 4)
+        record["temperature"] = fit_temperature(scores_at, labels)
+    scores = scores_at(record["temperature"])
+    record["training"]["validation_accuracy"] = round(accuracy(scores, labels), 4)
     if enough:
         record["training"].update(
-            validation_ece=_error(scores, held.labels),
-            validation_ece_untempered=_error(held.scores(1.0), held.labels),
+            validation_ece=_error(scores, labels),
+            validation_ece_untempered=_error(scores_at(1.0), labels),
         )
     return save_weights(out, tensors, record)
-
-
-@dataclass(frozen=True)
-class Held:
-    """The outputs of a network on the validation images, before the temperature is applied.
-
-    Attributes:
-        outputs: a tensor for each batch.
-        present: (n, cells) bool for each batch: the cells with an image.
-        labels: (m,) int64, of these cells.
-        reading: the function that turns outputs into scores.
-    """
-
-    outputs: list[torch.Tensor]
-    present: list[np.ndarray]
-    labels: np.ndarray
-    reading: Reading
-
-    def scores(self, temperature: float) -> np.ndarray:
-        """(m, classes) float32 probabilities of the cells with an image."""
-        read = (self.reading(outputs, temperature) for outputs in self.outputs)
-        return np.concatenate([s[here] for s, here in zip(read, self.present, strict=True)])
 
 
 def held_savings(
@@ -705,9 +671,8 @@ def _error(scores: np.ndarray, labels: np.ndarray) -> float:
     return round(calibration_error(scores.max(1)[here], right[here]), 4)
 
 
-def _record(
-    trained: Trained, settings: TrainSettings, data: TrainData, facts: dict[str, Any]
-) -> dict[str, Any]:
+def _record(trainer: Trainer, facts: dict[str, Any]) -> dict[str, Any]:
+    settings, data = trainer.settings, trainer.data
     _, height, width, channels = data.images.shape
     chosen = settings.record()
     for name in ("architecture", "head", "kind", "side", "cell_px"):  # are keys already
@@ -722,32 +687,16 @@ def _record(
         "channels": channels,
         **({} if settings.side is None else {"head": settings.head.to_dict()}),
         "class_names": facts["class_names"],
-        "normalisation": trained.normalisation,
+        "normalisation": trainer.normalisation,
         "temperature": 1.0,
         "training": {
             **chosen,
-            "precision": trained.precision,
-            "seconds": round(trained.seconds),
+            "precision": trainer.precision,
+            "seconds": round(trainer.seconds),
             "training_images": len(data.images),
             "validation_images": len(data.held_images),
-            "kept_epoch": trained.epoch,
-            "history": trained.history,
+            "kept_epoch": trainer.kept_epoch,
+            "history": trainer.history,
             **{key: value for key, value in facts.items() if key != "class_names"},
         },
     }
-
-
-@torch.inference_mode()
-def _look(out: Path, settings: TrainSettings, data: TrainData) -> Held:
-    predictor = TorchPredictor.load(
-        str(out), settings.kind, Loading(threads=torch.get_num_threads())
-    )
-    batches = plain_batches(data.held_images, data.held_labels, settings)
-    labels = [batch.labels[batch.present] for batch in batches]
-    outputs, reading = [predictor.outputs(batch.pixels) for batch in batches], predictor.reading
-    return Held(
-        outputs,
-        [batch.present for batch in batches],
-        np.concatenate(labels) if labels else np.zeros(0, np.int64),
-        reading,
-    )

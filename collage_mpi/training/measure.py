@@ -15,27 +15,26 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from collage_mpi import __version__
-from collage_mpi.encoding.collage import Encoder, decode
+from collage_mpi.encoding.collage import Encoder
 from collage_mpi.encoding.grid import Grid
-from collage_mpi.kinds import BACKUP, COLLAGE, SINGLE, SPARE_KINDS
+from collage_mpi.errors import DataFault
+from collage_mpi.kinds import COLLAGE, SINGLE, SPARE_KINDS, STAGES
 from collage_mpi.models.info import NetworkInfo, Predictor, processor_facts
 from collage_mpi.models.own import OwnPredictor
 from collage_mpi.models.predictor import TorchPredictor
-from collage_mpi.training.threshold import Answers, TwoStages, find_savings, judge, right
+from collage_mpi.system.progress import advancing
+from collage_mpi.training.threshold import TwoStages, answers_in, find_savings, judge, right
 
 if TYPE_CHECKING:
     from collage_mpi.shards import ShardSet
 
 
 SINGLE_BATCH = 64
+QUICK = STAGES[0]
 QUICK_SIDE = 3  # a batch of a quick network has as many images as a collage with this side
 RATIO_CALLS = 100  # timed calls of each network for a command without --calls
 Advance = Callable[[int], None]  # called with the number of further images or calls that are done
-Decoded = list[tuple[int, float] | None]  # (class, score) of each image; None without an answer
-
-
-def _silent(more: int) -> None:
-    """Ignores progress."""
+Predictors = Mapping[str, TorchPredictor | OwnPredictor]  # kind -> network
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class AskedImages:
 
     images: ShardSet | np.ndarray
     order: np.ndarray
-    advance: Advance = _silent
+    advance: Advance = lambda more: None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,9 +58,8 @@ class AskedImages:
 
     def read(self, part: slice) -> np.ndarray:
         """Read the images of a part of `order`: (m, H, W, C) uint8."""
-        rows = self.order[part]
-        of = self.images
-        return of[rows] if isinstance(of, np.ndarray) else of.read(rows)[0]
+        rows, of = self.order[part], self.images
+        return np.ascontiguousarray(of[rows] if isinstance(of, np.ndarray) else of.read(rows)[0])
 
 
 class ServiceTime(NamedTuple):
@@ -82,19 +80,38 @@ def single_scores(predictor: Predictor, asked: AskedImages) -> np.ndarray:
     return scores
 
 
-def answers_of(predictor: TorchPredictor | OwnPredictor, asked: AskedImages) -> Decoded:
-    """The answers of a single or a collage network for all images."""
+def answers_of(predictor: TorchPredictor | OwnPredictor, asked: AskedImages) -> np.ndarray:
+    """The answers of a single or a collage network for all images, (n,) of CELL."""
     side, cell_px = predictor.info.side, predictor.info.cell_px
     if side is None or cell_px is None:
-        return decode(single_scores(predictor, asked))
-    answers: Decoded = []
+        return answers_in(single_scores(predictor, asked))
+    scores = np.empty((len(asked.order), predictor.classes), np.float32)
     encoder = Encoder(Grid(side, cell_px), asked.shape)  # the same as in a job
     collage = np.empty(encoder.input_shape, dtype=np.uint8)
-    for at in range(0, len(asked.order), encoder.places):  # the last collage may have blank cells
+    for at in range(0, len(scores), encoder.places):  # the last collage may have blank cells
         pixels = asked.read(slice(at, at + encoder.places))
         encoder.paste(list(encoder.shrink(pixels)), out=collage)
-        answers += decode(predictor.predict(collage[None])[0])[: len(pixels)]
+        scores[at : at + len(pixels)] = predictor.predict(collage[None])[0, : len(pixels)]
         asked.advance(len(pixels))
+    return answers_in(scores)
+
+
+def labelled(shards: ShardSet, what: str) -> np.ndarray:
+    """(n,) int64, the labels of all images. Raises DataFault if there are none; `what` needs
+    them."""
+    labels = shards.labels()
+    if labels is None:
+        raise DataFault(f"the shards have no labels; {what} needs labelled shards")
+    return labels
+
+
+def ask_each(predictors: Predictors, shards: ShardSet, order: np.ndarray) -> dict[str, np.ndarray]:
+    """Kind -> (n,) of CELL, the answers of each network for the same images, with progress.
+    `order`: see `AskedImages`."""
+    answers = {}
+    for kind, predictor in predictors.items():
+        with advancing(len(order), kind) as advance:
+            answers[kind] = answers_of(predictor, AskedImages(shards, order, advance))
     return answers
 
 
@@ -108,30 +125,20 @@ def images_a_call(info: NetworkInfo, side: int | None = None) -> int:
     return (info.side or side or QUICK_SIDE) ** 2
 
 
-def count_flops(predictor: TorchPredictor | OwnPredictor) -> int | None:
+def count_flops(predictor: TorchPredictor) -> int:
     """The number of floating-point operations for one input, counted by torch.utils.flop_counter:
-    of convolutions and matrix products, two for each multiply-accumulate. None for a user's
-    predictor, which may not use torch.
+    of convolutions and matrix products, two for each multiply-accumulate.
     """
-    if isinstance(predictor, OwnPredictor):
-        return None
     blank = np.zeros((1, *predictor.info.shape), dtype=np.uint8)
     with FlopCounterMode(display=False) as counter:
         predictor.outputs(blank)
     return int(counter.get_total_flops())
 
 
-def count_parameters(predictor: TorchPredictor | OwnPredictor) -> int | None:
-    """The number of parameters, with batch norms folded; None for a user's predictor."""
-    if isinstance(predictor, OwnPredictor):
-        return None
-    return sum(parameter.numel() for parameter in predictor.network.parameters())
-
-
 def service_times(
     predictors: Sequence[TorchPredictor | OwnPredictor],
     calls: int,
-    advance: Advance = _silent,
+    advance: Advance = lambda more: None,
     inputs: Sequence[int] | None = None,
 ) -> list[ServiceTime]:
     """Time `predict` for each network. The networks take turns, so that noise affects all alike.
@@ -174,34 +181,11 @@ def service_ratio(
     return whole.median_ns / one.median_ns, how
 
 
-def processor_name() -> str:
-    """The model name of the processor, or the architecture of the machine if it is unknown."""
-    return processor_facts().get("model name") or platform.machine()
-
-
-@dataclass(frozen=True)
-class AskedNetworks:
-    """Networks and their answers to the same images.
-
-    Attributes:
-        predictors: kind -> network.
-        answers: kind -> n answers, in the order of the labels.
-        labels: (n,) int64.
-        side: of the job's collages; see `images_a_call`.
-    """
-
-    predictors: Mapping[str, TorchPredictor | OwnPredictor]
-    answers: Mapping[str, Answers]
-    labels: np.ndarray
-    side: int | None
-
-    def at_once(self, kind: str) -> int:
-        """See `images_a_call`."""
-        return images_a_call(self.predictors[kind].info, self.side)
-
-
 def make_report(
-    asked: AskedNetworks,
+    predictors: Predictors,
+    answers: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    side: int | None,
     calls: int,
     order: str,
     shards: Sequence[Any],
@@ -210,15 +194,21 @@ def make_report(
     """Time the networks and make the report, as plain values.
 
     Args:
-        asked: the networks and their answers.
+        predictors: kind -> network.
+        answers: kind -> (n,) of CELL, in the order of the labels.
+        labels: (n,) int64.
+        side: of the job's collages; see `images_a_call`.
         calls: number of timed calls of each network.
         order: of the images, as the user gave it.
         shards: descriptions of the shards, with path, source and fingerprint.
         advance: called with the number of further rounds of timed calls that are done.
     """
-    networks = _networks(asked, calls, advance)
+    at_once = {kind: images_a_call(each.info, side) for kind, each in predictors.items()}
+    networks = _networks(predictors, at_once, calls, advance)
+    for kind, entry in networks.items():
+        entry |= judge(answers[kind], labels, predictors[kind].classes, predictors[kind].info.side)
     report: dict[str, Any] = {
-        "device": next(iter(asked.predictors.values())).device,
+        "device": next(iter(predictors.values())).device,
         "threads": torch.get_num_threads(),
         "calls": calls,
         "order": order,
@@ -226,61 +216,58 @@ def make_report(
         "data": [
             {"file": i.path.name, "source": i.source, "fingerprint": i.fingerprint} for i in shards
         ],
-        "processor": processor_name(),
+        "processor": processor_facts().get("model name") or platform.machine(),
         "versions": {"collage_mpi": __version__, "torch": torch.__version__},
         "networks": networks,
     }
     if SINGLE in networks:
-        correct = {kind: right(each, asked.labels) for kind, each in asked.answers.items()}
+        correct = {kind: right(each, labels) for kind, each in answers.items()}
         for kind in SPARE_KINDS:
             if kind in networks:
                 report[f"{kind}_over_single"] = _ratios(networks, correct, kind)
-        first = next((kind for kind in (COLLAGE, BACKUP) if kind in networks), None)
+        first = next((kind for kind in (COLLAGE, QUICK) if kind in networks), None)
         if first is not None:
-            report["saving"] = _saving(asked, networks, first)
+            took_ns = networks[first].get("batch_service_ns", networks[first]["service_ns"])
+            known = predictors[first].info.accept
+            its_own = known is not None and known.single == predictors[SINGLE].info.fingerprint
+            report["saving"] = find_savings(
+                TwoStages(answers[SINGLE], answers[first], labels, at_once[first]),
+                took_ns / networks[SINGLE]["service_ns"],
+                known if its_own else None,
+            )
     return report
 
 
 def _networks(
-    asked: AskedNetworks, calls: int, advance: Callable[[int], None]
+    predictors: Predictors,
+    at_once: Mapping[str, int],
+    calls: int,
+    advance: Callable[[int], None],
 ) -> dict[str, dict[str, Any]]:
-    """Kind -> facts, accuracy and service time of its network."""
-    predictors, answers = asked.predictors, asked.answers
+    """Kind -> facts and service time of its network."""
     timed, sizes = list(predictors.values()), [1] * len(predictors)
-    if BACKUP in predictors:  # timed with a batch too
-        timed.append(predictors[BACKUP])
-        sizes.append(asked.at_once(BACKUP))
+    if QUICK in predictors:  # timed with a batch too
+        timed.append(predictors[QUICK])
+        sizes.append(at_once[QUICK])
     times = service_times(timed, calls, advance, sizes)
     networks: dict[str, dict[str, Any]] = {}
     for (kind, predictor), took in zip(predictors.items(), times, strict=False):
         networks[kind] = {
             **_facts(predictor),
-            **judge(answers[kind], asked.labels, predictor.classes, predictor.info.side),
             "service_ns": took.median_ns,
             "service_p10_ns": took.p10_ns,
             "service_p90_ns": took.p90_ns,
         }
-    if BACKUP in predictors:
-        networks[BACKUP] |= {"batch": sizes[-1], "batch_service_ns": times[-1].median_ns}
+    if QUICK in predictors:
+        networks[QUICK] |= {"batch": sizes[-1], "batch_service_ns": times[-1].median_ns}
     return networks
 
 
-def _saving(
-    asked: AskedNetworks, networks: Mapping[str, Mapping[str, Any]], first: str
-) -> dict[str, Any] | None:
-    """The saving if the network of kind `first` is asked before the single network."""
-    answers, single = asked.answers, asked.predictors[SINGLE].info.fingerprint
-    took_ns = networks[first].get("batch_service_ns", networks[first]["service_ns"])
-    known = asked.predictors[first].info.accept
-    return find_savings(
-        TwoStages(answers[SINGLE], answers[first], asked.labels, asked.at_once(first)),
-        took_ns / networks[SINGLE]["service_ns"],
-        known if known is not None and known.single == single else None,
-    )
-
-
 def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
-    info = predictor.info
+    info, flops, parameters = predictor.info, None, None
+    if isinstance(predictor, TorchPredictor):  # a user's predictor may not use torch
+        flops = count_flops(predictor)
+        parameters = sum(each.numel() for each in predictor.network.parameters())  # norms folded
     return {
         "weights": info.origin,
         "fingerprint": info.fingerprint,
@@ -295,8 +282,8 @@ def _facts(predictor: TorchPredictor | OwnPredictor) -> dict[str, Any]:
         "tuning": predictor.tuning,
         "accept": None if info.accept is None else asdict(info.accept),
         "training": info.metadata.get("training"),
-        "flops": count_flops(predictor),
-        "parameters": count_parameters(predictor),
+        "flops": flops,
+        "parameters": parameters,
     }
 
 

@@ -229,13 +229,3 @@ class TrainArguments(Arguments):
     def checkpoint_file(self) -> Path:
         """The path of the checkpoint."""
         return self.checkpoint or self.beside(".checkpoint")
-
-    @property
-    def log_file(self) -> Path:
-        """The path of the CSV log."""
-        return self.log or self.beside(".csv")
-
-    @property
-    def teacher_file(self) -> Path:
-        """The path of the cache of the teacher's answers."""
-        return self.teacher_cache or self.beside(".teacher.npz")

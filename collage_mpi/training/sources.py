@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from collage_mpi.models.weights import describe_weights, read_tensors
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.files import UNREADABLE_OR_GONE, require_regular, save_file
 from collage_mpi.system.progress import advancing
+from collage_mpi.training.measure import AskedImages, single_scores
 from collage_mpi.training.settings import TrainArguments, TrainSettings
 
 
@@ -192,9 +193,6 @@ def random_presence(
     return (rank < kept[:, None]) | (random.random(n) >= blank_share)[:, None]
 
 
-TEACHER_BATCH = 64
-
-
 def teacher_logits(views: np.ndarray) -> np.ndarray:
     """The logarithm of the probabilities' mean over all views, (n, classes) float32.
 
@@ -252,46 +250,10 @@ def teacher_views(spec: str, images: np.ndarray, mirror: bool, how: Loading) -> 
     """
     teacher: Any = load_predictor(spec, SINGLE, how)
     check_fit([teacher.info], images.shape[1:], None)
-
-    def log_probabilities(pixels: np.ndarray) -> np.ndarray:
-        found: np.ndarray = teacher.predict(pixels)[:, 0]
-        return np.log(np.maximum(found, np.float32(1e-30)))
-
-    return each_view(
-        calls_of([images], TEACHER_BATCH), log_probabilities, mirror, "the teacher looks at"
-    )
-
-
-def calls_of(parts: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
-    """The batches of the images of several parts, each (n, H, W, C)."""
-    return [part[at : at + batch] for part in parts for at in range(0, len(part), batch)]
-
-
-def each_view(
-    calls: Sequence[np.ndarray], look: Callable[[np.ndarray], np.ndarray], mirror: bool, text: str
-) -> np.ndarray:
-    """Call `look` for batches of images, and for their mirror images if `mirror`.
-
-    Args:
-        calls: the batches, (n, H, W, C) uint8.
-        look: (n, H, W, C) uint8 -> (n, ...).
-        text: label of the progress.
-
-    Returns:
-        (images, views, ...).
-    """
-    rows = np.empty(0)
-    done = 0
-    with advancing(sum(map(len, calls)), text) as advance:
-        for number, images in enumerate(calls):
-            views = [images, np.ascontiguousarray(images[:, :, ::-1])] if mirror else [images]
-            found = np.stack([look(view) for view in views], axis=1)
-            if number == 0:
-                rows = np.empty((sum(map(len, calls)), *found.shape[1:]), found.dtype)
-            rows[done : done + len(images)] = found
-            done += len(images)
-            advance(len(images))
-    return rows
+    views, order = [images, images[:, :, ::-1]] if mirror else [images], np.arange(len(images))
+    with advancing(len(views) * len(images), "the teacher looks at") as advance:
+        found = [single_scores(teacher, AskedImages(view, order, advance)) for view in views]
+    return np.log(np.maximum(np.stack(found, axis=1), np.float32(1e-30)))
 
 
 def kept_in(cache: Path, identity: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
@@ -442,9 +404,8 @@ def _ask_teacher(
     facts["teacher_weights"] = Path(spec).name
     how = teacher_loading(args, images.shape[1:], len(names) if names else None)
     identity = json.dumps(["views", settings.teacher, settings.flips, len(images), *_origin(facts)])
-    views = kept_in(
-        args.teacher_file, identity, lambda: teacher_views(spec, images, settings.flips, how)
-    )
+    cache = args.teacher_cache or args.beside(".teacher.npz")
+    views = kept_in(cache, identity, lambda: teacher_views(spec, images, settings.flips, how))
     names = names or tuple(map(str, range(views.shape[2])))
     if len(names) != views.shape[2]:
         raise DataFault(

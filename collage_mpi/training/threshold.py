@@ -5,7 +5,7 @@ single network, on one half of the images, measures it on the other half, and co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,20 +14,13 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 from collage_mpi.models.architecture import AcceptSpec
+from collage_mpi.rows import CELL, PRESENT
 from collage_mpi.system.table import Table, to_text
 
-Answers = Sequence[tuple[int, float] | None]
 
-
-def right(answers: Answers, labels: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether each answer is the label. A missing answer is wrong."""
-    return np.array(
-        [
-            answer is not None and answer[0] == label
-            for answer, label in zip(answers, labels, strict=True)
-        ],
-        dtype=bool,
-    )
+def right(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether each answer, (n,) of CELL, is the label. A missing answer is wrong."""
+    return (answers["state"] == PRESENT) & (answers["label"] == labels)
 
 
 BINS = 15
@@ -69,6 +62,14 @@ def answered(scores: np.ndarray) -> np.ndarray:
     return np.isfinite(scores).all(axis=1) & (scores.max(axis=1) > 0)
 
 
+def answers_in(scores: np.ndarray) -> np.ndarray:
+    """The answers that rows of scores, (n, classes), give, as in `decode`: (n,) of CELL."""
+    found, here = np.zeros(len(scores), CELL), answered(scores)
+    found["label"][here], found["score"][here] = scores[here].argmax(1), scores[here].max(1)
+    found["state"][here] = PRESENT
+    return found
+
+
 def bins(top: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
     """Answers in BINS equal intervals of score from 0 to 1: the number of `answers`, their mean
     `score` and their `accuracy`. Empty intervals are left out.
@@ -99,15 +100,12 @@ AT = {"corner": "at a corner", "edge": "at an edge", "centre": "in the centre"}
 
 
 def judge(
-    answers: Sequence[tuple[int, float] | None],
-    labels: np.ndarray,
-    classes: int,
-    side: int | None,
+    answers: np.ndarray, labels: np.ndarray, classes: int, side: int | None
 ) -> dict[str, Any]:
     """The accuracy and calibration of answers, as plain values for JSON.
 
     Args:
-        answers: (class, score) for each image; None for no answer, which counts as wrong.
+        answers: (n,) of CELL. A missing answer counts as wrong.
         labels: (n,) int64.
         classes: number of classes.
         side: of the collage, in which image i is in cell i % side**2; None for a single network.
@@ -117,12 +115,10 @@ def judge(
         mean_score of the answers, reliability (see `bins`), confusion (counts, labels by answers);
         and for a collage `places`, see `by_place`.
     """
-    here = np.array([answer is not None for answer in answers], dtype=bool)  # (n,)
-    chosen = np.array([a[0] if a else 0 for a in answers], dtype=np.int64)
-    scores = np.array([a[1] if a else 0.0 for a in answers], dtype=np.float64)
+    here, scores = answers["state"] == PRESENT, answers["score"].astype(np.float64)
     correct = right(answers, labels)
     confusion = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(confusion, (labels[here], chosen[here]), 1)
+    np.add.at(confusion, (labels[here], answers["label"][here]), 1)
     report: dict[str, Any] = {
         "images": len(labels),
         "accuracy": float(correct.mean()),
@@ -184,22 +180,22 @@ class TwoStages:
     """The answers of a first network and of the single network to the same images.
 
     Attributes:
-        single, first: n answers each, in the same order.
+        single, first: (n,) of CELL each, in the same order.
         labels: (n,) int64.
         cells: images in a group: of a collage, or of a batch of a quick network. Thresholds are
             chosen on every second group and measured on the others.
     """
 
-    single: Answers
-    first: Answers
+    single: np.ndarray
+    first: np.ndarray
     labels: np.ndarray
     cells: int
 
     @cached_property
     def scores(self) -> np.ndarray:
         """(n,) float64: the first network's scores, in steps of 0.0001; -1 without an answer."""
-        scores = np.array([-1.0 if answer is None else float(answer[1]) for answer in self.first])
-        return np.floor(scores * 1e4) / 1e4
+        scores = np.floor(self.first["score"].astype(np.float64) * 1e4) / 1e4
+        return np.where(self.first["state"] == PRESENT, scores, -1.0)
 
     @cached_property
     def lost(self) -> np.ndarray:
@@ -239,12 +235,8 @@ class TwoStages:
         """The share of measured answers that count and agree with the single network; None if none
         counts."""
         counts = ~self.chooses & (self.scores >= confidence)
-        alike = [
-            mine is not None and cell is not None and mine[0] == cell[0]
-            for mine, cell, among in zip(self.single, self.first, counts, strict=True)
-            if among
-        ]
-        return round(float(np.mean(alike)), 4) if alike else None
+        alike = right(self.single, self.first["label"])[counts]
+        return round(float(alike.mean()), 4) if len(alike) else None
 
 
 def choose_threshold(stages: TwoStages, fingerprint: str, aim: Aim = SHARE) -> AcceptSpec:

@@ -14,7 +14,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from statistics import NormalDist
@@ -54,7 +54,7 @@ class Moment(NamedTuple):
     at_ns: int
 
 
-# A moment -> seconds for one image, without the factor of the rank.
+# A moment -> seconds for one image without the factor of the rank, or a factor.
 Body = Callable[[Moment], float]
 
 
@@ -147,52 +147,35 @@ def service_ns(
 # ---- the bodies -------------------------------------------------------------
 
 
-def pinned(median_s: float) -> Body:
-    """A constant service time."""
-    return lambda moment: median_s
-
-
-def lognormal(seed: int, median_s: float, sigma: float) -> Body:
-    """median * exp(sigma * z). Key: (seed, rank, group, attempt)."""
+def lognormal(seed: int, median_s: float, sigma: float, slowing: Body = lambda moment: 1.0) -> Body:
+    """median * exp(sigma * z), times what `slowing` gives. Key: (seed, rank, group, attempt)."""
 
     def draw(moment: Moment) -> float:
         z = _NORMAL.inv_cdf(uniform(seed, moment.rank, moment.group, moment.attempt))
-        return median_s * math.exp(min(sigma * z, 60.0))  # so that it does not overflow
+        # The exponent is bounded, so that it does not overflow
+        return median_s * math.exp(min(sigma * z, 60.0)) * slowing(moment)
 
     return draw
 
 
-def bimodal(seed: int, median_s: float, sigma: float, share: float, factor: float) -> Body:
-    """`share` of the tasks are `factor` times slower, independently. Key: as lognormal."""
-    usual = lognormal(seed, median_s, sigma)
+def some_tasks(seed: int, share: float, factor: float) -> Body:
+    """`factor` for a share of the tasks, independently; 1 for the others. Key: as lognormal."""
 
-    def draw(moment: Moment) -> float:
+    def slowing(moment: Moment) -> float:
         mode = uniform(seed, moment.rank, moment.group, moment.attempt, "mode")
-        return usual(moment) * (factor if mode < share else 1.0)
+        return factor if mode < share else 1.0
 
-    return draw
+    return slowing
 
 
-def markov(
-    seed: int, median_s: float, sigma: float, factor: float, spells: Callable[[int], Spells]
-) -> Body:
-    """`factor` times slower if the task begins in a slow period of its rank.
-
-    Keys: (seed, rank, time since the start) for the periods, the rest as lognormal.
+def slow_periods(factor: float, spells: Callable[[int], Spells]) -> Body:
+    """`factor` for a task that begins in a slow period of its rank; 1 for the others.
 
     Args:
         spells: rank -> its slow periods.
     """
-    usual = lognormal(seed, median_s, sigma)
-    known: dict[int, Spells] = {}
-
-    def draw(moment: Moment) -> float:
-        if moment.rank not in known:
-            known[moment.rank] = spells(moment.rank)
-        slow = known[moment.rank].slow(moment.at_ns / 1e9)
-        return usual(moment) * (factor if slow else 1.0)
-
-    return draw
+    known = cache(spells)
+    return lambda moment: factor if known(moment.rank).slow(moment.at_ns / 1e9) else 1.0
 
 
 def trace_rows(seed: int, times_s: np.ndarray) -> Body:
@@ -280,7 +263,7 @@ class StragglerSettings(Settings):
     )
     cost_ratio: float | None = _setting(
         None,
-        "service time of the scheme's other network (collage, backup) divided by that of "
+        "service time of the scheme's other networks (collage, first) divided by that of "
         "the single network. Injected times are multiplied by this ratio",
         unset="measured; 1 if service times are injected",
         above=0,
@@ -342,26 +325,24 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
         EnvironmentFault, DataFault: the trace cannot be read, or is not a trace.
     """
     s, seed = settings, settings.straggler_seed
-    median_s, sigma = s.straggler_median_ms / 1e3, s.straggler_sigma
-
-    def spells(rank: int) -> Spells:
-        return Spells(seed, rank, SLOW_SHARE, SPELL_S)
-
-    def trace() -> Body:
+    median_s = s.straggler_median_ms / 1e3
+    usual = partial(lognormal, seed, median_s, s.straggler_sigma)
+    if s.straggler == "trace":
         from collage_mpi.workload.arrivals import load_trace
 
-        return trace_rows(seed, load_trace(s.trace_file or ""))
-
-    bodies: dict[str, Callable[[], Body | None]] = {
-        "none": lambda: None,
-        "pinned": lambda: pinned(median_s),
-        "lognormal": lambda: lognormal(seed, median_s, sigma),
-        "bimodal": lambda: bimodal(seed, median_s, sigma, SLOW_SHARE, SLOW_FACTOR),
-        "markov": lambda: markov(seed, median_s, sigma, SLOW_FACTOR, spells),
-        "trace": trace,
+        return DelayModel(
+            trace_rows(seed, load_trace(s.trace_file or "")), s.slowed(), by_image=by_image
+        )
+    bodies: dict[str, Body | None] = {
+        "none": None,
+        "pinned": lambda moment: median_s,
+        "lognormal": usual(),
+        "bimodal": usual(some_tasks(seed, SLOW_SHARE, SLOW_FACTOR)),
+        "markov": usual(
+            slow_periods(SLOW_FACTOR, lambda rank: Spells(seed, rank, SLOW_SHARE, SPELL_S))
+        ),
     }
-    body = bodies[s.straggler]()
-    return DelayModel(body, s.slowed(), by_image=by_image)
+    return DelayModel(bodies[s.straggler], s.slowed(), by_image=by_image)
 
 
 def by_rank(

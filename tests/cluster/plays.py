@@ -309,7 +309,7 @@ class Game:
         words += ["--on-rank-loss", play.on_loss, "--start-timeout-s", "20"]
         words += ["--reply-timeout-s", "2"] if play.on_loss == "continue" else []
         words += play.settings
-        return [*words, "--resume"] if (self.out / "manifest.json").exists() else words
+        return words
 
     def _acts(self, fault: Fault, stage: Path, process: subprocess.Popen) -> Iterator[float]:
         """A generator that does a fault's harm; it yields the seconds until its next turn."""

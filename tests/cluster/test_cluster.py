@@ -165,8 +165,6 @@ def test_a_host_that_vanishes_before_mpi_is_up_is_told_by_its_ranks(verdict: Ver
 def test_when_the_host_of_rank_0_vanishes_the_run_goes_on_elsewhere(verdict: Verdict) -> None:
     assert fine(verdict, -9)
     assert verdict.codes == [-9, 0]
-    assert "claimed by another job (host h1" in verdict.said
-    assert "counts as dead when it has given none for 30 s" in verdict.said
 
 
 @pytest.mark.any_mpi

@@ -31,9 +31,9 @@ WEIGHTS = {
     "replace shard during": 1,
     "SIGTERM": 2,
     "SIGINT": 1,
-    "damage part": 2,  # of an earlier session's rows, before the next
+    "damage part": 2,  # of an earlier session's rows; the run is repaired before the next
     "lose part": 2,
-    "second session": 2,  # of the same run, at once
+    "second session": 12,  # of the same run, at once
     "suspend job": 2,  # SIGSTOP to all processes of it, and on after a while
     "garbage on ports": 2,  # on all of them, from then on
     "odd names": 2,  # of the folder, the shards and the output

@@ -2,9 +2,10 @@
 
 Owns: starting `collage-mpi launch`, doing harm at the planned moments, the verdict.
 
-What must hold after every session: it has ended, no process of it and no shared memory is left,
-and its exit code agrees with what lies in the folder. What must hold in the end: one row an image,
-no double, every answer right, error rows only where a row was corrupted.
+A session is one job, or two that share the run at once. What must hold after it: it has ended, no
+process of it and no shared memory is left, and its exit code agrees with what lies in the folder.
+What must hold in the end: one row an image, no double, every answer right, error rows only where a
+row was corrupted.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ from chaos_surroundings import SharedMemory, Strangers, children, kill, signal_a
 
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.launch.mpiexec import find_mpi
-from collage_mpi.results import PARTS_FOLDER, VerifyReport, read_results, verify_run
-from collage_mpi.results.parts import list_parts
+from collage_mpi.ledger.records import complete_name
+from collage_mpi.results import PARTS_FOLDER, VerifyReport, has_run, read_results, verify_run
+from collage_mpi.results.parts import list_parts, read_runs
+from collage_mpi.results.reader import open_run
+from collage_mpi.results.verify import repair_run
 from collage_mpi.shards import ShardWriter
 from collage_mpi.system.process_tree import end_family, holders_of
 
@@ -113,7 +117,6 @@ class Job:
         self._shared_memory = SharedMemory()
         self._second: list[subprocess.Popen] = []
         self._limits: tuple[str, ...] = ()  # what stands before a command
-        self._wounded = False  # a part was taken away
 
     def run(self) -> Verdict:
         """All sessions, then the last look."""
@@ -189,7 +192,7 @@ class Job:
         if plan.on_loss != "plain":
             words += ["--on-rank-loss", plan.on_loss, "--reply-timeout-s", "2"]
             words += ["--start-timeout-s", "20"]
-        return [*words, "--resume"] if (self.out / "manifest.json").exists() else words
+        return words
 
     def _follow(self, process: subprocess.Popen, stage: Path, faults: list[Fault]) -> bool:
         """Do the harm in time; whether the session had to be killed."""
@@ -242,7 +245,7 @@ class Job:
         elif fault.kind == "second session":
             place = stage / f"second-{len(self._second)}"
             place.mkdir()
-            self._second.append(self._start(place, [*self._words(), "--resume"], ()))
+            self._second.append(self._start(place, self._words(), ()))
             done = True
         elif fault.kind == "garbage on ports":
             while True:  # until the session is over
@@ -354,34 +357,33 @@ class Job:
         self._whole.clear()
 
     def _harm_parts(self, number: int, faults: tuple[Fault, ...]) -> None:
-        """Of what sessions have written; damage must be told until the part is moved away."""
+        """Of what sessions have written; damage must be told until the run is repaired."""
         for fault in faults:
             folder, bad = self.out / PARTS_FOLDER, self.verdict.wrong
-            parts = list_parts(folder) if folder.exists() else []
+            counted = (
+                {part.path.name for part in open_run(self.out).parts} if has_run(self.out) else ()
+            )
+            parts = (
+                [part for part in list_parts(folder) if part.path.name in counted]
+                if folder.exists()
+                else []
+            )
             if fault.kind not in ("damage part", "lose part") or not parts or bad:
                 continue
             which = int(fault.number)
             path = parts[which % len(parts)].path
             self.verdict.done.add(fault.kind)
-            if fault.kind == "damage part":
-                raw = bytearray(path.read_bytes())
-                raw[which % len(raw)] ^= 0x10
-                path.write_bytes((raw, raw[: which % len(raw)], b"")[which % 3])
-                stage = self.folder / f"session-{number}-damaged"
-                stage.mkdir()
-                again = self._start(stage, self._words(), (fault,))
-                if self._follow(again, stage, []):
-                    bad.append("a session in a damaged folder did not end")
-                end_family(again, grace_s=0.0)
-                self.verdict.codes.append(again.returncode)
-                told = path.name in (stage / "out.txt").read_text(errors="replace")
-                report = self._report()
-                if again.returncode != ExitCode.DATA or not told:
-                    bad.append(f"{path.name} was damaged, --resume said {again.returncode}")
-                if report is None or report.status != "damaged":
-                    bad.append(f"{path.name} was damaged, verify said {report}")
+            raw = bytearray(path.read_bytes())
+            raw[which % len(raw)] ^= 0x10
             path.unlink()
-            self._wounded = True
+            if fault.kind == "damage part":
+                path.write_bytes((raw, raw[: which % len(raw)], b"")[which % 3])
+            report = self._report()
+            if report is None or (report.status != "damaged" and path.name.startswith("images")):
+                bad.append(f"{path.name} was harmed ({fault.kind}), verify said {report}")
+            told = repair_run(self.out)
+            if path.name.startswith("images") and not any(path.name in each for each in told):
+                bad.append(f"{path.name} was harmed ({fault.kind}), verify --repair said {told}")
             if self._complete() and path.name.startswith("images"):
                 bad.append(f"verify does not miss {path.name}")
 
@@ -407,14 +409,9 @@ class Job:
             faults = ()  # the same as none
             if "is lost" in said:
                 bad.append(f"session {number} has lost a rank that was there")
-        seconds = codes[1:]
-        for place, code in enumerate(seconds):
-            told = (stage / f"second-{place}" / "out.txt").read_text(errors="replace")
-            if code == ExitCode.ENVIRONMENT and "another" not in told and "claim" not in told:
-                bad.append(f"the second of session {number} said {code}: {told[-300:]}")
-        alone = kinds <= {*HARMLESS, "second session"}
-        if seconds and alone and (not {0, 5} & {*codes} or not {*codes} <= {0, 3, 5}):
-            bad.append(f"sessions {number} at once said {codes}")
+        together = len(codes) > 1
+        if together and kinds <= {*HARMLESS, "second session"} and not {*codes} <= {0, 5}:
+            bad.append(f"jobs that shared the run in session {number} said {codes}")
         told = codes[0] in (0, 5) or (codes[0] in (3, 6) and "/dev/shm" in said)
         if kinds == {"few descriptors"} and codes[0] not in (0, 3, 5, 6):
             bad.append(f"session {number} said {codes[0]} with few descriptors: {said[-300:]}")
@@ -422,15 +419,18 @@ class Job:
             bad.append(f"session {number} said {codes[0]} in another user's folder: {said[-300:]}")
         if kinds == {"full /dev/shm"} and not told:
             bad.append(f"session {number} said {codes[0]} with /dev/shm full: {said[-300:]}")
-        if {*seconds} <= {int(ExitCode.ENVIRONMENT)}:  # else the run was another's by then
-            self._judge_code(number, codes[0], faults)
-        for code in seconds:
-            self._judge_code(number, code, faults)
+        for code in codes:
+            self._judge_code(number, code, faults, said, together=together)
 
-    def _judge_code(self, number: int, code: int, faults: tuple[Fault, ...]) -> None:
+    def _judge_code(
+        self, number: int, code: int, faults: tuple[Fault, ...], said: str, *, together: bool
+    ) -> None:
+        """`said`: by the session; `together`: another job went on with the run after it."""
         report = self._report()
         status = "no run" if report is None else report.status
-        marked = (self.out / "COMPLETE").exists()
+        marked = has_run(self.out) and all(
+            (self.out / complete_name(run)).exists() for run in read_runs(self.out)
+        )
         truth = {
             "complete": (ExitCode.COMPLETE,),
             "complete_with_errors": (ExitCode.COMPLETE_WITH_ERRORS,),
@@ -444,14 +444,14 @@ class Job:
         known = {*map(int, ExitCode)} | {128 + m for m in met} | {-m for m in met}
         if code not in known:
             bad.append(f"session {number} said {code}, which is no code of ours")
-        self._wounded &= status == "damaged"  # until a session has gone on without the part
-        if status == "damaged" and not self._wounded:
+        if status == "damaged":
             bad.append(f"session {number} left a damaged run: {report.problems if report else ''}")
         if code in (0, 5) and (not marked or code not in truth.get(status, ())):
             bad.append(f"session {number} said {code}, the folder says {status}")
-        if code == ExitCode.INCOMPLETE and status in truth:
+        if code == ExitCode.INCOMPLETE and status in truth and not together:
             bad.append(f"session {number} said {code}, but the run is {status}")
-        if not faults and code not in (0, 5):
+        mended = "can be read by now" in said  # a shard that was bad when the run began
+        if not faults and code not in ((6,) if mended else (0, 5)):
             bad.append(f"session {number} was left alone and said {code} ({status})")
         if code == ExitCode.DEFECT and not any(k.startswith("kill") for k in kinds):
             bad.append(f"session {number} said {code}: a defect")

@@ -1,8 +1,8 @@
 """What the parts of a running job read of each other, and of their surroundings, each with valid
 inputs: what fuzz.py damages.
 
-Owns: messages, the lead's and a team's ends of theirs, pending parts, claims, status lines,
-greetings, descriptions of shards, variables and kernel files.
+Owns: messages, rank 0's and a team's ends of theirs, status lines, greetings, descriptions of
+shards, variables and kernel files.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 import json
 import random
-import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -22,19 +22,18 @@ import numpy as np
 from fakes import FakeMonitor
 from fuzz import Reader, change_json, damage
 from job_messages import HELLO, WELCOME
-from results_harness import fill, manifest
-from test_lead import Play
 from test_record import a_record
 from wire_tasks import pack_wire_tasks as pack_tasks
 from wire_tasks import unpack_results
 
 from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import CollageError
+from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.tcp_link import Offer, read_greeting
 from collage_mpi.job import messages as said
 from collage_mpi.job.record import MAGIC, Replay
 from collage_mpi.job.row_reader import RowReader, described
-from collage_mpi.job.team import Dismissed, LeadLink
+from collage_mpi.job.teams import OtherTeams, RankZero
 from collage_mpi.launch.ending import exit_code
 from collage_mpi.launch.mpiexec import LaunchPlan
 from collage_mpi.launch.supervisor import Limits, Supervisor
@@ -56,12 +55,6 @@ from collage_mpi.mpi.tasks import (
     unpack_tasks,
 )
 from collage_mpi.mpi.transport import Received
-from collage_mpi.results import PARTS_FOLDER, PENDING_FOLDER, RunWriter, parts
-from collage_mpi.results.claim import Holder
-from collage_mpi.results.manifest import read_manifest
-from collage_mpi.results.pending import adopt, entry_path, read_entry
-from collage_mpi.results.reader import keys_of
-from collage_mpi.rows import IMAGES, KEY_ROW, STORED
 from collage_mpi.shards import write_shard
 from collage_mpi.system import environment
 from collage_mpi.system.hard_exit import UCX, shared_memory
@@ -83,24 +76,15 @@ CONTROL: tuple[said.Message, ...] = (
     *(said.Rank0("h", PROCESS, OFFER), said.Rank0("h", None, None), said.Shards(("{}", "{}"))),
     *(
         said.Measure("single", 2),
-        said.Start(1.5, {"single": 0.5}, 1, 4096, 16384),
+        said.Start({"collage": 1.5}, {"single": 0.5}, 1, 4096, 16384),
         said.End(),
         said.Stop(0),
         said.Leave(),
     ),
     *(said.Here(), said.Fault("no GPU", 3), said.Measured(1000, None), said.Bye()),
     said.Changed("single", "openvino float32", ""),
-    *(said.Begin(6, "run", "ab" * 32), said.Lease(1, 2, 4, (8, 4)), said.Pause(), said.Close()),
-    *(said.Halt("stopped"), said.Ready({"single": "aa"}), said.Begun(1)),
-    *(said.Part("images", 1, 1, (0, 4)), said.Part("tasks", 1, 1, ())),
-    *(
-        said.Progress(8, 1, 3),
-        said.SetThreshold(0.5, 1, 10**9),
-        said.SetThreshold(None, 2, 0),
-        said.Pairs(((3, 0.5, True), (None, None, False))),
-        said.Idle(1),
-        said.Done("complete", "", ("a.h5: cut off",), ("b.h5: replaced",)),
-    ),
+    said.Release(),
+    *(said.Halt("stopped"), said.Ended(5, ""), said.Ended(3, "no GPU")),
 )
 
 
@@ -109,7 +93,6 @@ def job_readers(folder: Path) -> list[Reader]:
     return [
         *_messages(),
         *_teams(),
-        *_pending(folder),
         *_lines(),
         *_descriptions(folder),
         *_records(folder),
@@ -171,7 +154,7 @@ def _messages() -> list[Reader]:
 
 
 class _Endpoint:
-    """A team's end of its messages with the lead: hears one, says nothing."""
+    """A team's end of its messages with rank 0: hears one, says nothing."""
 
     def __init__(self, message: np.ndarray) -> None:
         self._left = [message]
@@ -187,82 +170,23 @@ class _Endpoint:
 
 
 def _teams() -> list[Reader]:
-    """What teams say, to the lead in mid-job; what the lead says, to a team."""
+    """What teams say to rank 0, and rank 0 to a team."""
 
-    def to_lead(raw: bytes) -> None:
-        play = Play()
-        play.lead.begin("run", "digest")
-        play.lead.start(said.Start(1.5, {}, 1, 4096, 16384), {"single": "aa"})
-        play.says(4, said.Ready({"single": "aa"}))
-        play.others.arrivals.append(Received(4, _message(raw), play.clock.now_ns))
-        play.look()
-        play.look()
-        assert {table for table, _, _ in play.published} <= {table.name for table in STORED}
+    def to_rank_0(raw: bytes) -> None:
+        transport = SimpleNamespace(poll=lambda: [Received(4, _message(raw), 1)])
+        detector = FailureDetector((4,), 0)
+        OtherTeams(SimpleNamespace(transport=transport, detector=detector, present=[4])).look()
 
     def to_team(raw: bytes) -> None:
-        link = LeadLink(_Endpoint(_message(raw)), FakeMonitor())
-        link.hear()
+        RankZero(_Endpoint(_message(raw)), FakeMonitor()).stop_reason()
 
-    lead = [_text(m) for m in CONTROL if isinstance(m, said.FromTeams) and
-            not isinstance(m, said.Ready)]  # fmt: skip
-    lead.append(_text(said.Part("images", 1, 2, (8, 4))))
-    team = [_text(m) for m in CONTROL if isinstance(m, said.ToTeams | said.Rank0 | said.Start)]
+    up = [_text(said.Here()), _text(said.Ended(5, ""))]  # with a fault it raises
+    down = [_text(m) for m in CONTROL if isinstance(m, said.Halt | said.Rank0 | said.Stop)]
     allowed = (*REFUSED, *USER)
     return [
-        Reader("message: to the lead, values", lead, to_lead, allowed, json_change),
-        Reader("message: to a team, values", team, to_team, (*allowed, Dismissed), json_change),
-    ]  # fmt: skip
-
-
-# ---- what teams leave -------------------------------------------------------
-
-
-def _pending(folder: Path) -> list[Reader]:
-    """A run of two teams that lost its lead: a part in pending/, and what the other team said."""
-    out, kept = folder / "teams", folder / "kept"
-    full = manifest(27, teams=2)
-    writer = RunWriter.create(out, full, rows_per_part=512)
-    fill(writer, full, range(27))
-    writer.close("incomplete")
-    found = read_manifest(out)
-    for path in (out / PARTS_FOLDER).iterdir():
-        path.rename(out / PENDING_FOLDER / path.name)
-    (part,) = (out / PENDING_FOLDER).glob("images-*")
-    entry = json.dumps({"session": 2, "status": "incomplete", "rows": None, "final": {}}).encode()
-    shutil.copytree(out, kept)
-
-    def taken_over(raw: bytes) -> None:
-        shutil.rmtree(out)
-        shutil.copytree(kept, out)
-        part.write_bytes(raw)
-        adopt(out, found, lambda: np.empty(0, KEY_ROW))
-        for each in parts.list_parts(out / PARTS_FOLDER):
-            if each.table == IMAGES.name:
-                keys_of(parts.read_part(each.path, IMAGES))
-
-    def entered(raw: bytes) -> None:
-        entry_path(kept, 2).write_bytes(raw)
-        said_of_it = read_entry(kept, 2)
-        assert said_of_it["session"] == 2
-
-    whole = part.read_bytes()
-    return [
-        Reader("pending part", [whole], taken_over, USER),
-        Reader("pending entry", [entry], entered, USER),
-        Reader("pending entry, values", [entry], entered, USER, json_change),
-        Reader("claim", [_claim(PROCESS.__dict__), _claim(None)], _holder, ()),
-        Reader("claim, values", [_claim(PROCESS.__dict__)[21:]],
-               lambda raw: _holder(b"%020d\n" % 7 + raw), (), json_change),
-    ]  # fmt: skip
-
-
-def _claim(process: dict[str, Any] | None) -> bytes:
-    return b"%020d\n" % 7 + json.dumps({"host": "h", "pid": 4, "process": process}).encode()
-
-
-def _holder(raw: bytes) -> None:
-    holder = Holder.read(raw)
-    str(holder), holder.ended
+        Reader("message: to rank 0, values", up, to_rank_0, allowed, json_change),
+        Reader("message: to a team, values", down, to_team, allowed, json_change),
+    ]
 
 
 # ---- lines and greetings ----------------------------------------------------

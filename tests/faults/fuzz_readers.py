@@ -10,7 +10,6 @@ import gzip
 import io
 import json
 import random
-import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -25,21 +24,19 @@ from fuzz_shard_readers import shard_readers
 from results_harness import make_run
 
 from collage_mpi.errors import CollageError
-from collage_mpi.job.resume import resumed_settings
+from collage_mpi.job.joining import joined_settings
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.gate import tensor_files
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
 from collage_mpi.prep.work import read_idx, read_labels, to_labels
 from collage_mpi.report.page import render_page
 from collage_mpi.results import (
-    RunWriter,
     export_run,
     read_results,
     render_summary,
     summarise,
     verify_run,
 )
-from collage_mpi.results.manifest import read_manifest
 from collage_mpi.results.slow_ranks import trace_of
 from collage_mpi.rows import STORED
 from collage_mpi.settings.flags import read_settings_file
@@ -59,7 +56,7 @@ def make_readers(folder: Path) -> list[Reader]:
         *_arrays(folder),
         *_weights(folder),
         *job_readers(folder),
-        *_resumed(folder),
+        *_vectors(folder),
         *_tables(folder),
         *_training(folder),
         *_simulation(folder),
@@ -86,11 +83,11 @@ def _read_run(run: Path) -> None:
 
 
 def _use_run(run: Path) -> None:
-    """As report, export, simulate and --resume do."""
+    """As report, export, simulate and a job that joins do."""
     results = read_results(run)
     uses: tuple[tuple[Callable[..., Any], Any], ...] = (
         *((render_page, [run]), (trace_of, results), (costs_of, results)),
-        (lambda out: resumed_settings({"out": str(out)}, "flags", 11), run),
+        (lambda out: joined_settings({"out": str(out)}, "flags", 11), run),
         (lambda found: export_run(found, "csv"), results),
     )
     for use, what in uses:
@@ -103,13 +100,15 @@ def _use_run(run: Path) -> None:
 def _results(folder: Path) -> list[Reader]:
     known = {"cost_ratio": 1.5, "batch_costs": {"single": 0.5}}
     run = make_run(folder / "run", 27, errors=frozenset({4}), **known)
-    manifest = run / "manifest.json"
+    fixed, entry, record = run / "run.1.json", run / "jobs/0001.json", run / "leases/0.1"
     part = run / "parts" / "images-0001-000001.npy"
     readers = []
-    for path, name in ((manifest, "manifest, bytes"), (part, "part, bytes")):
-        readers.append(_kept(name, path, run, None))
-    readers.append(_kept("manifest, values", manifest, run, json_change))
-    readers.append(_kept("manifest, values, as used", manifest, run, json_change, _use_run))
+    for path, name in ((fixed, "run"), (entry, "entry of a job"), (record, "record of a cell")):
+        readers.append(_kept(f"{name}, bytes", path, run, None))
+        readers.append(_kept(f"{name}, values", path, run, json_change))
+    readers.append(_kept("run, values, as used", fixed, run, json_change, _use_run))
+    readers.append(_kept("entry of a job, values, as used", entry, run, json_change, _use_run))
+    readers.append(_kept("part, bytes", part, run, None))
     for table in STORED:
         path = run / "parts" / f"{table.name}-0001-000001.npy"
         readers.append(_kept(f"part of {table.name}, rows", path, run, _change_rows))
@@ -331,37 +330,25 @@ def _with_header(raw: bytes, header: Any) -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
-# ---- runs that go on, tables, names -----------------------------------------
+# ---- vectors, tables, names ---------------------------------------------------
 
 
-def _resumed(folder: Path) -> list[Reader]:
-    """`--resume`: the manifest of a run that is to go on; a run that keeps vectors."""
-    run, kept = folder / "resumed", folder / "resumed-kept"
-    with_vectors = {"extras": {"top_k": 2, "save": "embeddings"}}
-    make_run(run, 27, status="incomplete", errors=frozenset({4}), **with_vectors)
-    (vectors,) = (run / "vectors").iterdir()
-    whole, now = (run / "manifest.json").read_bytes(), read_manifest(run)
-    shutil.copytree(run, kept)
-
-    def resumed(raw: bytes) -> None:
-        shutil.rmtree(run)
-        shutil.copytree(kept, run)
-        (run / "manifest.json").write_bytes(raw)
-        writer, _ = RunWriter.reopen(run, now)
-        writer.close("incomplete")
+def _vectors(folder: Path) -> list[Reader]:
+    """A run that keeps vectors."""
+    run = folder / "kept"
+    make_run(run, 27, errors=frozenset({4}), extras={"top_k": 2, "save": "embeddings"})
+    (path,) = (run / "vectors").iterdir()
+    whole = path.read_bytes()
 
     def looked_at(raw: bytes) -> None:
-        path = kept / "vectors" / vectors.name
         path.write_bytes(raw)
-        verify_run(kept)
+        verify_run(run)
         for name in ("top_classes", "top_scores", "embedding"):
-            read_results(kept).kept(name)
+            read_results(run).kept(name)
 
-    parquet = vectors.read_bytes()
     return [
-        Reader("manifest of a run that goes on", [whole], resumed, USER, json_change),
-        Reader("vectors", [parquet], looked_at, USER),
-        Reader("vectors, columns", [parquet], looked_at, USER, _other_columns),
+        Reader("vectors", [whole], looked_at, USER),
+        Reader("vectors, columns", [whole], looked_at, USER, _other_columns),
     ]
 
 
@@ -467,30 +454,29 @@ def _bytes_of(state: Any) -> bytes:
 
 def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.commands.look import drawn
-    from collage_mpi.results import STATUS
-    from collage_mpi.results.status import StatusFiles, Watch
-    from collage_mpi.rows import TASK_ROW
+    from collage_mpi.results.status import StatusFiles, Watch, status_path
+    from collage_mpi.rows import CELL, PRESENT, TASK_ROW
     from collage_mpi.simulation.simulator import read_answers, save_answers
     from collage_mpi.system.table import to_text
     from collage_mpi.workload.arrivals import load_times_ns
 
-    given = [(1, 0.5)] * 12
-    path = folder / "a.npz"
-    save_answers(
-        path, 3, np.zeros(12), {"single": given, "collage": [None, *given[1:]]}, ["a", "b"]
-    )
+    given = np.array([(1, 0.5, PRESENT, (0, 0, 0))] * 12, CELL)
+    partly, path = given.copy(), folder / "a.npz"
+    partly[0] = 0
+    save_answers(path, 3, np.zeros(12), {"single": given, "collage": partly}, ["a", "b"])
     whole = path.read_bytes()
-    save_answers(path, 3, np.zeros(12), {"single": given, "backup": given}, ["a", "b"])
+    save_answers(path, 3, np.zeros(12), {"single": given, "stage1": given}, ["a", "b"])
     bare = folder / "bare"
-    bare.mkdir()
+    for name in ("status", "beats"):
+        (bare / name).mkdir(parents=True)
     rank = {"rank": 1, "host": "h", "kinds": ["single"], "state": "lost", "why": "gone", "tasks": 1}
     said = {"state": "running", "done": 5, "ranks": [rank, {**rank, "rank": 2}]}
     facts = {"run_id": "r", "session": 1, "label": "l", "total": 9, "before": 0}
-    files = StatusFiles(bare, facts, 5.0, lambda: None)
+    files = StatusFiles(bare, {**facts, "owner": "0" * 32}, 5.0)
     files.offer(lambda: (said, np.empty(0, TASK_ROW)))
     files.end("incomplete")
-    status = (bare / STATUS).read_bytes()
-    top = _from_file(bare / STATUS, lambda p: to_text(drawn(p, Watch(bare).look(), 5)))
+    status = status_path(bare, 1).read_bytes()
+    top = _from_file(status_path(bare, 1), lambda p: to_text(drawn(p, Watch(bare).look(), 5)))
     times, text = _npy(np.arange(40) / 8), "\n".join(map(str, range(40))).encode()
     return [
         Reader("answers .npz", [whole, path.read_bytes()],

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mortal_jobs import marked_shard, running
 
+from collage_mpi.commands.launch import run_status
 from collage_mpi.launch.ending import exit_code
 from collage_mpi.launch.mpiexec import Mpi, build_command, find_mpi, site_here
 from collage_mpi.launch.supervisor import Limits, Supervisor
@@ -348,7 +349,7 @@ def run_visited(mpi: Mpi, folder: Path, connections: int, seed: int = 1, teams: 
     finally:
         done.set()
         strangers.join()
-    visit.code, note = exit_code(ending, visit.out / "COMPLETE", must_report=True)
+    visit.code, note = exit_code(ending, lambda: run_status(visit.out), must_report=True)
     visit.said = said.getvalue() + (note or "")
     assert running(folder) == []
     return visit

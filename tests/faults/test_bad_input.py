@@ -149,7 +149,6 @@ def test_a_shard_that_goes_bad_before_it_is_opened(tmp_path: Path, damage) -> No
         with pytest.raises(ShardFault):
             shards.read([ROWS])
         assert input_faults(shards, "incomplete") == (shards.lost[1],)
-        assert input_faults(shards, "incomplete", read_by_others=True) == ()
         assert input_faults(shards, "complete") == ()  # every image has its row
 
 
@@ -269,9 +268,8 @@ def test_only_what_was_bad_may_be_added(tmp_path: Path) -> None:
         a, b, c = entries(shards)
     bad = [{"path": "b.h5", "reason": "b.h5: truncated"}]
     before = {"shards": [a, c], "rows": 2 * ROWS, "limit": None, "bad_shards": bad}
-    assert differences(before, {"shards": [a, c, b], "rows": 3 * ROWS}) == []
-    assert differences({**before, "bad_shards": []}, {"shards": [a, c, b]})
-    assert differences({**before, "limit": 9}, {"shards": [a, c, b], "limit": 9})
+    assert differences(before, {"shards": [a, c], "rows": 2 * ROWS}) == []
+    assert differences(before, {"shards": [a, c, b], "rows": 3 * ROWS})
     told = differences(before, {"shards": [a, b], "rows": 2 * ROWS})
     assert len(told) == 1
     assert "c.h5: SHA-256" in told[0]
@@ -311,9 +309,9 @@ def test_the_rest_is_done_and_a_mended_shard_completes_the_run(mpiexec, tmp_path
     report = verify_run(out)
     assert (report.status, report.rows, report.doubles) == ("incomplete", 2 * ROWS, 0)
     assert "b.h5" in report.problems[-1]
-    assert not (out / "COMPLETE").exists()
+    assert mpiexec(4, words).returncode == ExitCode.DATA, "also of a job with nothing to do"
     paths[1].write_bytes(whole)
-    done = mpiexec(4, [*words, "--resume"])
+    done = mpiexec(4, words)  # the next run has the images of this shard
     assert done.returncode == 0, done.stderr
     assert verify_run(out).ok
     images = read_results(out).images

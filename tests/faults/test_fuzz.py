@@ -17,12 +17,10 @@ from fuzz import Reader, Tally, fuzz, table
 from fuzz_job_readers import CONTROL
 from fuzz_readers import make_readers
 from results_harness import make_run
-from test_lead import Play
 from wire_tasks import unpack_results
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job import messages
-from collage_mpi.job.messages import Part, Ready, Start
 from collage_mpi.job.row_reader import RowReader
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import (
@@ -34,8 +32,7 @@ from collage_mpi.mpi.answers import (
     pack_results,
 )
 from collage_mpi.results import read_results, verify_run
-from collage_mpi.results.manifest import read_manifest
-from collage_mpi.results.pending import entry_path, read_entry
+from collage_mpi.results.manifest import compose
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.hard_exit import shared_memory
@@ -48,8 +45,10 @@ pytestmark = pytest.mark.faults
 FEW = 20
 PACKAGE = Path(__file__).parents[2] / "collage_mpi"
 NAMES = (
-    *(f"manifest, {how}" for how in ("bytes", "values", "values, as used")),
-    *("part, bytes", "manifest of a run that goes on", "vectors", "vectors, columns"),
+    *(f"{file}, {how}" for file in ("run", "entry of a job", "record of a cell")
+      for how in ("bytes", "values")),
+    *("run, values, as used", "entry of a job, values, as used"),
+    *("part, bytes", "vectors", "vectors, columns"),
     *(f"part of {table}, rows{used}" for table in ("images", "tasks")
       for used in ("", ", as used")),
     *(f"{of}{how}" for of in ("settings", "slurm settings")
@@ -60,8 +59,7 @@ NAMES = (
     *("safetensors of other programs", "safetensors of other programs, header"),
     *("graph of ONNX", "checkpoint", "weights of other programs", "cache of a teacher"),
     *(f"message: {what}" for what in ("tasks", "results", "cancel", "control", "control, values")),
-    *("message: to the lead, values", "message: to a team, values"),
-    *("pending part", "pending entry", "pending entry, values", "claim", "claim, values"),
+    *("message: to rank 0, values", "message: to a team, values"),
     *(f"{what}{how}" for what in ("status lines", "greeting", "description of a shard")
       for how in ("", ", values")),
     *("record of a core", "record of a core, calls"),
@@ -76,12 +74,12 @@ NAMES = (
 OWN, CHILD, KERNEL = "its own bytes", "what its own child says", "a file of the kernel, words only"
 LIBRARY = "in a process apart, whose death is told: tests/loops/test_libraries"
 NOT_TRIED = {
+    ("results/writer", "refuse_alone"): "a ProcessId, as jobs have it in their entries",
     ("job/record", "check_record"): "its first bytes are compared, nothing more",
     ("encoding/vectors", "pack"): "a user's texts as bytes, which they are in this process",
     ("shards/order", "__init__"): "its seed's digest",
     ("doctor/examine", "probe"): CHILD,
     ("launch/mpiexec", "noted_signal"): "any text that is no signal's name is none",
-    ("launch/ending", "marker_text"): "any text is a marker",
     ("models/asking", "_child"): CHILD,
     ("models/asked", "main"): "its parent's request",
     **{
@@ -105,11 +103,10 @@ NOT_TRIED = {
     ("system/files", "sha256_of_file"): "any bytes have a hash",
     ("mpi/answers", "array"): "any bytes of a record are numbers",
     ("plugins", "offered"): "what pip installed; tests/loops/test_plugins breaks it",
-    ("results/claim", "_read"): "bytes of a claim: claims are tried",
-    ("results/row_sink", "_wait_for_lead"): OWN,
     ("results/row_sink", "recent"): OWN,
-    ("results/export", "_to_hdf5"): "a manifest as it is: manifests are tried",
-    ("results/row_sink", "put"): OWN,
+    ("results/jobs", "entry"): OWN,
+    ("results/row_sink", "_write"): OWN,
+    ("system/files", "load_json"): "the format of an older run: what cannot be read is unknown",
     ("shards/members", "save"): "writes a list that this process has made",
     ("shards/writer", "append_files"): "pictures' bytes as they are: pictures are tried",
     ("shards/guard", "main"): "its parent's paths; shards are tried",
@@ -277,30 +274,10 @@ def test_an_answer_that_claims_more_cells_than_there_are() -> None:
         unpack_results(message)
 
 
-@pytest.mark.parametrize("raw", [b"{", b"[]", b"\xff", b"{}", b'{"session": 3}', b"[" * 60_000])
-def test_what_a_team_left_of_its_session_is_damaged(tmp_path, raw: bytes) -> None:
-    entry_path(tmp_path, 2).parent.mkdir()
-    entry_path(tmp_path, 2).write_bytes(raw)
-    with pytest.raises(DataFault, match="go on with --resume"):
-        read_entry(tmp_path, 2)
-
-
 @pytest.mark.parametrize("raw", [b"{", b"{}", b"3", b'{"class_names": 3}', b"[" * 60_000])
 def test_a_description_of_a_shard_that_is_none(raw: bytes) -> None:
     with pytest.raises(wire.WireFault, match="rank 0 sent an invalid shard"):
         RowReader([raw.decode()])
-
-
-@pytest.mark.parametrize("said", [
-    Ready({}), Part("images", 1, 2, (0,)), Part("images", 1, 2, (0, 99)), Part("nothing", 1, 2, ()),
-])  # fmt: skip
-def test_what_a_team_cannot_say_now_is_no_defect_of_the_lead(said) -> None:
-    play = Play()
-    play.lead.begin("run", "digest")
-    play.lead.start(Start(1.5, {}, 1, 4096, 16384), {})
-    play.says(4, Ready({}))
-    with pytest.raises(wire.WireFault, match="rank 4 sent an invalid "):
-        play.says(4, said)
 
 
 @pytest.mark.parametrize("status", [
@@ -331,10 +308,12 @@ def test_a_mapped_file_of_any_name(tmp_path) -> None:
 ])  # fmt: skip
 def test_costs_in_a_manifest_are_numbers(tmp_path, change) -> None:
     run = make_run(tmp_path / "run", 18)
-    found = read_manifest(run)
-    (run / "manifest.json").write_text(json.dumps({**found, **change}))
-    with pytest.raises(DataFault, match=next(iter(change))):
-        read_manifest(run)
+    entry = run / "jobs/0001.json"
+    found = json.loads(entry.read_text())
+    found["facts"]["final"] |= change
+    entry.write_text(json.dumps(found))
+    with pytest.raises(DataFault, match=f"{next(iter(change))}|it is damaged"):
+        compose(run)
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -356,7 +335,7 @@ def test_vectors_whose_columns_are_of_other_types(tmp_path, name, value) -> None
 
 
 def test_damage_is_the_same_for_the_same_seed(readers) -> None:
-    reader = readers["manifest, values"]
+    reader = readers["run, values"]
     raw = reader.valid[0]
     assert reader.change(random.Random(3), raw) == reader.change(random.Random(3), raw)
     assert json.loads(raw)

@@ -1,8 +1,7 @@
-"""A job told to stop ends in bounded time with code 6, and resumed gives the same rows."""
+"""A job told to stop ends in bounded time with code 6, and the next one gives the same rows."""
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 from chaos_round import environment, make_shards
 
-from collage_mpi.errors import ExitCode
+from collage_mpi.errors import CollageError, ExitCode
 from collage_mpi.results import read_results, verify_run
+from collage_mpi.results.status import read_status
 from collage_mpi.system.process_tree import end_family
 
 pytestmark = [pytest.mark.faults, pytest.mark.mpi]
@@ -42,8 +42,8 @@ def launch(folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
 
 def under_way(out: Path) -> bool:
     """Whether the job has rows."""
-    with suppress(OSError, ValueError):  # not there yet
-        return json.loads((out / "status.json").read_text())["done"] > 0
+    with suppress(CollageError):  # not there yet
+        return read_status(out)["done"] > 0
     return False
 
 
@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "name",  # launch passes each on as its MPI wants it: tests/mpi/test_launch
     ["SIGTERM", *(pytest.param(name, marks=pytest.mark.any_mpi) for name in ("SIGINT", "SIGUSR2"))],
 )
-def test_a_signal_stops_the_job_and_resume_gives_the_same_rows(undisturbed: Path, name) -> None:
+def test_a_signal_stops_the_job_and_the_next_gives_the_same_rows(undisturbed: Path, name) -> None:
     stage, out = undisturbed / f"{name}-stage", undisturbed / name
     job = launch(stage, out)
     try:
@@ -82,13 +82,13 @@ def test_a_signal_stops_the_job_and_resume_gives_the_same_rows(undisturbed: Path
     finally:
         end_family(job, grace_s=0.0)
     assert job.returncode == ExitCode.INCOMPLETE, told
-    assert "--resume" in told
+    assert "go on with" in told
     assert f"stopped by {name};" in told
     assert took_s < STOP_LIMIT_S
     report = verify_run(out)
     assert report.status == "incomplete"
     assert report.rows > 0
-    again = launch(stage, out, "--resume")
+    again = launch(stage, out)
     told = again.communicate(timeout=120)[0]
     assert again.returncode == 0, told
     assert verify_run(out).ok
@@ -96,27 +96,20 @@ def test_a_signal_stops_the_job_and_resume_gives_the_same_rows(undisturbed: Path
 
 
 @pytest.mark.any_mpi
-def test_resume_while_the_job_is_alive_is_refused(undisturbed: Path) -> None:
-    out, slow = undisturbed / "alive", ("--straggler-median-ms", "600")  # a minute and more
-    job = launch(undisturbed / "alive-stage", out, *slow)
+def test_a_second_job_joins_while_the_first_one_works_and_each_image_has_one_row(undisturbed):
+    out, slow = undisturbed / "joined", ("--straggler-median-ms", "100")  # some 10 s
+    first = launch(undisturbed / "first-stage", out, *slow)
+    second = None
     try:
         until_s = time.monotonic() + 60
-        while not (undisturbed / "alive-stage" / "works-2").exists() and time.monotonic() < until_s:
+        while not under_way(out) and time.monotonic() < until_s:
             time.sleep(0.01)
-        again = launch(undisturbed / "alive-too", out, *slow, "--resume")
-        told = again.communicate(timeout=120)[0]
-        assert again.returncode == ExitCode.ENVIRONMENT, told
-        assert "another job is writing here" in told
-        report = verify_run(out)
-        assert (report.status, report.exit_code) == ("incomplete", ExitCode.INCOMPLETE)
-        assert report.writing is not None
-        job.send_signal(signal.SIGTERM)
-        told = job.communicate(timeout=60)[0]
+        second = launch(undisturbed / "second-stage", out, *slow)
+        told = [job.communicate(timeout=120)[0] for job in (first, second)]
     finally:
-        end_family(job, grace_s=0.0)
-    assert job.returncode == ExitCode.INCOMPLETE, told
-    assert "proves them" not in told
-    report = verify_run(out)
-    assert (report.status, report.writing) == ("incomplete", None)
-    assert len(read_results(out).manifest["sessions"]) == 1
-    assert not list(out.glob("claim-*"))
+        for job in filter(None, (first, second)):
+            end_family(job, grace_s=0.0)
+    assert (first.returncode, second.returncode) == (0, 0), told
+    assert verify_run(out).ok
+    assert [entry["session"] for entry in read_results(out).manifest["sessions"]] == [1, 2]
+    assert (answers(out) == answers(undisturbed / "whole")).all()

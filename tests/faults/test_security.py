@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from results_harness import make_run, manifest
+from results_harness import make_run
 from strangers import IMAGES, run_visited
 from wire_tasks import pack_wire_tasks as pack_tasks
 from wire_tasks import unpack_results
@@ -22,13 +22,13 @@ from collage_mpi.cli import main
 from collage_mpi.commands import prep
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.faults.process_monitor import STRANGERS
-from collage_mpi.job.resume import resumed_settings
+from collage_mpi.job.joining import joined_settings
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
 from collage_mpi.mpi.tasks import WireTask, pack_cancel, unpack_cancel, unpack_tasks
 from collage_mpi.prep.work import shard_paths
-from collage_mpi.results import RunWriter, export_run, read_results, verify_run
-from collage_mpi.results.writer import check_place
+from collage_mpi.results import export_run, read_results, verify_run
+from collage_mpi.results.writer import check_place, open_folder
 from collage_mpi.shards import write_shard
 from collage_mpi.slurm import KINDS, SlurmSettings, render
 
@@ -146,39 +146,33 @@ def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "lstat", lstat)
 
 
-def ways_in(out: Path, rows: int, **settings: Any) -> list[Callable[[], object]]:
+def ways_in(out: Path, **settings: Any) -> list[Callable[[], Any]]:
     """All that writes to a folder of results, or believes what it holds."""
-    full = manifest(rows)
-    full["settings"] |= settings
     return [
         lambda: check_place(out, shared=bool(settings)),
-        lambda: RunWriter.create(out, full),
-        lambda: RunWriter.reopen(out, full),
-        lambda: RunWriter.finished(out, full),
-        lambda: RunWriter.done(out, full),
-        lambda: resumed_settings({"out": str(out), **settings}, "flags", None),
+        lambda: open_folder(out, shared=bool(settings)),
+        lambda: joined_settings({"out": str(out), **settings}, "flags", None),
     ]
 
 
-@pytest.mark.parametrize("name", [".", "parts", "vectors", "pending"])
+@pytest.mark.parametrize("name", [".", "parts", "vectors", "leases", "jobs"])
 def test_a_link_in_the_place_of_a_results_folder_is_refused(tmp_path: Path, name: str) -> None:
     """Rows would go where the one who made it says, so whoever owns it and whatever is shared."""
     private = tmp_path / "private"
     make_run(private, 18)
-    for folder in ("vectors", "pending"):
-        (private / folder).mkdir()
+    (private / "vectors").mkdir()
     before = sorted(private.rglob("*"))
     out = tmp_path / "out"
     if name != ".":
         out.mkdir()
-        (out / "manifest.json").write_bytes((private / "manifest.json").read_bytes())
+        (out / "run.1.json").write_bytes((private / "run.1.json").read_bytes())
     (out / name).symlink_to(private / name, target_is_directory=True)
-    for way in (*ways_in(out, 18), *ways_in(out, 18, shared_out="on")):
+    for way in (*ways_in(out), *ways_in(out, shared_out="on")):
         with pytest.raises(EnvironmentFault, match=r"a symbolic link, to .*private") as caught:
             way()
         assert ("name the folder itself" if name == "." else "(rm ") in str(caught.value)
     assert sorted(private.rglob("*")) == before
-    assert name == "." or [path.name for path in out.glob("claim-*")] == []
+    assert name == "." or {path.name for path in out.iterdir()} == {"run.1.json", name}
 
 
 def test_a_link_above_the_results_folder_is_the_users_own(tmp_path: Path) -> None:
@@ -187,7 +181,7 @@ def test_a_link_above_the_results_folder_is_the_users_own(tmp_path: Path) -> Non
     assert verify_run(make_run(tmp_path / "runs" / "first", 18)).ok
 
 
-@pytest.mark.parametrize("name", [".", "parts", "vectors", "pending"])
+@pytest.mark.parametrize("name", [".", "parts", "vectors", "leases", "jobs"])
 def test_a_results_folder_of_another_user_wants_a_flag(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,17 +189,14 @@ def test_a_results_folder_of_another_user_wants_a_flag(
     make_run(out, 18, settings={"scheme": "collage", "side": 3, "shared_out": "on"})
     (out / name).mkdir(exist_ok=True)
     give_away(out / name, monkeypatch)
-    for way in ways_in(out, 18):  # what the folder itself says of sharing is not asked
+    for way in ways_in(out):  # what the folder itself says of sharing is not asked
         with pytest.raises(EnvironmentFault, match="belongs to a user without a name") as caught:
             way()
         assert "--shared-out" in str(caught.value)
-    assert list(out.glob("claim-*")) == []
-    _, create, reopen, finished, done, settings = ways_in(out, 18, shared_out="on")
-    assert (finished(), len(done()), settings().shared_out) == ("complete", 18, "on")
-    writer, _ = reopen()
-    writer.close("complete")
-    with pytest.raises(EnvironmentFault, match="holds a run already"):
-        create()
+    check, join, settings = ways_in(out, shared_out="on")
+    check()
+    join()
+    assert settings().shared_out == "on"
 
 
 def test_files_are_as_open_as_umask_says(tmp_path: Path) -> None:
@@ -387,4 +378,4 @@ def test_a_rank_of_another_version_ends_the_job_with_one_message(mpiexec, tmp_pa
     assert done.returncode == ExitCode.ENVIRONMENT, done.stderr
     assert "do all ranks run the same collage_mpi?" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out" / "COMPLETE").exists()
+    assert not (tmp_path / "out" / "COMPLETE.1").exists()

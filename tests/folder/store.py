@@ -98,7 +98,7 @@ class StoreOs:
 
     def _do(self, op: str, *given: Any) -> Any:
         now_s = self._store.clock.now_s
-        for host in self._store.hosts.values():
+        for host in [*self._store.hosts.values()]:  # another process may start a host meanwhile
             if host.unsent and not self._store.plan.silence_s(host.name, now_s):
                 self._store.run(host.send_late())
         return self._store.run(getattr(self._host, op)(*given))

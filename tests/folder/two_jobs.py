@@ -1,9 +1,9 @@
-"""Two jobs on one run, on two hosts of a shared folder that misbehaves behind FUSE.
+"""Two jobs that share a run, on two hosts of a shared folder that misbehaves behind FUSE.
 
-The first job writes. The second one asks for the same run, is refused or not, and goes on with it
-when the first one has ended or died. The jobs are today's writers of a run (`RunWriter`), without
-ranks; their times and the folder's are shortened alike. It prints a table by fault. A repeated
-command does what is left:
+The first job begins the run and ends by itself, is killed, or its host vanishes. The second one
+joins it meanwhile. The jobs are the owners and writers of rows of the package, without ranks; their
+times and those of the folder are shortened alike. A host without faults looks at the records: what
+counted must not stop to count. It prints a table by fault. A repeated command does what is left:
 
     PYTHONPATH=tests:tests/pure python -m tests.folder.two_jobs --plays 200 --out plays.jsonl
 """
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,11 +32,16 @@ import numpy as np
 from results_harness import CELLS, fill, manifest
 
 from collage_mpi.errors import CollageError
-from collage_mpi.results import MANIFEST, RunWriter, claim, parts, verify_run
-from collage_mpi.results import writer as results_writer
-from collage_mpi.results.manifest import read_manifest
-from collage_mpi.results.reader import known_run
-from collage_mpi.rows import IMAGES
+from collage_mpi.ledger import spans as sp
+from collage_mpi.ledger.jobs import register
+from collage_mpi.ledger.owner import Owner, join
+from collage_mpi.ledger.reading import counted
+from collage_mpi.ledger.records import Part, Run
+from collage_mpi.ledger.spans import Spans
+from collage_mpi.ledger.store import FolderStore
+from collage_mpi.results import verify_run
+from collage_mpi.results.row_sink import RowSink
+from collage_mpi.results.writer import open_folder
 from collage_mpi.system import process_tree
 from tests.folder.misbehaviour import KINDS, Misbehaviour
 from tests.folder.mount import Mounted
@@ -47,10 +52,8 @@ GROUP_S = 4.0  # what nine images take
 FULL = manifest(ROWS)
 USERS = "two users"
 PLAYED = ("nothing", *KINDS, USERS)
-AGAIN_S = 10.0  # the second job asks anew
-LIMIT_S = 600.0  # of a play; then a third host, which meets no faults, does the rest
-OUSTED = ("another session has taken over", "No such file")  # what the first says then
-REFUSED = ("another job is writing here", "holds a run already", "belongs to")
+AGAIN_S = 10.0  # a job whose folder failed is begun anew
+LIMIT_S = 900.0  # of a play; then a third host, which meets no faults, does the rest
 
 
 @dataclass
@@ -60,95 +63,105 @@ class Play:
     Attributes:
         fault: of PLAYED.
         ended: how the first job ended: "killed", "host lost", or "by itself".
-        refused: of the requests while the first job lived, those that were refused for it.
-        other: of them, those that ended for another reason: the folder failed.
-        admitted: of them, those that were let in: the first job gave no sign of life.
-        said: the last message of the first job, then of each try of the second and the third.
-        written: images whose part the writers had on the disk.
-        again: of the first job's written images, those that were done again.
-        lost: written images that have no row in the end.
+        joined: whether the second job did images while the first lived.
+        failed: how often a job gave up because the folder did not work.
+        said: what each job said last.
+        written: rows whose part was on the disk; twice: images that were done twice.
+        rows: of the first job, and of all jobs.
+        stopped: positions that counted and stopped to count.
         problems: what `verify` says of the finished run.
-        by: who finished: "first", "second", or "third", which meets no faults.
+        by: who found the run complete: "first", "second", or "third", which meets no faults.
     """
 
     seed: int
     fault: str
     ended: str = "by itself"
-    refused: int = 0
-    other: int = 0
-    admitted: int = 0
+    joined: bool = False
+    failed: int = 0
     said: list[str] = field(default_factory=list)
     written: int = 0
-    again: int = 0
-    lost: int = 0
+    twice: int = 0
+    rows: tuple[int, int] = (0, 0)
+    stopped: int = 0
     problems: list[str] = field(default_factory=list)
     by: str = "third"
 
 
-def work(host: str, out: Path, resume: bool, uid: int, log: Path, pace: float) -> None:
+def work(host: str, out: Path, uid: int, log: Path, pace: float) -> None:
     """One job, in a process of its own. It tells in `log` what it has done, a line each."""
 
     def tell(what: str, **more: Any) -> None:
         with log.open("a") as file:
-            file.write(json.dumps({"what": what, "at": time.monotonic(), **more}) + "\n")
+            file.write(json.dumps({"what": what, **more}) + "\n")
 
-    def write_part(path: Path, table: Any, payload: memoryview, check: Any) -> None:
-        parts_write(path, table, payload, check)
-        if table is IMAGES:
-            rows = np.frombuffer(payload, table.dtype)
-            tell("written", keys=[[int(r["shard"]), int(r["row"])] for r in rows])
+    def wrote(part: Part) -> None:
+        tell("written", spans=part.spans)
+        owner.wrote(part)
 
     boot = log.with_name(f"boot-{host}")
     boot.write_text(host)
-    process_tree.BOOT_ID, claim.node = boot, lambda: host
-    claim.BEAT_S, claim._POLL_S = 1.0 / pace, 0.2 / pace
-    results_writer.LOOK_S = 5.0 / pace
-    parts_write, parts.write_part = parts.write_part, write_part
+    process_tree.BOOT_ID = boot
     if uid:
         os.setgid(uid)
         os.setuid(uid)
-    options = {"patience": claim.Patience(claim.STILL_S / pace), "flush_s": 10.0 / pace}
+    sleep = lambda s: time.sleep(s / pace)  # noqa: E731
+    name = os.urandom(16).hex()
     try:
-        if resume:
-            writer, done = RunWriter.reopen(out, FULL, **options)
-        else:
-            writer, done = RunWriter.create(out, FULL, **options), []
+        store = open_folder(out, shared=True)
+        session = register(store, name, {"began": "now"}, sleep)
+        run = join(store, Run(1, 0, ROWS, 4 * CELLS, by=name, settings=FULL), sleep)
+        owner = Owner(store, run, CELLS, lambda: time.monotonic() * pace, name)
+        rows = RowSink(out, FULL, session, wrote, flush_s=10.0 / pace)
+        sink = Slow(rows, owner, pace)
         tell("began")
-        there = {(int(key["shard"]), int(key["row"])) for key in done}
-        left = [i for i in range(ROWS) if divmod(i, ROWS // 2) not in there]
-        fill(Slow(writer, pace), FULL, left)
-        tell("ended", message=writer.close("complete") or "complete")
+        while not owner.complete:
+            owner.rate = CELLS / GROUP_S
+            owner.turn(0 if owner.grants else 2 * CELLS)
+            if owner.grants:
+                _, spans, _ = owner.grants.popleft()
+                fill(sink, FULL, [i for start, stop in spans for i in range(start, stop)])
+                sink.groups += -(-sp.count(spans) // CELLS)
+            else:
+                rows.flush()
+                sleep(1.0)
+            rows.tick()
+        tell("ended", message="complete")
     except CollageError as error:
-        tell("refused", message=str(error))
+        tell("failed", message=str(error))
     except Exception as error:
-        tell("failed", message=f"{type(error).__name__}: {error}")
+        tell("failed", message="".join(format_exception(error)))
 
 
 class Slow:
-    """A writer of rows that takes its time for each group."""
+    """A writer of rows that takes its time for each group. Meanwhile the job's turns go on."""
 
-    def __init__(self, writer: RunWriter, pace: float) -> None:
-        self._writer, self._pace, self._count = writer, pace, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._writer, name)
+    def __init__(self, rows: RowSink, owner: Owner, pace: float) -> None:
+        self._rows, self._owner, self._pace = rows, owner, pace
+        self.session, self.groups = rows.session, 0  # groups of the grants before
 
     def image_rows(self, rows: np.ndarray, vectors: Sequence[np.ndarray] = ()) -> None:
         assert not vectors  # its network keeps none
-        for row in rows.reshape(-1, 1):
-            if self._count % CELLS == 0:
+        for row in rows.copy().reshape(-1, 1):
+            if row["cell"][0] == 0:
                 time.sleep(GROUP_S / self._pace)
-                self._writer.tick()
-            self._count += 1
-            self._writer.image_rows(row)
+                self._owner.turn()
+                self._rows.tick()
+            row["position"] = row["shard"] * FULL["shards"][0]["count"] + row["row"]
+            row["group"] += self.groups
+            self._rows.image_rows(row)
+
+    def task_rows(self, rows: np.ndarray) -> None:
+        rows = rows.copy()
+        rows["group"] += self.groups
+        self._rows.task_rows(rows)
 
 
 class Job:
     """A job's process and what it has told."""
 
-    def __init__(self, world: Mounted, host: str, resume: bool, uid: int, log: Path) -> None:
-        self.log, self.began, self.end = log, time.monotonic(), None
-        given = host, world.at / host / "run", resume, uid, log, world.pace
+    def __init__(self, world: Mounted, host: str, uid: int, log: Path) -> None:
+        self.log = log
+        given = host, world.at / host / "run", uid, log, world.pace
         self.process: BaseProcess = get_context("fork").Process(target=work, args=given)
         self.process.start()
 
@@ -166,18 +179,37 @@ class Job:
         return bool(self.told("ended"))
 
     @property
-    def last(self) -> dict[str, Any]:
-        """What it told at its end."""
-        last = [line for what in ("refused", "failed", "ended") for line in self.told(what)]
-        return last[-1] if last else {"message": "no word", "at": math.inf}
-
-    @property
     def message(self) -> str:
-        return self.last["message"]
+        last = [line["message"] for what in ("failed", "ended") for line in self.told(what)]
+        return last[-1] if last else "no word"
 
     @property
-    def keys(self) -> set[tuple[int, int]]:
-        return {(s, r) for line in self.told("written") for s, r in line["keys"]}
+    def written(self) -> list[Spans]:
+        return [tuple((a, b) for a, b in line["spans"]) for line in self.told("written")]
+
+
+class Watch:
+    """Looks at the records from a host that meets no faults: what counts never stops to count."""
+
+    def __init__(self, out: Path) -> None:
+        self.counts: Spans = ()
+        self.stopped = 0
+        self._out, self._over = out, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.2):
+            try:
+                now = sp.union(*(part.spans for part in counted(FolderStore(self._out))))
+            except (OSError, CollageError):
+                continue
+            self.stopped += sp.count(sp.minus(self.counts, now))
+            self.counts = now
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
 
 
 def play(seed: int, pace: float = PACE) -> Play:
@@ -210,87 +242,78 @@ def _play(result: Play, rng: random.Random, world: Mounted, at: Path) -> None:
     began = time.monotonic()
     now: Callable[[], float] = lambda: (time.monotonic() - began) * world.pace  # noqa: E731
     die_s, how = rng.uniform(5, 100), rng.choice(("killed", "host lost", "by itself"))
-    ask_s, second, asked = rng.uniform(0, 40), None, []
-    first = Job(world, "a", False, users[0], at / "first")
-    while now() < LIMIT_S:
+    ask_s = rng.uniform(0, 40)
+    watch = Watch(world.mount("w", mended=True) / "run")
+    jobs = {"first": [Job(world, "a", users[0], at / "first-0")], "second": list[Job]()}
+    again_s = {"first": 0.0, "second": ask_s}
+    while now() < LIMIT_S and not any(job.ended for each in jobs.values() for job in each):
         time.sleep(0.02)
+        first = jobs["first"][0]
         if now() >= die_s and how != "by itself" and result.ended != how and first.alive:
-            result.ended, first.end = how, time.monotonic()
+            result.ended = how
             if how == "host lost":
                 os.kill(first.process.pid, signal.SIGSTOP)  # nothing is sent as it ends
                 world.lose("a")
             first.process.kill()
-        if second is None and now() >= ask_s:
-            log = at / f"second-{len(asked)}"
-            second = Job(world, "b", bool(len(asked) % 2), users[1], log)
-            asked.append(second)
-        if second is None or second.alive:
-            continue
-        if second.ended:
-            result.by = "second" if second.keys or not first.ended else "first"
-            break
-        second, ask_s = None, now() + AGAIN_S
-    result.said = [job.message for job in (first, *asked)]
-    for host in [*world.hosts]:
+        for who, host, uid in (("first", "a", users[0]), ("second", "b", users[1])):
+            of = jobs[who]
+            if (of and of[-1].alive) or (who == "first" and result.ended != "by itself"):
+                continue
+            if of and again_s[who] < now() - AGAIN_S * 2:
+                again_s[who] = now() + AGAIN_S
+            if now() >= again_s[who]:
+                of.append(Job(world, host, uid, at / f"{who}-{len(of)}"))
+                again_s[who] = now() + AGAIN_S
+    every = [*jobs["first"], *jobs["second"]]
+    for who, of in jobs.items():
+        if any(job.ended for job in of):
+            result.by = who
+    result.joined = any(job.written for job in jobs["second"])
+    result.failed = sum(len(job.told("failed")) for job in every)
+    for host in [host for host in world.hosts if host != "w"]:
         world.lose(host)
-    for job in (first, *asked):
+    for job in every:
         job.process.kill()
         job.process.join()
-    _count(result, first, asked)
-    _judge(result, first, asked, world, at, users[0])
+    _judge(result, every, watch, world, at, users[0])
 
 
-def _count(result: Play, first: Job, asked: list[Job]) -> None:
-    """What became of the requests while another job lived."""
-    if any(text in first.message for text in REFUSED):  # the second job was there before it
-        result.refused = 1
-        return
-    end, ousted = first.end or first.last["at"], any(text in first.message for text in OUSTED)
-    for job in asked:
-        if job.began < end:
-            there = any(text in job.message for text in REFUSED)
-            let_in = [line["at"] for line in job.told("began")]
-            if let_in and let_in[0] >= end and not ousted:
-                continue  # it waited, and the first job ended meanwhile
-            name = "admitted" if let_in else "refused" if there else "other"
-            setattr(result, name, getattr(result, name) + 1)
-
-
-def _judge(result: Play, first: Job, asked: list[Job], world: Mounted, at: Path, uid: int) -> None:
+def _judge(result: Play, jobs: list[Job], watch: Watch, world: Mounted, at: Path, uid: int) -> None:
     """A third host, which meets no faults, finishes the run if it has to, and looks at it."""
     world.mend()
     point = world.mount("c", mended=True)
     out = point / "run"
     if result.by == "third":
-        job = Job(world, "c", (out / MANIFEST).exists(), uid, at / "third")
+        job = Job(world, "c", uid, at / "third")
         job.process.join()
-        asked = [*asked, job]
-        result.said.append(job.message)
+        jobs = [*jobs, job]
         if not job.ended:
             result.problems.append(f"cannot be finished: {job.message}")
-            return
+    watch.end()
+    result.said, result.stopped = [job.message for job in jobs], watch.stopped
+    if result.problems:
+        return
     found = verify_run(out)
     result.problems += found.problems
-    run = known_run(out, read_manifest(out))
-    rows = np.concatenate([np.asarray(rows) for rows in run.chunks(IMAGES)])
-    by = {(int(row["shard"]), int(row["row"])): int(row["session"]) for row in rows}
-    written = set().union(*(job.keys for job in (first, *asked)))
-    result.written, result.lost = len(written), len(written - set(by))
-    result.again = sum(by.get(key, 1) != 1 for key in first.keys)
+    every = [spans for job in jobs for spans in job.written]
+    result.written = sum(map(sp.count, every))
+    result.twice = result.written - sp.count(sp.union(*every))
+    mine = [part for part in counted(FolderStore(out)) if part.file.startswith("images-0001")]
+    result.rows = sum(sp.count(part.spans) for part in mine), found.rows
 
 
 def table(plays: list[Play]) -> str:
     """What was found, by fault."""
-    head = ("fault", "plays", "first died", "asked while it lived", "refused", "folder failed")
-    head += ("let in", "written rows", "done again", "lost", "not finished by the second", "wrong")
+    head = ("fault", "plays", "first died", "second did images, too", "given up and begun anew")
+    head += ("rows written", "images done twice", "not found complete by them", "stopped to count")
+    head += ("wrong",)
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for fault in (*PLAYED, "all"):
         of = [play for play in plays if fault in (play.fault, "all")]
-        asked = [play.refused + play.other + play.admitted for play in of]
-        cells = (fault, len(of), sum(p.ended != "by itself" for p in of), sum(asked))
-        sums = ("refused", "other", "admitted", "written", "again", "lost")
-        cells += tuple(sum(getattr(p, name) for p in of) for name in sums)
-        cells += (sum(p.by == "third" for p in of), sum(bool(p.problems) for p in of))
+        cells = (fault, len(of), sum(p.ended != "by itself" for p in of), sum(p.joined for p in of))
+        cells += tuple(sum(getattr(p, name) for p in of) for name in ("failed", "written", "twice"))
+        cells += (sum(p.by == "third" for p in of), sum(p.stopped for p in of))
+        cells += (sum(bool(p.problems) for p in of),)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -298,10 +321,8 @@ def table(plays: list[Play]) -> str:
 def warm() -> None:
     """Import what jobs need: those of other users may not read this Python's folder."""
     with tempfile.TemporaryDirectory() as name:
-        writer = RunWriter.create(Path(name), FULL)
-        fill(writer, FULL, range(ROWS))
-        writer.close("complete")
-        assert verify_run(Path(name)).ok
+        work("warm", Path(name) / "run", 0, Path(name) / "log", 1000.0)
+        assert verify_run(Path(name) / "run").ok, (Path(name) / "log").read_text()
 
 
 def main() -> None:
@@ -325,7 +346,7 @@ def main() -> None:
                 file.write(json.dumps(asdict(done.result())) + "\n")
     plays = read(args.out)
     print(table(plays))
-    failed = any(play.problems or play.lost for play in plays)
+    failed = any(play.problems or play.stopped for play in plays)
     raise SystemExit(failed or any(done.exception() for done in started))
 
 

@@ -20,6 +20,7 @@ from wire_tasks import pack_wire_tasks, unpack_results
 
 from collage_mpi.job import messages
 from collage_mpi.job.messages import Message
+from collage_mpi.job.supply import Close, Lease, Said
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import (
     ANSWERED,
@@ -137,7 +138,6 @@ class ListWriter:
     def __init__(self) -> None:
         self.images: list[Any] = []
         self.tasks: list[Any] = []
-        self.pending: deque[Any] = deque()  # parts to be published: none, of a team alone
 
     def image_rows(self, rows: np.ndarray, vectors: Sequence[np.ndarray] = ()) -> None:
         self.images += [_told(ImageRow(*row)) for row in rows.tolist()]
@@ -174,25 +174,29 @@ def truthful(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
     return WireResult(task.task, ANSWERED, cells=tuple(Score(p, 0.9) for p in pixels))
 
 
-class LoneLead:
-    """The lead of one team as the team knows it: all images in one lease, then the end.
+class LoneJob:
+    """The ledger as a job knows it that is alone: all images in one lease, then the end.
 
     Args:
         images: how many.
     """
 
-    lost = None
-
     def __init__(self, images: int) -> None:
-        self.said: list[Message] = []
-        everything = messages.Lease(0, 1, 0, messages.packed_ranges([(0, images)]))
-        self.told: deque[Message] = deque([*([everything] if images else []), messages.Close()])
+        self.said: list[Any] = []  # pairs of answers
+        everything = Lease(0, ((0, images),))
+        self.told: deque[Said] = deque([*([everything] if images else []), Close()])
 
-    def say(self, message: Message) -> None:
-        self.said.append(message)
-
-    def hear(self) -> Message | None:
+    def hear(self) -> Said | None:
         return self.told.popleft() if self.told else None
+
+    def holds(self, positions: np.ndarray) -> np.ndarray:
+        return np.ones(len(positions), bool)
+
+    def rested(self, number: int) -> None:
+        """Nobody waits for it."""
+
+    def pairs(self, pairs: Any) -> None:
+        self.said.append(pairs)
 
 
 class Cluster:

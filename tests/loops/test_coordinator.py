@@ -23,12 +23,13 @@ from fakes import (
     Cluster,
     ListReader,
     ListWriter,
-    LoneLead,
+    LoneJob,
     group_of,
     record,
     truthful,
 )
 
+from collage_mpi.bounds.promise import Threshold
 from collage_mpi.core import events as ev
 from collage_mpi.core.core import Core, ProtocolViolation
 from collage_mpi.core.schemes import make_scheme
@@ -38,8 +39,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
-from collage_mpi.job import coordinator, messages
-from collage_mpi.job.calibration import Asked, Judge, PairBook
+from collage_mpi.job import coordinator
 from collage_mpi.job.coordinator import (
     REPORT_EVERY_NS,
     Coordinator,
@@ -48,14 +48,14 @@ from collage_mpi.job.coordinator import (
     WorkMeter,
 )
 from collage_mpi.job.packing import Packer
-from collage_mpi.job.team import Supply
+from collage_mpi.job.pairs import Pair, PairBook
+from collage_mpi.job.supply import Close, Lease, Pause, Supply
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, Unread, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.mpi.transport import Received
 from collage_mpi.results.number_sets import Draw
 from collage_mpi.rows import OUTCOME_CODE, SOURCE_CODE, SOURCES
-from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.order import Order, Permutation
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
 from collage_mpi.workload.arrivals import ClosedLoop
@@ -109,7 +109,7 @@ class Job:
         audit: float = 0.0,
         calibration: int = 0,
         assign: str = "turn",
-        lead: Any = None,
+        ledger: Any = None,
         **settings: Any,
     ) -> None:
         singles = side * side if singles is None else singles
@@ -156,15 +156,11 @@ class Job:
         held = [set(kinds) if placement == "fastest" else {kind} for kind in kinds]
         self.ready = [ReadyRank(r, frozenset(k), "host") for r, k in enumerate(held, start=1)]
         self.most_held = self.most_remembered = 0
-        self.link = LoneLead(len(self.records)) if lead is None else lead(self)
-        plan = SimpleNamespace(
-            order=Order(Permutation(len(self.records))),
-            settings=SimpleNamespace(group_size=side * side, teams=1),
-        )
-        self.supply = Supply(self.link, plan, reader, self.writer)
+        self.link = LoneJob(len(self.records)) if ledger is None else ledger(self)
+        order, shards = Order(Permutation(len(self.records))), SimpleNamespace(lost={})
+        book = PairBook(calibration, order, shards) if calibration else None
+        self.supply = Supply(self.link, reader, self.writer, side * side, book)
         self.supply.hear()
-        book = PairBook(range(calibration)) if calibration else None
-        self.supply.attach(self.core.outcomes.totals, lambda group: None, book)
         self.coordinator = Coordinator(
             self.core,
             SimpleNamespace(transport=self.cluster, detector=self.detector, session=SESSION),
@@ -350,27 +346,25 @@ def test_the_run_of_a_lost_rank_is_done_by_others(dies_ms):
     assert all(task.items == 1 for task in job.writer.tasks if task.attempt > 1)
 
 
-@pytest.mark.parametrize(("cells_differ", "chosen"), [(False, 0.8999), (True, None)])
-def test_the_images_that_both_networks_classify_first_choose_the_threshold(cells_differ, chosen):
-    """None is accepted before, and none after where the networks differ."""
+@pytest.mark.parametrize("chosen", [0.8999, None])
+def test_the_images_that_both_networks_classify_first_choose_the_threshold(chosen):
+    """None is accepted before, and none after where no threshold is found."""
     job = Job(120, scheme="cascade", placement="fastest", calibration=40)
-    book = job.supply.book
-    asked = Asked(RunSettings(scheme="cascade", side=2, agree=0.775), images=120, ratio=0.5)
-    judge = Judge(asked, lambda: (1, 0))
+    book, pairs = job.supply.book, []
 
-    def hear(pairs):
-        judge.hear(pair._replace(differs=cells_differ) for pair in pairs)
+    def hear(new):
+        pairs.extend(new)
+        if len(pairs) == 40:
+            book.hear(Threshold(chosen, 30, 40))
 
     book.tell(hear)
-    noted = []
-    judge.begin(book.heard.append, noted.append)
     job.complete()
+    assert sorted(pairs) == [Pair(at, pytest.approx(0.9), differs=False) for at in range(40)]
     first = [row for row in job.writer.images if row.row < 40]
     assert {SOURCES[row.source] for row in first} <= {"single", "endgame"}
     assert sum(row.audited for row in first) > 30
     rest = [SOURCES[row.source] for row in job.writer.images if row.row >= 40]
     assert ("collage" in rest) == (chosen is not None)
-    assert [each["confidence"] for each in noted[-1]] == [chosen]
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -785,30 +779,26 @@ def test_a_long_silence_is_the_longest_gap():
     assert job.coordinator.polls.longest_ns <= COORDINATOR_BACKOFF.longest_ns
 
 
-# ---- a team's images ------------------------------------------------------------
+# ---- leases ------------------------------------------------------------
 
 
-class Leases:
-    """A lead that grants `size` images at a time, a pause before each; each begins a group of its
+class Leases(LoneJob):
+    """A ledger that grants `size` images at a time, a pause before each; each begins a batch of its
     own."""
 
     EVERY_NS = 500 * MS
-    lost = None
 
     def __init__(self, job: Job, size: int) -> None:
+        super().__init__(0)
         self.job, self.left, self.size = job, len(job.records), size
         self.records, job.reader._left = list(job.records), deque()
         self.granted_ns: list[int] = []
-        self.said: list[Any] = []
-        self._told: deque[Any] = deque([messages.Pause()])
+        self.told = deque([Pause()])
         job.reader.add = self._read
 
     def _read(self, ranges: Any) -> None:
         for each in ranges:
             self.job.reader._left.extend(self.records[slice(*each)])
-
-    def say(self, message: Any) -> None:
-        self.said.append(message)
 
     def hear(self) -> Any:
         number, now_ns = len(self.granted_ns), self.job.clock.now_ns
@@ -816,14 +806,12 @@ class Leases:
             self.granted_ns.append(now_ns)
             first, count = number * self.size, min(self.size, self.left)
             self.left -= count
-            places = messages.packed_ranges([(first, first + count)])
-            groups = -(-self.size // 4)
-            self._told.append(messages.Lease(number, 1, number * groups, places))
-            self._told.append(messages.Pause() if self.left else messages.Close())
-        return self._told.popleft() if self._told else None
+            self.told.append(Lease(number, ((first, first + count),)))
+            self.told.append(Pause() if self.left else Close())
+        return super().hear()
 
 
-def test_the_lead_is_heard_and_a_stop_looked_for_once_a_ms():
+def test_the_ledger_is_heard_and_a_stop_looked_for_once_a_ms():
     job, looks, asked = Job(40, depth=2), [], []
     hear, stop_reason = job.supply.look, job.coordinator._stop_reason
 
@@ -840,8 +828,8 @@ def test_the_lead_is_heard_and_a_stop_looked_for_once_a_ms():
 
 
 @pytest.mark.parametrize(("scheme", "batch"), [("none", 1), ("none", 4), ("collage", 1)])
-def test_a_team_s_images_count_from_their_lease_and_wait_for_no_other(scheme, batch):
-    job = Job(17, scheme=scheme, batch=batch, lead=lambda job: Leases(job, 6))  # 4 and 2 images
+def test_images_count_from_their_lease_and_wait_for_no_other(scheme, batch):
+    job = Job(17, scheme=scheme, batch=batch, ledger=lambda job: Leases(job, 6))  # 4 and 2 images
     leases = job.link
     job.complete()
     assert len(leases.granted_ns) == 3
@@ -853,6 +841,32 @@ def test_a_team_s_images_count_from_their_lease_and_wait_for_no_other(scheme, ba
     assert [begun_ns[i] + job.start_ns for i in range(3)] == leases.granted_ns
     for task in job.writer.tasks:
         assert 0 <= task.sent_ns - begun_ns[task.group // 2] < leases.EVERY_NS // 2
+
+
+@pytest.mark.parametrize(("busy_ms", "released"), [(1, [[2, 3, 4]]), (300, [[3, 4], [2]])])
+def test_a_job_that_waits_for_long_lets_idle_ranks_go_but_one_of_each_kind(
+    monkeypatch, caplog, busy_ms, released
+):
+    monkeypatch.setattr(coordinator, "RELEASE_NS", 100 * MS)
+    monkeypatch.setattr(coordinator, "AGAIN_NS", 100 * MS)
+    caplog.set_level("INFO")
+    slow = {"service_ns": lambda rank, task: (busy_ms if rank == 2 else 1) * MS}
+    job = Job(8, cluster=slow, ledger=lambda job: Leases(job, 4))
+    job.supply._dry = False  # it does not wait for its first images
+    gone, sent = [], []
+
+    def release(ranks: list[int]) -> None:
+        assert job.clock.now_ns >= job.link.granted_ns[-1] + 100 * MS
+        gone.append(ranks)
+        sent.append(len(job.cluster.tasks))
+
+    job.coordinator._group.release = release
+    job.complete()
+    assert gone == released
+    assert {rank for rank, _ in job.cluster.tasks[sent[-1] :]} == {1, 5}
+    assert OUTCOME_CODE["lost"] not in {task.outcome for task in job.writer.tasks}
+    assert job.coordinator.released == {2, 3, 4}
+    assert f"ranks {', '.join(map(str, released[0]))} released, the others wait" in caplog.text
 
 
 # ---- lost ranks ---------------------------------------------------------------
@@ -937,15 +951,15 @@ def sleeps_of(job: Job) -> dict[bool, set[int]]:
     return found
 
 
-def test_a_team_with_no_image_in_hand_looks_up_once_a_ms_and_else_as_ever():
+def test_a_job_with_no_image_in_hand_looks_up_once_a_ms_and_else_as_ever():
     slow = {"service_ns": lambda *_: 30 * MS}
-    job = Job(8, scheme="none", cluster=slow, lead=lambda job: Leases(job, 4))
+    job = Job(8, scheme="none", cluster=slow, ledger=lambda job: Leases(job, 4))
     sleeps = sleeps_of(job)
     assert sleeps[False] == {MS}
     assert max(sleeps[True]) < COORDINATOR_BACKOFF.patient_ns  # of the 60 ms that it waits
 
 
-def test_a_job_of_one_team_looks_up_as_ever_while_late_answers_are_awaited():
+def test_a_job_looks_up_as_ever_while_late_answers_are_awaited():
     late = {"service_ns": lambda rank, task: 100 * MS if rank == 5 else 30 * MS}
     sleeps = sleeps_of(Job(4, cluster=late))
     assert sleeps[False]

@@ -313,7 +313,7 @@ def test_abort_ends_the_job_at_the_first_loss():
     process_monitor = FakeMonitor()
     detector = detector_of(process_monitor, keep_going=False)
     process_monitor.ended = [Ended(3, "process", "its process has ended")]
-    with pytest.raises(RankGone, match=r"rank 3 \(collage\) is lost.*--resume"):
+    with pytest.raises(RankGone, match=r"rank 3 \(collage\) is lost.*Go on with the same command"):
         detector.look(S)
 
 
@@ -329,12 +329,12 @@ def test_the_end_of_collages_is_said_once(caplog):
 
 def test_without_single_ranks_there_is_no_scheme_to_go_on_as(caplog):
     process_monitor = FakeMonitor()
-    detector = detector_of(process_monitor, kinds=("single", "backup", "backup"))
+    detector = detector_of(process_monitor, kinds=("single", "stage1", "stage1"))
     process_monitor.ended = [Ended(1, "process", "gone"), Ended(2, "process", "gone")]
     detector.look(S)
     first, second = caplog.messages
     assert first.endswith("0 single ranks left")
-    assert second.endswith("1 backup rank left")
+    assert second.endswith("1 stage1 rank left")
 
 
 def test_a_rank_that_leaves_at_the_end_is_no_loss(caplog):

@@ -7,9 +7,8 @@ import pytest
 from fakes import MS
 from test_coordinator import Job
 
-from collage_mpi.job.calibration import Asked, Judge
+from collage_mpi.bounds.promise import Threshold
 from collage_mpi.rows import AUDIT_CODE
-from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.workload.arrivals import OpenLoop, poisson_times_ns
 
 
@@ -62,15 +61,17 @@ def test_at_a_low_load_the_images_that_choose_a_threshold_meet_both_networks():
     cluster = {"service_ns": lambda rank, task: 4 * MS}
     layout = {"singles": 3, "placement": "fastest", "together": False, "depth": 50, "credit": 1}
     job = open_job(times_ns, scheme="cascade", calibration=40, cluster=cluster, **layout)
-    asked = Asked(RunSettings(scheme="cascade", side=2, agree=0.775), images=120, ratio=0.5)
-    judge = Judge(asked, lambda: (1, 0))
-    book, noted = job.supply.book, []
-    book.tell(judge.hear)
-    judge.begin(book.heard.append, noted.append)
+    book, places = job.supply.book, set()
+
+    def hear(pairs):
+        places.update(pair.place for pair in pairs)
+        if len(places) == 40:
+            book.hear(Threshold(0.8999, 30, 40))
+
+    book.tell(hear)
     job.complete()
     rows = sorted(job.writer.images, key=lambda row: row.row)
     assert [row.audited for row in rows[:40]] == [AUDIT_CODE["done"]] * 40
-    assert [each["confidence"] for each in noted[-1]] == [0.8999]
     waits_ns = [row.latency_ns for row in rows[:40]]
     assert max(waits_ns) > 8 * MS, "of the two networks"
     assert max(waits_ns) < times_ns[39] / 4, "none waits for the whole calibration"

@@ -391,8 +391,8 @@ def test_an_image_of_a_group_that_cannot_be_read_leaves_the_others(tmp_path: Pat
     shards.close()
     with h5py.File(shards.infos[0].path, "r+") as file:
         file["images"][2, 1, 1] ^= 1
-    bench, looker = grouped(found_again(shards), "backup")
-    give_group(bench, "backup", [0, 1, 3], (0, 1), (0, 2), (0, 3))
+    bench, looker = grouped(found_again(shards), "stage1")
+    give_group(bench, "stage1", [0, 1, 3], (0, 1), (0, 2), (0, 3))
     (result,) = bench.results
     assert result.status == ANSWERED
     assert [why is None for why in result.unread] == [True, False, True]
@@ -400,7 +400,7 @@ def test_an_image_of_a_group_that_cannot_be_read_leaves_the_others(tmp_path: Pat
     assert [cell and cell.label for cell in result.cells] == [
         int(images[0, 0, 0, 0]) % 10, None, int(images[1, 0, 0, 0]) % 10
     ]  # fmt: skip
-    give_group(bench, "backup", [1], (0, 2), task=1)
+    give_group(bench, "stage1", [1], (0, 2), task=1)
     assert (bench.results[-1].status, len(bench.results[-1].unread)) == (FAILED, 1)
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import subprocess
 import sys
+import zlib
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.defects import DEFECTS, PLANTED, planted, tomllib
-from tests.simulation.kernel import Host, Kernel, Process
-from tests.simulation.laws import Writers, careless, untrue
+from tests.simulation.kernel import Host, Kernel
+from tests.simulation.laws import careless, untrue
+from tests.simulation.ledger_laws import MARK_BYTES, Ledger
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +33,7 @@ session = play.Play._session
 def altered(self, each):
     self.case.seed == 3 and 1 / 0
     if self.case.seed == 40:
-        play.facts = lambda run, *_, exact: {'sessions': run.manifest['session']}
+        play.facts = lambda run, *_, exact: {'sessions': len(run.manifest['sessions'])}
     session(self, each)
 play.Play._session = altered
 play.simplest = lambda case, _: case
@@ -59,27 +63,26 @@ def test_any_exception_fails_its_seed_and_the_others_are_played(told: str) -> No
 
 
 def test_what_faults_change_in_results_is_found(told: str) -> None:
-    assert re.search(r"seed 40 failed: sessions: \d where an undisturbed job has 1", told)
+    assert re.search(r"seed 40 failed: sessions: \d where an undisturbed job has \d", told)
 
 
-def test_who_writes_after_the_next_one_has_begun_is_told_of() -> None:
+def test_a_row_that_does_not_count_any_more_is_told_of(tmp_path: Path) -> None:
     told: list[str] = []
-    writers = Writers("/out", told.append)
-    first, second = (Process(pid, Host("h"), "rank 0", {}) for pid in (1, 2))
-    for process, name in (
-        *((first, name) for name in ("claim-1", "manifest.json", "parts/.a.tmp-1", "parts/a.npy")),
-        *((second, name) for name in ("claim-2", ".manifest.json.tmp-2")),
-        (first, "status.json"),
-        (second, "manifest.json"),
-    ):
-        writers.made(process, f"/out/{name}")
-    assert told == []
-    writers.made(first, "/out/parts/b.npy")
-    writers.made(Process(3, Host("h"), "rank 5", {}), "/out/parts/c.npy")
-    assert [text.rpartition(" wrote ")[2] for text in told] == [
-        "parts/b.npy after 2 had begun",
-        "parts/c.npy without a claim",
-    ]
+    for folder in ("leases", "parts", "jobs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "networks.1.json").write_text("{}")
+    (tmp_path / "jobs/0001.json").write_text('{"facts": {"final": {}}}')
+    name = "images-0001-000001.npy"
+    (tmp_path / "parts" / name).write_bytes(b"rows")
+    part = {"file": name, "size": 4, "crc": zlib.crc32(b"rows"), "spans": [[0, 2]]}
+    ledger, prev = Ledger(tmp_path, told.append, lambda path: path.exists()), ""
+    for gen, spans in enumerate(([], [[0, 2]], [[0, 1]])):
+        parts = [{**part, "spans": spans}] if spans else []
+        raw = json.dumps({"prev": prev, "parts": parts}).encode()
+        (tmp_path / f"leases/0.{gen}").write_bytes(raw + b" " * MARK_BYTES * (gen == 0))
+        prev = sha256(raw).hexdigest()[:32]
+        ledger.made(f"leases/0.{gen}")
+    assert told == ["1 rows do not count any more, after leases/0.2"]
 
 
 @pytest.mark.parametrize(("code", "said"), [(0, 1), (3, 0), (5, 1), (6, 1)])
@@ -106,7 +109,7 @@ def test_a_file_is_left_open_only_by_a_rank_that_ends_itself(ends_itself: bool) 
 def test_the_statements_that_seeds_reach_are_told() -> None:
     told = played("--from", "0", "--coverage").stdout
     assert float(re.search(r"^mpi: ([\d.]+) % of \d+ statements$", told, re.MULTILINE)[1]) > 50
-    assert re.search(r"^ *\d+ %  +\d+  job/lead.py +[\d, -]+$", told, re.MULTILINE)
+    assert re.search(r"^ *\d+ %  +\d+  job/shared.py +[\d, -]+$", told, re.MULTILINE)
 
 
 def test_defects_are_found() -> None:
@@ -131,8 +134,9 @@ def test_planted_defects_are_those_that_the_seed_draws() -> None:
         pairs = [(kind, duty) for kind, duties in data[name].items() for duty in duties]
         orders.append(random.Random(data["seed"]).sample(pairs, len(pairs)))
     numbers = [each["number"] for each in data["planted"]]
-    assert sorted([*numbers, *map(int, data["passed_over"])]) == list(range(1, max(numbers) + 1))
+    left = {*map(int, data["passed_over"]), *map(int, data["gone"])}
+    assert sorted([*numbers, *left]) == list(range(1, max(numbers) + 1))
     drawn = [(each["kind"], each["duty"]) for each in data["planted"]]
     assert drawn == [orders[0][number - 1] for number in numbers]
     assert [(each["kind"], each["duty"]) for each in data["ledger"]] == orders[1][:20]
-    assert len(numbers) == 60
+    assert len(numbers) + len(data["gone"]) == 60

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rows_by_name import cells_of
 
 from collage_mpi.cli import main
 from collage_mpi.models import describe, load_predictor
@@ -144,7 +145,7 @@ def test_a_quick_network_gets_a_threshold_and_its_answers_are_saved(
     test, quick = make_shard(tmp_path / "test.h5", 2000, 1), tmp_path / "quick.safetensors"
     assert train("single", shard, quick, "--stem", "4x3/2", "--seed", "1") == 0
     single = ["--single", str(weights["single"])]
-    words = ["weights", "threshold", "--shards", str(test), *single, "--backup"]
+    words = ["weights", "threshold", "--shards", str(test), *single, "--first"]
     assert main([*words, str(weights["single"])]) == 2
     assert "is the same network as --single" in capsys.readouterr().err
     assert main([*words, str(quick)]) == 0  # into its own file
@@ -152,24 +153,24 @@ def test_a_quick_network_gets_a_threshold_and_its_answers_are_saved(
     assert made.accept is not None
     assert made.accept.single == describe_weights(weights["single"]).fingerprint
     assert "9 images at once take " in text
-    words = ["evaluate", "--shards", str(test), *single, "--backup", str(quick), "--calls", "5"]
+    words = ["evaluate", "--shards", str(test), *single, "--first", str(quick), "--calls", "5"]
     words += ["--json", "--save-answers", str(tmp_path / "a.npz"), "--side"]
     assert main([*words, "2"]) == 0
     report = json.loads(capsys.readouterr().out)
-    entry, found = report["networks"]["backup"], report["saving"]
+    entry, found = report["networks"]["stage1"], report["saving"]
     assert (entry["batch"], found["cells"]) == (4, 4)
     assert found["ratio"] * report["networks"]["single"]["service_ns"] == pytest.approx(
         entry["batch_service_ns"]
     )
     assert found["at_threshold"]["share"] == pytest.approx(made.accept.share, abs=0.05)
     saved = read_answers(tmp_path / "a.npz", 2)
-    assert set(saved.known) == {"single", "backup"}
-    pairs = zip(saved.known["backup"], saved.labels, strict=True)
+    assert set(saved.known) == {"single", "stage1"}
+    pairs = zip(saved.known["stage1"], saved.labels, strict=True)
     right = np.mean([a is not None and a[0] == b for a, b in pairs])
     assert right == pytest.approx(entry["accuracy"], abs=1e-3)
     words.remove("--json")
     assert main([*words, "2"]) == 0
-    assert "A batch of 4 by the backup network takes " in capsys.readouterr().out
+    assert "A batch of 4 by the stage1 network takes " in capsys.readouterr().out
 
 
 def number_after(words: str, text: str) -> float:
@@ -243,7 +244,7 @@ def test_saved_answers_are_those_of_the_networks(
 def test_an_absent_cell_is_marked_in_the_saved_answers(tmp_path: Path) -> None:
     from collage_mpi.simulation.simulator import save_answers
 
-    answers = {"single": [(1, 0.5), (2, 0.75)], "collage": [None, (2, 0.25)]}
+    answers = {"single": cells_of([(1, 0.5), (2, 0.75)]), "collage": cells_of([None, (2, 0.25)])}
     save_answers(tmp_path / "a.npz", 2, np.array([1, 2]), answers, NAMES)
     with np.load(tmp_path / "a.npz", allow_pickle=False) as saved:
         assert saved["collage_absent"].tolist() == [True, False]
@@ -321,22 +322,23 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     args = _arguments(shard, tmp_path / "w.safetensors", *more)
     data, _, settings = load(args, lambda shape: command.settings_of(args, shape))
     assert (data.teacher_logits is not None) == distilled
-    whole = Trainer(data, settings, args).run()
+    whole = Trainer(data, settings, args)
+    whole.run()
 
     args = replace(args, checkpoint=tmp_path / "checkpoint")
     first = Trainer(data, settings, args)
     for step in range(7):  # in the middle of the first epoch
         first._step(first.maker.make(first.maker.order(0)[step], 0, step))
     first._save()
-    second = Trainer(data, settings, replace(args, resume=True))
-    assert second.done == 7
-    resumed = second.run()
+    resumed = Trainer(data, settings, replace(args, resume=True))
+    assert resumed.done == 7
+    resumed.run()
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
     assert [_results(row) for row in resumed.history[1:]] == [
         _results(row) for row in whole.history[1:]
     ]
-    assert resumed.epoch == whole.epoch
+    assert resumed.kept_epoch == whole.kept_epoch
 
 
 @pytest.mark.parametrize(  # in an epoch, and its last: 11 steps of 16 images

@@ -6,7 +6,9 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from collage_mpi.job.messages import (
     Measure,
     Measured,
     Rank0,
+    Release,
     Start,
     Stop,
     Welcome,
@@ -120,7 +123,7 @@ class Bench:
     def start(self) -> None:
         self.get_ready()
         if self.worker.steps.state == READY:
-            self.endpoint.tell(Start(1.0, {}, 1, TASK_BYTES, wire.UP_BYTES))
+            self.endpoint.tell(Start({"collage": 1.0}, {}, 1, TASK_BYTES, wire.UP_BYTES))
             self.run()
             self.network.calls = 0
 
@@ -231,7 +234,7 @@ def test_a_network_that_raises_fails_its_task_not_the_job(error):
     assert fine.cells[0].label == 2
 
 
-@pytest.mark.parametrize("kind", ["single", "backup"])
+@pytest.mark.parametrize("kind", ["single", "stage1"])
 @pytest.mark.parametrize(
     ("most", "sizes"), [(1, [3, 1, 2, 1, 1]), (2, [3, 1, 2]), (1 << 30, [3, 1, 2])]
 )
@@ -274,7 +277,7 @@ def test_tasks_wait_for_the_start():
     bench.single(0, 4)
     bench.run()
     assert bench.results == []
-    bench.endpoint.tell(Start(2.0, {}, 1, TASK_BYTES, wire.UP_BYTES))
+    bench.endpoint.tell(Start({"collage": 2.0}, {}, 1, TASK_BYTES, wire.UP_BYTES))
     bench.run()
     assert bench.results[0].cells[0].label == 4
 
@@ -366,14 +369,30 @@ def test_rank_0_is_watched_until_it_says_stop():
 
 
 def test_an_idle_rank_looks_about_a_thousand_times_a_second():
-    bench = Bench()
+    assert polls_in(Bench(), 1_000) < 1100
+
+
+def polls_in(bench: Bench, ms: int) -> int:
+    """How often an idle worker polls in this time."""
     polls = []
     bench.endpoint.at_poll = lambda: polls.append(1)
-    until_ns = bench.clock.now_ns + 1000 * MS
+    until_ns = bench.clock.now_ns + ms * MS
     while bench.clock.now_ns < until_ns:
         assert not bench.worker.step()
         bench.worker.backoff.pause()
-    assert len(polls) < 1100
+    return len(polls)
+
+
+def test_a_rank_that_is_let_go_drops_its_network_and_sleeps():
+    bench = Bench(start=False)
+    load = bench.worker._load = partial(bench.worker._load)  # as if it held the network
+    bench.start()
+    held = ref(bench.network), ref(load)
+    del bench.network, load
+    bench.endpoint.tell(Release())
+    bench.run()
+    assert [each() for each in held] == [None, None]
+    assert polls_in(bench, 60_000) < 1500
 
 
 def test_too_few_pixels_are_a_defect_of_the_wire():
@@ -599,14 +618,14 @@ def test_a_batch_is_measured_as_one():
 
 
 def group_batch(bench: Bench, task: int, pixels: list[int], group: int = 0) -> None:
-    """Images of a group, of which the first is missing, as a backup rank gets them."""
+    """Images of a group, of which the first is missing, as a stage1 rank gets them."""
     items = tuple((10 * task + i, i + 1) for i in range(len(pixels)))
     images = np.stack([np.full(SHAPE, pixel, np.uint8) for pixel in pixels])
-    bench.endpoint.give([WireTask(task, "backup", items)], [images])
+    bench.endpoint.give([WireTask(task, "stage1", items)], [images])
 
 
 def test_a_group_as_a_batch_is_one_predict_and_each_image_has_its_own_class():
-    bench = Bench("backup", batch=8)
+    bench = Bench("stage1", batch=8)
     group_batch(bench, 1, [3, 1, 4])
     bench.run()
     (result,) = bench.results
@@ -614,12 +633,12 @@ def test_a_group_as_a_batch_is_one_predict_and_each_image_has_its_own_class():
     assert [cell.label for cell in result.cells] == [3, 1, 4]
 
 
-def test_a_backup_rank_whose_device_takes_no_group_says_how_many_fit():
-    bench = Bench("backup", start=False, batch=9)
+def test_a_rank_of_a_stage_whose_device_takes_no_group_says_how_many_fit():
+    bench = Bench("stage1", start=False, batch=9)
     bench.network.most = 4
     bench.start()
     (fault,) = bench.endpoint.told()
-    assert "the backup network with a batch of 8 " in fault.message
+    assert "the stage1 network with a batch of 8 " in fault.message
     assert fault.message.endswith("a batch of 4 fits")
 
 
@@ -631,7 +650,7 @@ def kept_by(bench: Bench) -> np.ndarray:
 
 def test_what_is_kept_of_a_group_as_a_batch_is_of_each_image():
     extras = Extras(top_k=1, save="none")
-    bench = Bench("backup", extras=extras, batch=8)
+    bench = Bench("stage1", extras=extras, batch=8)
     group_batch(bench, 1, [3, 1, 4])
     bench.run()
     assert kept_by(bench)["top_classes"].tolist() == [[3], [1], [4]]

@@ -17,9 +17,10 @@ from collage_mpi.faults.process_monitor import Ended
 from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.job import messages
 from collage_mpi.job.group_steps import HERE
-from collage_mpi.job.handshake import ServiceCosts, ratio_among, service_costs, shortest_ns
+from collage_mpi.job.handshake import ServiceCosts, ratio_of, service_costs, shortest_ns
 from collage_mpi.job.messages import (
     Bye,
+    End,
     Fault,
     Hello,
     Leave,
@@ -27,7 +28,9 @@ from collage_mpi.job.messages import (
     Measured,
     Message,
     Rank0,
+    Release,
     Shards,
+    Start,
     Stop,
     Welcome,
 )
@@ -94,7 +97,7 @@ def hello(rank: int) -> Hello:
 def times_of(group: WorkerGroup, networks="networks", **who: list[int]):
     """Service times by kind, and the ratio, as the handshake finds them."""
     found = group.measure_in_turn(who, networks, dict.fromkeys(who, 1))
-    return shortest_ns(found), ratio_among(found)
+    return shortest_ns(found), ratio_of(found.get("collage", ()), found.get("single", ()))
 
 
 def polite(rank: int, told: Message) -> Message | None:
@@ -148,7 +151,7 @@ def test_a_rank_s_fault_is_told_with_its_rank(code, kind):
 
 def test_a_signal_ends_the_wait():
     worker_group = group_of(Workers(3))
-    with pytest.raises(CollageError, match=r"SIGTERM: go on .* \(run: with --resume\)") as caught:
+    with pytest.raises(CollageError, match=r"SIGTERM: go on with the same command") as caught:
         worker_group.welcome(welcomes(3), interrupted=lambda: "stopped by SIGTERM")
     assert caught.value.exit_code is ExitCode.INCOMPLETE
 
@@ -393,10 +396,11 @@ def test_one_file_that_makes_both_networks_has_two_costs(monkeypatch):
     assert service_costs(plan, worker_group, MANY).ratio == 1.0
     plan.settings = RunSettings(straggler="pinned", cost_ratio=1.5)
     assert service_costs(plan, worker_group, MANY).ratio == 1.5
-    plan.settings = RunSettings()
-    found["backup"] = found.pop("collage")
-    plan.networks = {"single": "w.safetensors", "backup": "w.safetensors"}
-    assert service_costs(plan, worker_group, MANY).ratio == 1.0
+    plan.settings = RunSettings(scheme="cascade", first=("collage", "q"))
+    found["stage2"] = [Measured(3 * 10**7, 3 * 10**7)]
+    plan.networks |= {"stage2": "q"}
+    costs = service_costs(plan, worker_group, MANY)
+    assert costs.costs == {"collage": 4.0, "stage2": 0.3}, "each stage has its own"
 
 
 def test_ranks_that_load_are_left_the_cores():
@@ -437,6 +441,38 @@ def test_a_dead_rank_is_not_told_to_stop_and_one_that_dies_then_has_stopped():
     assert worker_group.stop(0) == []
     assert [rank for rank, _ in workers.told] == [2, 3]
     assert worker_group.detector.timeouts.losses.keys() == {1}
+
+
+START = Start({"collage": 1.0}, {}, 1, 1, 1)
+
+
+def test_ranks_that_are_let_go_learn_the_end_once_and_stop_with_the_others():
+    workers = Workers(4, polite)
+    group = group_of(workers)
+    group.welcome(welcomes(4))
+    group.start(START)
+    workers.told.clear()
+    group.release([2, 3])
+    assert workers.told == [(2, Release()), (3, Release())]
+    group.end()
+    assert workers.told[2:] == [(1, End())]
+    assert group.stop(6) == []
+    assert [rank for rank, told in workers.told if told == Stop(6)] == [1, 2, 3]
+
+
+def test_ranks_that_are_let_go_and_may_leave_alone_do_so_and_are_not_lost():
+    workers = Workers(4, polite)
+    group, process_monitor = hardy(workers)
+    group.welcome(welcomes(4))
+    workers.told.clear()
+    group.release([2, 3])
+    assert workers.told == [(2, Stop(0)), (3, Stop(0))]
+    process_monitor.ended = [Ended(2, "process", "its process has ended")]
+    assert group.detector.look(1 << 62) == []
+    group.end()
+    assert group.stop(6) == []
+    assert [rank for rank, told in workers.told if told in (End(), Stop(6))] == [1, 1]
+    assert group.detector.timeouts.losses == {}
 
 
 def plan_of_batches(images: int = 10**6, **settings) -> SimpleNamespace:

@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_and_a_lost_chunk_is_error_rows(mpiexec, programs, 
     assert killed.returncode not in (0, 5)
     out = tmp_path / words[-1]
     assert verify_run(out).status == "incomplete"
-    go_on = ["-m", "collage_mpi", "run", "--resume", "--out", out]
+    go_on = ["-m", "collage_mpi", "run", "--out", out]
     done = mpiexec(WORLD, go_on, env=QUICK)
     assert done.returncode == ExitCode.COMPLETE_WITH_ERRORS, done.stderr
     report = verify_run(out)

@@ -201,10 +201,13 @@ def test_a_script_of_ones_own_is_launched(script, tmp_path, capfd):
     assert main(words) == 0
     assert capfd.readouterr().out.count("ended with 0") == 3
     assert len(read_results(tmp_path / "out").images) == 24
-    assert main(words) == 3, "what its run said"
-    assert "holds a run already" in capfd.readouterr().err
-    assert main([*words, "--log", str(tmp_path / "log")]) == 3
-    assert "holds a run already" not in capfd.readouterr().err
+    assert main(words) == 0, "the run is complete"
+    (tmp_path / "file").touch()
+    wrong = [*words[:-1], str(tmp_path / "file")]
+    assert main(wrong) == 3, "what its run said"
+    assert "is a file" in capfd.readouterr().err
+    assert main([*wrong, "--log", str(tmp_path / "log")]) == 3
+    assert "is a file" not in capfd.readouterr().err
     assert (tmp_path / "log").read_text().startswith("ERROR of collage_mpi: collage-mpi run: ")
 
 
@@ -224,7 +227,7 @@ def test_a_run_is_started_from_python(script, tmp_path, monkeypatch, capfd):
     thread.join(LIMIT_S)
     assert done == [ExitCode.COMPLETE]
     assert len(collage_mpi.read_results(tmp_path / "out").images) == 24
-    assert collage_mpi.launch_run(settings) == ExitCode.ENVIRONMENT
+    assert collage_mpi.launch_run(settings) == ExitCode.COMPLETE  # it was complete
 
 
 def test_launch_says_what_it_would_type(mpi):

@@ -76,7 +76,7 @@ def test_the_rows_are_those_of_rank_0s_reading(mpi, data, tmp_path):
         ("hedge", "cd", (*PHOTOS, "--hedge-ms", "0.1")),
         ("collage-only", "cd", (*ONLY, *PHOTOS, "--batch", "2")),
         ("collage", "ab", (*GROUPED, "--singles", "3")),
-        ("cascade-batch", "cd", (*PHOTOS, "--batch", "2")),
+        ("cascade", "cd", (*PHOTOS, "--batch", "2", "--first", "null")),
     ]
     cases = []
     for scheme, which, more in schemes:
@@ -107,8 +107,7 @@ def test_bad_rows_are_error_rows_of_no_rank(mpi, data, tmp_path):
     schemes = {
         "none": (),
         "collage-only": ONLY,
-        "cascade-batch": (),
-        "cascade": ("--collage", "null", "--singles", "3"),
+        "cascade": ("--collage", "null", "--singles", "2", "--first", "collage", "null"),
     }
     cases = [[*run, "--scheme", s, *m, "--out", tmp_path / s] for s, m in schemes.items()]
     done = run_many(mpi, WORLD, cases, tmp_path)
@@ -186,11 +185,11 @@ def test_a_stopped_run_is_resumed_by_the_same_readers_only(mpi, mpiexec, program
     run += ["--pixels", "workers", "--out", tmp_path / "out"]
     stopped = mpiexec(WORLD, [programs / "saboteur.py", 0, "stop:SIGTERM", *run], env=QUICK)
     assert stopped.returncode == ExitCode.INCOMPLETE, stopped.stderr
-    go_on = ["run", "--resume", "--out", tmp_path / "out"]
+    go_on = ["run", "--out", tmp_path / "out"]
     other, resumed = run_many(mpi, WORLD, [[*go_on, "--pixels", "rank0"], go_on], tmp_path)
     assert codes(other) == [ExitCode.USAGE] * WORLD
     told = "".join(rank["err"] for rank in other)
-    assert "cannot resume with other settings" in one_message(told)
+    assert "the run there has other settings" in one_message(told)
     assert "pixels" in told
     assert codes(resumed) == [0] * WORLD, resumed[0]["err"]
     found = check_run(tmp_path / "out")

@@ -1,9 +1,8 @@
-"""Going on with what the manifest knows: error rows done again, and a folder without a run."""
+"""Going on with a run: error rows done again, and a folder without a run."""
 
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -46,30 +45,24 @@ def test_error_rows_are_done_again_on_request(mpi, mpiexec, tmp_path) -> None:
     errors = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]["errors"]
     assert errors == 2
     assert "--retry-errors" in first.stdout
-    # A part that no manifest names, as after an old copy of the manifest was put back: the number
-    # of its session is not used again.
-    part = next((tmp_path / "out" / "parts").glob("tasks-0001-*"))
-    shutil.copy(part, part.with_name("tasks-0006-000001.npy"))
     (tmp_path / "worn").unlink()
     retry = ["run", "--retry-errors", "--out", "out"]
-    again = run_many(mpi, 5, [["run", "--resume", "--out", "out"], retry, retry], tmp_path)
+    again = run_many(mpi, 5, [["run", "--out", "out"], retry, retry], tmp_path)
     assert [codes(case) for case in again] == [[code] * 5 for code in (5, 0, 0)], again
     report = verify_run(tmp_path / "out")
     assert report.headline == "complete: 24 of 24 rows, no doubles"
     found = read_results(tmp_path / "out")
     assert (found.images["predicted"] == found.images["row"] % 10).all()
-    assert len(found.superseded) == errors == (found.images["session"] == 7).sum()
+    assert errors == (found.images["session"] == 2).sum()
     assert main(["export", str(tmp_path / "out"), "--to", "csv"]) == 0
     lines = (tmp_path / "out" / "export" / "images.csv").read_text().splitlines()
     assert len(lines) == 25
     assert not any(",error," in line for line in lines)
 
 
-def test_resume_without_a_run_says_what_is_missing(mpi, tmp_path) -> None:
-    cases = [["run", "--resume", "--out", "new"], ["run", "--resume"]]
-    says = ["new: no run here yet, so --resume begins a new run and needs all settings"]
-    says += ["--out is missing"]
-    for case, text in zip(run_many(mpi, 4, cases, tmp_path), says, strict=True):
+def test_a_folder_without_a_run_needs_settings(mpi, tmp_path) -> None:
+    cases = [["run", "--out", "new"], ["run"]]
+    for case in run_many(mpi, 4, cases, tmp_path):
         assert codes(case) == [ExitCode.USAGE] * 4
-        assert sum(text in rank["err"] for rank in case) == 1
+        assert sum("shards" in rank["err"] for rank in case) == 1
     assert not (tmp_path / "new").exists()

@@ -39,7 +39,7 @@ def test_two_runs_with_other_rank_counts_give_the_same_classes(
     plan = make_plan(settings, 2)
     held = load_predictor(SINGLE, "single").fingerprint
     hello = replace(HELLO, devices=("cpu",), fingerprints={"single": held})
-    costs = ServiceCosts({"single": 10**7}, {}, 1.0, {}, 4, None)
+    costs = ServiceCosts({"single": 10**7}, {}, {}, {}, 4, None)
     made = Changeover(plan, {1: hello}, build_encoder(plan), costs, plan.order)
     ((_, request),) = made._requests
     make_as_asked(request)

@@ -32,10 +32,6 @@ SAME: dict[tuple[str, str], str] = {
         "comm, mpi, Inbox(coordinator, TAG_CONTROL, CONTROL_BYTES, (3)))",
     ): "one more receive is ready than needs be",
     (
-        "collage_mpi/results/parts.py",
-        "session: began.get(session) or began.get(first) or (-1)",
-    ): "of a launch without any Unix time all sessions begin at the same",
-    (
         "collage_mpi/results/summary.py",
         "first, last = came.get(session, (1 << 63, -((0) << 63)))",
     ): "no image comes before the clock of its session begins",
@@ -77,10 +73,10 @@ SAME: dict[tuple[str, str], str] = {
     ): "a rank's spells just before the start are those at the start",
     (
         "collage_mpi/workload/straggler_settings.py",
-        "return median_s * math.exp(min(sigma * z, (120.0)))  # so that it does not overflow",
+        "return median_s * math.exp(min(sigma * z, (120.0))) * slowing(moment)",
     ): "a draw is cut far below either, unless the median is below 1e-17 s",
     (
         "collage_mpi/workload/straggler_settings.py",
-        "return usual(moment) * (factor if (mode <= share) else 1.0)",
+        "return factor if (mode <= share) else 1.0",
     ): "one draw in 2 ** 53 is the share itself",
 }

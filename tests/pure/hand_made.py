@@ -14,7 +14,7 @@ from typing import Any
 
 from rows_by_name import add_image, add_task
 
-from collage_mpi.results import RunWriter
+from collage_mpi.results.sole import SoleWriter
 
 SIDE, WARM = 2, 2
 CELLS = SIDE * SIDE
@@ -29,7 +29,7 @@ ENDS |= {30: "failed", **dict.fromkeys((40, 41), "unfinished")}
 
 def hand_made(out: Path, *, collage: bool, status: str = "complete", **changes: Any) -> Path:
     """Write the run; with the collage one image, the fourth of group 30, is an error row."""
-    writer = RunWriter.create(out, {**_manifest(collage), **changes})
+    writer = SoleWriter(out, {**_manifest(collage), **changes})
     clock_ns = 0
     for group in range(WARM + GROUPS[collage]):
         clock_ns += _group(writer, group, clock_ns, collage)
@@ -49,7 +49,6 @@ def _manifest(collage: bool) -> dict[str, Any]:
     ratio = {"cost_ratio": 0.92}
     return {
         "run_id": "made-by-hand",
-        "session": 1,
         "settings": {"scheme": scheme, "side": SIDE, "straggler": "lognormal"},
         "shards": [{"path": "in.h5", "fingerprint": "ab" * 32, "count": IMAGES[False]}],
         "rows": IMAGES[collage],
@@ -67,7 +66,7 @@ def _manifest(collage: bool) -> dict[str, Any]:
     }
 
 
-def _group(writer: RunWriter, number: int, t0_ns: int, collage: bool) -> int:
+def _group(writer: SoleWriter, number: int, t0_ns: int, collage: bool) -> int:
     """Rows of a group; how long it took, ns."""
     warmup = number < WARM
     g = 37 * (number - WARM) % GROUPS[collage]
@@ -119,7 +118,7 @@ def _predicted(index: int, cell: int, wins: bool) -> int:
 
 
 def _task(
-    writer: RunWriter,
+    writer: SoleWriter,
     group: int,
     rank: int,
     kind: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 from rows_by_name import add_image, add_task
 
 from collage_mpi.encoding.vectors import KeptColumn, layout_of
-from collage_mpi.results import Results, RunWriter
+from collage_mpi.ledger.records import Part
+from collage_mpi.results import Results
+from collage_mpi.results.parts import part_path
 from collage_mpi.results.row_sink import PartThread, _Part
+from collage_mpi.results.sole import SoleWriter
 from collage_mpi.results.statistics import Spread, TimedSample
 from collage_mpi.results.vectors import extras_of
 from collage_mpi.rows import KEY_ROW, STORED
@@ -29,7 +33,6 @@ def manifest(rows: int, /, **changes: Any) -> dict[str, Any]:
     first = rows // 2
     return {
         "run_id": "test-run",
-        "session": 1,
         "settings": {"scheme": "collage", "side": SIDE, "out": "somewhere"},
         "shards": [
             {"path": "a.h5", "fingerprint": "aa" * 32, "count": first},
@@ -70,7 +73,7 @@ def locate(full: dict[str, Any], index: int) -> tuple[int, int]:
 
 
 def fill(
-    writer: RunWriter,
+    writer: SoleWriter,
     full: dict[str, Any],
     indices: range | list[int],
     *,
@@ -109,9 +112,11 @@ def fill(
             if extras_of(full):
                 writer.keep(layout_of_run(full))
             vector = vector_of(full, index, predicted) if extras_of(full) and not failed else None
+            place = {} if full["order"] == "file" else {"position": CELLS * number + cell}
             add_image(
                 writer,
                 vector,
+                **place,
                 shard=shard,
                 row=row,
                 cell=cell,
@@ -209,7 +214,7 @@ def make_run(
     scheme = {} if collage else {"scheme": "none", "accept": None}
     full = manifest(rows, **{**scheme, **changes})
     full["world"][COLLAGE_RANK]["kinds"] = [kind]
-    writer = RunWriter.create(out, full, rows_per_part=512)
+    writer = SoleWriter(out, full, rows_per_part=512)
     how = {"collage": collage, "slow_rank": slow_rank, "errors": errors, "seed": seed}
     fill(writer, full, arrival or range(rows), labels=labels, kind=kind, **how)
     end = {"poll": {"longest_gap_ns": 1_500_000}}
@@ -227,9 +232,10 @@ def as_two_teams(run: Results, gap_ns: int = 1_000_000) -> Results:
         for column in {"t0_ns", "sent_ns", "done_ns"} & set(rows.dtype.names):
             rows[column][odd] -= gap_ns
         tables[name] = rows
-    began = [{"session": 1, "final": {"began_ns": 1_790_000_000 * 10**9}}]
-    began.append({"session": 2, "final": {"began_ns": 1_790_000_000 * 10**9 + gap_ns}})
-    told = {**run.manifest, "teams": 2, "launches": [[1, 2]], "sessions": began}
+    at_ns = 1_790_000_000 * 10**9
+    began = [{"session": 1, "final": {"began_ns": at_ns, "seconds": 3600.0}}]
+    began.append({"session": 2, "final": {"began_ns": at_ns + gap_ns}})
+    told = {**run.manifest, "sessions": began}
     return dataclasses.replace(run, manifest=told, **tables)
 
 
@@ -256,15 +262,15 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 class InlineThread(PartThread):
     """The writer thread without a thread: parts are written when they are handed over."""
 
-    def __init__(self, directory: Path, session: int, check: Any) -> None:
+    def __init__(self, directory: Path, session: int, written: Callable[[Part], object]) -> None:
         self.fault = None
-        self._written = lambda *part: None
-        self._directory, self._session, self._check = directory, session, check
+        self._directory, self._session, self._written = directory, session, written
         self._numbers = {t.name: 0 for t in STORED}
 
     def put(self, table: Any, payload: memoryview, before: Any = None) -> None:
         self._numbers[table.name] += 1
-        self.do(_Part(table, self._numbers[table.name], payload, before))
+        part = _Part(table, self._numbers[table.name], payload, before)
+        self._write(part_path(self._directory, table, self._session, part.number), part)
 
     def end(self) -> None:
         pass

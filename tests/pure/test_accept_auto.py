@@ -1,4 +1,4 @@
-"""Accept auto: the collage network's own threshold, or a backup alone, and what it may cost."""
+"""Accept auto: the threshold in a network's own file, and what it may cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from rows_by_name import cells_of
 
 from collage_mpi import cli
 from collage_mpi.errors import DataFault, UsageError
@@ -38,14 +39,19 @@ def networks():
 
 
 def resolved(settings, single, collage) -> float:
-    return with_accept_of(settings, single, collage).confidence
+    return with_accept_of(settings, facts(single, collage)).confidence
+
+
+def facts(single, collage, kind: str = "collage"):
+    given = {"single": single, kind: collage}
+    return {kind: info for kind, info in given.items() if info is not None}
 
 
 def test_auto_is_the_threshold_that_was_measured_beside_this_single_network(networks):
     single, collage = networks
     mine = replace(collage, accept=replace(SPEC, single=single.fingerprint))
     assert resolved(NAMED, single, mine) == 0.93
-    assert with_accept_of(NAMED, single, mine).accept_policy().name == "confident 0.93"
+    assert with_accept_of(NAMED, facts(single, mine)).accept_policy().name == "confident 0.93"
     for other in (replace(collage, accept=SPEC), replace(collage, accept=None), None):
         assert resolved(NAMED, single, other) == 1.0
     assert resolved(NAMED, None, mine) == 1.0
@@ -62,9 +68,9 @@ def test_with_confidence_1_no_score_is_high_enough():
 def test_what_is_asked_for_stays_and_null_networks_have_nothing_to_lose(networks):
     single, collage = networks
     asked = replace(NAMED, confidence=0.9, deadline_ms=5.0)
-    assert with_accept_of(asked, single, collage) is asked
+    assert with_accept_of(asked, facts(single, collage)) is asked
     none = replace(NAMED, scheme="none")
-    assert with_accept_of(none, single, collage) is none
+    assert with_accept_of(none, facts(single, collage)) is none
     assert resolved(replace(NAMED, collage="null:ms=3"), single, None) == 0.0
 
 
@@ -77,27 +83,37 @@ def test_a_cascade_without_a_threshold_is_refused_by_the_commands_that_help(netw
         with pytest.raises(
             UsageError, match=r"weights threshold .*--agree .* or set it by hand with --confidence"
         ):
-            with_accept_of(cascade, single, other)
+            with_accept_of(cascade, facts(single, other))
     assert resolved(replace(cascade, single="null"), None, collage) == 0.0
     by_hand = replace(cascade, confidence=0.7)
-    assert with_accept_of(by_hand, single, None) is by_hand
-    for scheme, kind in (("cascade", "collage"), ("cascade-batch", "backup")):
-        settings = RunSettings(scheme=scheme, **{kind: "small.safetensors"})
-        with pytest.raises(UsageError, match=f"{scheme} must know .* by --single and --{kind}"):
+    assert with_accept_of(by_hand, facts(single, None)) is by_hand
+    for given in ({"collage": "small.safetensors"}, {"first": ("small.safetensors",)}):
+        settings = RunSettings(scheme="cascade", **given)
+        with pytest.raises(UsageError, match=r"must know .* by --single, and --collage or --first"):
             _ = SimulatedJob(settings, 9, answers="a.npz").effective
 
 
 def test_a_quick_network_has_a_threshold_in_its_file_too(networks):
     single, _ = networks
-    itself = replace(NAMED, scheme="cascade-batch")  # a batch for the single network
-    assert resolved(itself, single, single) == 0.0
-    assert SimulatedJob(itself, 9, answers="a.npz").effective.confidence == 0.0
-    quick = replace(itself, backup="small.safetensors")
+    quick = replace(NAMED, scheme="cascade", first=("small.safetensors",))
     mine = replace(single, fingerprint="q" * 64, accept=replace(SPEC, single=single.fingerprint))
-    assert resolved(quick, single, mine) == 0.93
+    found = with_accept_of(quick, facts(single, mine, "stage1"))
+    assert found.first == ("small.safetensors@top@0.93",), "by the score of which it was measured"
     for other in (replace(mine, accept=SPEC), replace(mine, accept=None), None):
-        with pytest.raises(UsageError, match=r"--single a.safetensors --backup small.safetensors`"):
-            with_accept_of(quick, single, other)
+        with pytest.raises(UsageError, match=r"--single a.safetensors --first small.safetensors`"):
+            with_accept_of(quick, facts(single, other, "stage1"))
+
+
+def test_each_stage_of_a_chain_has_a_threshold_of_its_own(networks):
+    single, collage = networks
+    chain = replace(NAMED, scheme="cascade", first=("collage", "q.safetensors@0.7"))
+    mine = replace(collage, accept=replace(SPEC, single=single.fingerprint))
+    found = with_accept_of(chain, facts(single, mine))
+    assert [policy.name for policy in found.accept.values()] == ["confident 0.93", "confident 0.7"]
+    with pytest.raises(UsageError, match=r"--first q.safetensors counts, .* q.safetensors@0.9"):
+        with_accept_of(replace(chain, first=("collage@0.9", "q.safetensors")), facts(single, mine))
+    by_hand = replace(chain, confidence=0.8)
+    assert [policy.confidence for policy in by_hand.accept.values()] == [0.8, 0.7]
 
 
 def test_a_job_and_its_simulation_take_the_threshold_of_the_quick_network(networks, tmp_path):
@@ -106,12 +122,12 @@ def test_a_job_and_its_simulation_take_the_threshold_of_the_quick_network(networ
     assert names is not None
     with_accept(single, replace(SPEC, single=single.fingerprint), quick)
     settings = RunSettings(
-        scheme="cascade-batch", shards=(DEMO,), out="o", single=str(single.path), backup=str(quick)
+        scheme="cascade", shards=(DEMO,), out="o", single=str(single.path), first=(str(quick),)
     )
     plan = make_plan(settings, settings.launch_size, launched=False)
     plan.shards.close()
-    assert plan.settings.confidence == 0.93
-    assert SimulatedJob(settings, 9, answers="a.npz").effective.confidence == 0.93
+    for found in (plan.settings, SimulatedJob(settings, 9, answers="a.npz").effective):
+        assert [policy.name for policy in found.accept.values()] == ["confident 0.93"]
 
 
 def test_a_simulation_that_knows_no_scores_takes_every_answer():
@@ -153,13 +169,13 @@ def test_a_record_of_an_earlier_version_says_less(name):
 def test_own_code_is_not_told_to_measure_a_threshold_which_takes_weights_files_alone():
     own = RunSettings(scheme="cascade", single="own.py:Single", collage="own.py:Collage")
     with pytest.raises(UsageError) as told:
-        with_accept_of(own, None, None)
+        with_accept_of(own, {})
     assert "weights threshold" not in str(told.value)
     assert "--agree 0.99" in str(told.value)
 
 
 def test_the_file_says_with_how_many_standard_errors_the_score_was_chosen(networks, tmp_path):
-    stages = TwoStages(*network(20_000, wrong_below=0.5), 9)
+    stages = stages_of(*network(20_000, wrong_below=0.5), 9)
     chosen = choose_threshold(stages, "s", Aim(errors=2.0))
     kept = with_accept(networks[1], chosen, tmp_path / "w.safetensors").accept
     assert kept is not None
@@ -169,6 +185,10 @@ def test_the_file_says_with_how_many_standard_errors_the_score_was_chosen(networ
     assert "(chosen with 1 standard error): " in told_savings(
         find_savings(stages, 0.8, replace(kept, errors=1.0)), "timed so"
     )
+
+
+def stages_of(single: list, first: list, labels: np.ndarray, cells: int) -> TwoStages:
+    return TwoStages(cells_of(single), cells_of(first), labels, cells)
 
 
 def network(n: int, wrong_below: float) -> tuple[list, list, np.ndarray]:
@@ -181,14 +201,14 @@ def network(n: int, wrong_below: float) -> tuple[list, list, np.ndarray]:
 
 def test_a_threshold_costs_at_most_what_is_allowed():
     single, collage, labels = network(20_000, wrong_below=0.5)
-    found = choose_threshold(TwoStages(single, collage, labels, 9), "s")
+    found = choose_threshold(stages_of(single, collage, labels, 9), "s")
     assert 0.499 < found.confidence < 0.501
     assert 0 < found.chosen_points <= MOST_POINTS
     assert found.chosen_on + found.measured_on == 20_000
     assert abs(found.share - 0.5) < 0.02
     assert found.agreeing == pytest.approx(1 - 2 * found.measured_points / 100, abs=2e-3)
     collage = [None if score > 0.9 else (label, score) for label, score in collage]
-    assert choose_threshold(TwoStages(single, collage, labels, 9), "s").share == pytest.approx(
+    assert choose_threshold(stages_of(single, collage, labels, 9), "s").share == pytest.approx(
         0.4, abs=0.02
     )
 
@@ -199,7 +219,7 @@ def test_a_cell_that_has_the_score_of_the_threshold_counts():
     labels = np.zeros(4000, np.int64)
     upper = 0.84957
     collage = [(0, upper) if i % 3 else (1, 0.25) for i in range(4000)]
-    found = choose_threshold(TwoStages([(0, 1.0)] * 4000, collage, labels, 4), "s")
+    found = choose_threshold(stages_of([(0, 1.0)] * 4000, collage, labels, 4), "s")
     assert found.confidence == 0.8495
     assert found.share == pytest.approx(2 / 3, abs=1e-3)
     for score in (found.confidence, upper):
@@ -210,22 +230,22 @@ def test_the_half_that_measures_does_not_choose():
     single, collage, labels = network(4000, wrong_below=0.5)
     other = np.arange(4000) // 4 % 2 == 1
     worse = [(1, s) if o else (c, s) for (c, s), o in zip(collage, other, strict=True)]
-    sure = choose_threshold(TwoStages(single, collage, labels, 4), "s").confidence
+    sure = choose_threshold(stages_of(single, collage, labels, 4), "s").confidence
     with pytest.raises(DataFault, match=f"the score {sure:g} loses .* that did not choose it"):
-        choose_threshold(TwoStages(single, worse, labels, 4), "s")
+        choose_threshold(stages_of(single, worse, labels, 4), "s")
 
 
 def test_a_threshold_can_be_that_of_most_accuracy():
     """Cells of a score from 0.7 are right, half of the single's answers are; below, neither."""
     single, collage, labels = network(20_000, wrong_below=0.7)
     single = [(i // 2 % 2, 1.0) for i in range(len(single))]  # pairs, so that both halves have both
-    found = choose_threshold(TwoStages(single, collage, labels, 9), "s", ACCURACY)
+    found = choose_threshold(stages_of(single, collage, labels, 9), "s", ACCURACY)
     assert 0.699 < found.confidence < 0.701
     assert found.share == pytest.approx(0.3, abs=0.02)
     assert found.chosen_points == pytest.approx(-15, abs=1)
     assert found.measured_points == pytest.approx(-15, abs=1)
     assert (
-        choose_threshold(TwoStages(single, collage, labels, 9), "s").confidence < 0.5
+        choose_threshold(stages_of(single, collage, labels, 9), "s").confidence < 0.5
     )  # which costs nothing
 
 
@@ -257,7 +277,7 @@ def test_a_threshold_by_hand(aim, lost, confidence):
     for i, (score, change) in enumerate(cells):
         single[2 * i] = (int(change < 0), 1.0)
         collage[2 * i] = (int(change > 0), score)
-    found = choose_threshold(TwoStages(single, collage, labels, 1), "s", aim)
+    found = choose_threshold(stages_of(single, collage, labels, 1), "s", aim)
     assert found.confidence == pytest.approx(confidence, abs=1e-3)
 
 
@@ -268,7 +288,7 @@ def test_more_standard_errors_choose_a_surer_score():
         collage[2 * i] = (wrong, score)
     single[8:] = [(1, 1.0)] * 7992
     scores = [
-        choose_threshold(TwoStages(single, collage, labels, 1), "s", Aim(errors=errors)).confidence
+        choose_threshold(stages_of(single, collage, labels, 1), "s", Aim(errors=errors)).confidence
         for errors in (0.0, 2.0)
     ]
     assert scores == pytest.approx([0.7, 0.9], abs=1e-3)
@@ -280,7 +300,7 @@ def test_a_threshold_counts_the_cells_that_chose_it():
     for i in range(110):
         single[2 * i] = (int(i >= 30), 1.0)
         collage[2 * i] = (int(i < 30), 1.0 if i < 30 else 0.99992)
-    found = choose_threshold(TwoStages(single, collage, labels, 1), "s", ACCURACY)
+    found = choose_threshold(stages_of(single, collage, labels, 1), "s", ACCURACY)
     assert found.confidence == 0.9999
     assert found.chosen_points == -5
 
@@ -294,21 +314,21 @@ def test_a_threshold_that_loses_on_the_others_is_none():
     with pytest.raises(
         DataFault, match="at most 0 may be lost: there is no threshold; try --errors 3, use"
     ):
-        choose_threshold(TwoStages(single, collage, labels, 1), "s", ACCURACY)
-    assert choose_threshold(TwoStages(single, collage, labels, 1), "s").measured_points == 0.1
+        choose_threshold(stages_of(single, collage, labels, 1), "s", ACCURACY)
+    assert choose_threshold(stages_of(single, collage, labels, 1), "s").measured_points == 0.1
     single[3], collage[3] = (0, 1.0), (1, 0.9)
     with pytest.raises(DataFault, match=r"0.20 points .* at most 0.1 may be .* try --aim acc"):
-        choose_threshold(TwoStages(single, collage, labels, 1), "s")
+        choose_threshold(stages_of(single, collage, labels, 1), "s")
 
 
 def test_a_threshold_of_most_accuracy_counts_scattered_luck_for_nothing():
     single, collage, labels = network(4000, wrong_below=0.0)  # as right as the single
     single[0], single[9] = (1, 1.0), (1, 1.0)  # better by one image in either half
     with pytest.raises(DataFault, match="gains accuracy"):
-        choose_threshold(TwoStages(single, collage, labels, 9), "s", ACCURACY)
+        choose_threshold(stages_of(single, collage, labels, 9), "s", ACCURACY)
     collage = [None] * 4000
     with pytest.raises(DataFault, match="gains accuracy"):
-        choose_threshold(TwoStages(single, collage, labels, 9), "s", ACCURACY)
+        choose_threshold(stages_of(single, collage, labels, 9), "s", ACCURACY)
 
 
 @pytest.mark.parametrize("side", ["3", "3_balanced", "3_yolo", "4", "5"])
@@ -323,9 +343,9 @@ def test_the_shipped_networks_give_at_most_a_tenth_of_a_point_away(side, network
 
 def test_no_threshold_without_images_or_worth():
     with pytest.raises(DataFault, match="1,999 labelled images"):
-        choose_threshold(TwoStages(*network(1999, 0.5), 9), "s")
+        choose_threshold(stages_of(*network(1999, 0.5), 9), "s")
     with pytest.raises(DataFault, match="no score"):
-        choose_threshold(TwoStages(*network(2000, 2.0), 9), "s")
+        choose_threshold(stages_of(*network(2000, 2.0), 9), "s")
 
 
 def test_too_few_images_are_told_of_before_a_network_runs(tmp_path, monkeypatch, capsys):

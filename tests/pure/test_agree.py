@@ -1,49 +1,40 @@
-"""--agree: the calibration's images, the threshold they choose, and when the audits raise it."""
+"""--agree: the images that are drawn, what is asked of them, and the threshold that jobs share."""
 
 from __future__ import annotations
 
-import logging
-import math
-import pickle
-from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from collage_mpi.bounds.draw import Draw
+from collage_mpi.bounds.promise import Promise
+from collage_mpi.bounds.sample import Asked, Candidate
 from collage_mpi.core.events import Judged
+from collage_mpi.core.schemes import make_scheme
 from collage_mpi.errors import UsageError
 from collage_mpi.job import run as runs
-from collage_mpi.job.calibration import (
-    AgreementWatch,
-    Asked,
-    Judge,
-    Pair,
-    PairBook,
-    calibration_first,
-    pairs_of,
-)
+from collage_mpi.job.agreed import Agreed
+from collage_mpi.job.changeover import Changeover
 from collage_mpi.job.handshake import ServiceCosts
-from collage_mpi.job.messages import SetThreshold
+from collage_mpi.job.pairs import AgreementWatch, Pair, PairBook, drawn_first, pairs_of
+from collage_mpi.job.plan import Plan, run_order
+from collage_mpi.ledger.owner import LOOK_S, join
+from collage_mpi.ledger.records import Run
+from collage_mpi.ledger.store import FolderStore
 from collage_mpi.models.architecture import AcceptSpec
-from collage_mpi.results.manifest import FORMAT, VERSION, check_manifest
 from collage_mpi.rows import AUDIT_CODE, IMAGES, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings, with_accept_of, with_every_answer
 from collage_mpi.shards.order import Order, Permutation, Shuffle
 from collage_mpi.simulation.simulator import SimulatedJob
-
-
-def at() -> tuple[int, int]:
-    """The session, and when in it."""
-    return 2, 30
+from collage_mpi.system import files
 
 
 def cascade(**more) -> RunSettings:
     return RunSettings(scheme="cascade", **more)
-
-
-ASKED = Asked(cascade(agree=0.98), images=10_000, ratio=0.6)  # of them 450 choose the threshold
 
 
 # ---- settings ---------------------------------------------------------------
@@ -52,16 +43,18 @@ ASKED = Asked(cascade(agree=0.98), images=10_000, ratio=0.6)  # of them 450 choo
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"agree": 0.98, "scheme": "collage"}, "--scheme cascade"),
-        ({"agree": 0.98, "scheme": "cascade", "confidence": 0.9}, "leave out --confidence"),
-        ({"agree": 0.98, "scheme": "cascade", "deadline_ms": 9.0}, "whatever its"),
-        ({"agree": 1.0, "scheme": "cascade"}, "between 0 and 1"),
-        ({"agree": 0.0, "scheme": "cascade"}, "between 0 and 1"),
+        ({"scheme": "collage"}, "--scheme cascade"),
+        ({"confidence": 0.9}, "leave out --confidence"),
+        ({"deadline_ms": 9.0}, "whatever its"),
+        ({"agree": 1.0}, "between 0 and 1"),
+        ({"agree": 0.0}, "between 0 and 1"),
+        ({"top_k": 5}, "only the class is promised"),
+        ({"save": "scores"}, "Leave out --top-k and --save"),
     ],
 )
 def test_what_does_not_go_together_is_refused(given, named) -> None:
     with pytest.raises(UsageError, match=named):
-        RunSettings(**given)
+        RunSettings(**{"agree": 0.98, "scheme": "cascade", **given})
 
 
 def test_a_simulation_is_told_a_score_and_a_forecast_takes_every_answer() -> None:
@@ -72,88 +65,120 @@ def test_a_simulation_is_told_a_score_and_a_forecast_takes_every_answer() -> Non
 
 def test_auto_stays_where_the_run_chooses() -> None:
     asked = cascade(agree=0.98, single="a.safetensors", collage="b.safetensors")
-    assert with_accept_of(asked, None, None) is asked
+    assert with_accept_of(asked, {}) is asked
     assert asked.accept_policy().needs_scores
+    assert asked.labels()["accept"] == "agree 0.98"
 
 
-def test_as_many_images_choose_as_show_the_bound_with_some_to_spare() -> None:
-    sizes = {agree: cascade(agree=agree).calibration_size for agree in (0.98, 0.99, 0.995)}
-    assert sizes == {0.98: 450, 0.99: 900, 0.995: 1800}
-    assert cascade(agree=0.98, side=4).calibration_size == 464  # 29 whole runs of 16
-    assert cascade(agree=0.98).calibration_images(451) == 450
-    assert cascade(agree=0.98).calibration_images(450) == 0  # all that there is
-    assert cascade().calibration_images(10_000) == 0
-    assert cascade(agree=0.98).labels()["accept"] == "agree 0.98"
+@pytest.mark.parametrize(
+    ("given", "scheme", "first"),
+    [
+        ({"single": "s", "agree": 0.99}, "cascade", ["s@bfloat16"]),
+        ({"single": "s", "collage": "c", "agree": 0.99}, "cascade", ["collage"]),
+        ({"single": "s", "collage": "c", "first": ["q"], "agree": 0.99}, "cascade", ["q"]),
+        ({"single": "s", "collage": "c"}, "collage", []),
+        ({"single": "s"}, "none", []),
+        ({"single": "s", "profile": "paper"}, "collage", []),
+    ],
+)
+def test_the_usual_scheme_and_its_first_network(given, scheme, first) -> None:
+    found = RunSettings.from_mapping(given)
+    assert (found.scheme, [each.text for each in found.stages]) == (scheme, first)
+
+
+def test_audits_by_share_are_for_thresholds_that_no_promise_audits() -> None:
+    assert [cascade().audit_share, cascade(agree=0.9).audit_share] == [0.01, 0.0]
+    assert cascade(agree=0.9, audit=0.2).audit_share == 0.2
 
 
 # ---- the order --------------------------------------------------------------
 
 
-def test_the_calibration_is_whole_runs_of_the_order_from_all_over_it() -> None:
+def test_drawn_images_come_first_by_the_draw_and_the_others_as_they_were() -> None:
     order, every = Order(Shuffle(10_000, 1)), range(10_000)
-    moved = calibration_first(order, 450, 9, seed=0)
+    moved = drawn_first(order, 450)
     found = moved.indices(every)
     assert sorted(found) == list(every)
     assert moved.positions(found).tolist() == list(every)
     place = order.positions(np.arange(10_000))
-    runs = place[found[:450]].reshape(50, 9)
-    assert (np.diff(runs, axis=1) == 1).all()
-    assert (runs[:, 0] % 9 == 0).all()
-    assert (np.diff(runs[:, 0]) > 0).all()  # files are read from front to back
-    assert runs.min() < 1_000
-    assert runs.max() > 9_000
-    assert (np.diff(place[found[450:]]) > 0).all()  # the others as they were
-    assert (found == calibration_first(order, 450, 9, seed=0).indices(every)).all()
-    assert (found != calibration_first(order, 450, 9, seed=1).indices(every)).any()
-    assert (calibration_first(order, 0, 9, seed=0).indices(every) == order.indices(every)).all()
+    assert place[found[:450]].tolist() == Draw(10_000, 0).first(450)
+    assert (np.diff(place[found[450:]]) > 0).all()
+    assert (drawn_first(order, 0).indices(every) == order.indices(every)).all()
+
+
+def test_a_job_draws_if_it_is_large_enough_and_shuffles_if_that_is_as_good() -> None:
+    asked = cascade(agree=0.99, first=("q",))
+    moved = run_order(asked, 2_000).indices(range(2_000))
+    assert moved.tolist() == Draw(2_000, 0).first(2_000)  # all may be needed
+    assert run_order(asked, 699).indices(range(699)).tolist() == list(range(699))
+    large = run_order(asked, 100_000).indices(range(100_000))
+    assert large[:10_500].tolist() == Draw(100_000, 0).first(10_500)
+    assert (np.diff(large[10_500:]) > 0).all()
+    shuffled = replace(asked, order="shuffle:3")
+    expected = Shuffle(2_000, 3).indices(np.arange(2_000))
+    assert (run_order(shuffled, 2_000).indices(range(2_000)) == expected).all()
+
+
+def test_collages_are_of_images_from_all_over_a_run_that_promises() -> None:
+    """What a collage says of an image depends on the others."""
+    found = run_order(cascade(agree=0.99, limit=900), 5_000).indices(range(900))
+    assert sorted(found) == list(range(900))  # the first 900 of the files
+    assert np.abs(np.diff(found)).mean() > 200
+    assert run_order(cascade(), 900).indices(range(900)).tolist() == list(range(900))
+
+
+NONE_LOST = SimpleNamespace(lost={})
 
 
 # ---- pairs ------------------------------------------------------------------
 
 
-def test_the_book_knows_its_images_and_says_each_pair_once() -> None:
+def book_of(front: int, shards=NONE_LOST) -> tuple[PairBook, list[Pair]]:
+    """A book for an order of 300 images, and what it says."""
     said: list[Pair] = []
-    book = PairBook([40, 20])
+    book = PairBook(front, Order(Permutation(300)), shards)
     book.tell(said.extend)
-    assert book.calibrates(7, np.array([20, 30])).tolist() == [True, False]
+    return book, said
+
+
+def test_the_book_knows_its_images_and_says_each_pair_once() -> None:
+    book, said = book_of(2)
+    assert book.draws(7, np.array([1, 2])).tolist() == [True, False]
+    assert book.draws(9, np.array([2, 3])) is None
     book.judged(Judged(7, 0.5, False, False))
     book.judged(Judged(8, None, False, False))
-    book.judged(Judged(9, 0.5, True, False))
+    book.judged(Judged(9, 0.5, True, False))  # an audit that is not of the draw
     book.look()
     book.look()
-    assert said == [Pair(1, 0.5, differs=False), Pair(None, 0.5, differs=True)]
+    assert said == [Pair(1, 0.5, differs=False)]
 
 
 def test_images_of_a_shard_that_is_lost_are_not_waited_for() -> None:
-    said: list[Pair] = []
     shards = SimpleNamespace(lost={}, locate=lambda index: divmod(index, 100))
-    book = PairBook([40, 140, 150, 240, 260], shards)
-    book.tell(said.extend)
-    book.expect([(0, 3), (7, 8)])
-    assert book.calibrates(1, np.array([150])).all()
+    book, said = book_of(205, shards)
+    book.expect([(0, 3), (101, 103), (207, 208)])
+    assert book.draws(1, np.array([102])).all()
     book.look()
     assert said == []
     shards.lost[1] = "truncated"
     book.look()
     book.look()
-    assert said == [Pair(1, None, differs=False)]  # 150 had come in by then
+    assert said == [Pair(101, None, differs=False)]  # 102 had come in by then
     shards.lost[2] = "gone"
-    book.expect([(3, 4)])  # it is lost already; 260 another team may read
+    book.expect([(203, 209)])  # it is lost already; what is beyond 204 is not drawn
     book.look()
-    assert said[1:] == [Pair(3, None, differs=False)]
-    book.expect([(4, 5)])  # now this one is a lease of this team
-    book.look()
-    assert said[2:] == [Pair(4, None, differs=False)]
+    assert said[1:] == [Pair(at, None, differs=False) for at in (203, 204)]
 
 
 def test_rows_give_the_same_pairs() -> None:
     rows = np.zeros(6, IMAGES.dtype)
-    sources = ("single", "collage", "retry", "error", "backup", "collage")
+    sources = ("single", "collage", "retry", "error", "stage1", "collage")
     rows["source"] = [SOURCE_CODE[name] for name in sources]
     rows["audited"] = [AUDIT_CODE[name] for name in ("done", "done", "", "", "done", "failed")]
     rows["score"], rows["other_score"] = 0.75, 0.25
     rows["other"] = [1, 0, 0, 0, 1, 0]
-    assert pairs_of(rows, np.array([3, 1, 0, 2, 5, 4])) == [
+    rows["position"] = [3, 1, 0, 2, 5, 4]
+    assert pairs_of(rows) == [
         Pair(3, 0.25, differs=True),
         Pair(1, 0.75, differs=False),
         Pair(0, None, differs=False),
@@ -163,215 +188,190 @@ def test_rows_give_the_same_pairs() -> None:
     ]
 
 
-def test_a_session_reads_what_an_earlier_one_wrote_of_the_calibration(monkeypatch) -> None:
-    """Rows are known by shard and row; places are those in the order."""
-    order = Order.of_list([5, 2, 6, 0, 1, 3, 4])  # of shards of four and three images
-    plan = SimpleNamespace(
-        order=order,
-        calibration=3,
-        settings=SimpleNamespace(out="out"),
-        indices_of=lambda rows: np.array([0, 4])[rows["shard"]] + rows["row"].astype(np.int64),
-    )
-    rows = np.zeros(4, IMAGES.dtype)
-    rows["shard"], rows["row"] = [0, 1, 0, 1], [0, 1, 2, 0]  # of indices 0, 5, 2 and 4
-    rows["audited"], rows["other_score"] = AUDIT_CODE["done"], [0.5, 0.625, 0.25, 0.75]
-    run = SimpleNamespace(chunks=lambda table: [rows[:2], rows[2:]])
-    monkeypatch.setattr(runs, "open_run", lambda out: run)
-    found = runs.pairs_before(plan)
-    assert found == [Pair(0, 0.625, differs=False), Pair(1, 0.25, differs=False)]
+# ---- the threshold, which jobs share -------------------------------------------
 
 
-# ---- the threshold is chosen ------------------------------------------------
+ASKED, CHEAP = Asked(10_000, 0.98, 1.0), Candidate("stage1", 0.0, 0.1)
 
 
-def calibration(differing: Sequence[int] = (), images: int = 450) -> list[Pair]:
-    """Scores fall with the place; those of the places in `differing` differ."""
-    return [Pair(at, (1_000 - at) / 1_000, at in differing) for at in range(images)]
+class Jobs:
+    """Two jobs of a run, and what each goes by."""
+
+    def __init__(
+        self,
+        folder: Path,
+        asked: Asked = ASKED,
+        candidate: Candidate = CHEAP,
+        hows: tuple[str, str] = ("torch bfloat16",) * 2,
+    ) -> None:
+        plan = SimpleNamespace(settings=SimpleNamespace(out=str(folder)), front=9_000)
+        self.store, self.now_s = FolderStore(folder), 0.0
+        self.store.make()
+        join(self.store, Run(1, 0, 1000, 1000, by="a" * 32, settings={}))
+        promises = [Promise(asked, [candidate]) for _ in range(2)]
+        self.jobs = [
+            Agreed(self.store, plan, session, promise, how, lambda: self.now_s)
+            for session, (promise, how) in enumerate(zip(promises, hows, strict=True), 1)
+        ]
+
+    def turns(self) -> list[list[float | None]]:
+        """What is new to each job, LOOK_S later."""
+        self.now_s += LOOK_S
+        return [[each.confidence for each in job.turn()] for job in self.jobs]
 
 
-def test_nothing_is_decided_before_the_last_image_is_in() -> None:
-    judge = Judge(ASKED, at)
-    pairs = calibration()
-    judge.take([*pairs[:-1], pairs[0]])  # one again: a lost team's images are done again
-    assert judge.verdict() is None
-    judge.take(pairs[-1:])
-    why = judge.verdict() or ""
-    assert "score of 0.551 on" in why
-    assert "100 % of the cells count, and 0 of these differ" in why
-    assert judge.entries() == [{"confidence": 0.551, "session": 2, "since_ns": 30}]
+def pairs(differing=lambda at: False, images: int = 1_000) -> list[Pair]:
+    """Images of which one half has a score of 0.9, and the others 0.5."""
+    return [Pair(at, (0.9, 0.5)[at % 2], differing(at)) for at in range(images)]
 
 
-def test_of_an_image_that_comes_again_both_networks_answer_counts_and_it_is_no_audit() -> None:
-    judge = Judge(ASKED, at)
-    judge.take([Pair(0, None, differs=False), *calibration()[1:]])
-    assert judge.verdict() is not None
-    again = Judge(ASKED, at)
-    again.take([Pair(0, None, differs=False), *calibration(), Pair(5, None, differs=False)])
-    why = again.verdict()
-    assert why is not None
-    assert "450 images went through both" in why
-    again.take(calibration())  # a lost team's, done again
-    assert again.audited == 0
+def test_who_has_all_pairs_makes_the_threshold_of_all_jobs(tmp_path, caplog):
+    both = Jobs(tmp_path)
+    both.jobs[1].pairs(pairs()[:200])
+    assert both.turns() == [[], []]
+    both.jobs[1].pairs(pairs()[200:])
+    assert both.turns() == [[], [0.5]]
+    assert both.turns() == [[0.5], []]
+    assert both.turns() == [[], []]
+    assert [job.number for job in both.jobs] == [1, 1]
+    assert "an answer of the first stage counts from a score of 0.5 on" in caplog.text
+    assert "0 of 100 audited ones differ" in caplog.text
+    assert "at most 2 % of all answers change" in caplog.text
 
 
-def test_from_149_pairs_on_there_is_a_bound_and_from_more_than_it_costs_on_it_pays() -> None:
-    def chosen(pairs: int, ratio: float) -> float | None:
-        judge = Judge(replace(ASKED, ratio=ratio), at)
-        judge.take([Pair(at, 0.75 if at < pairs else None, differs=False) for at in range(450)])
-        assert judge.verdict() is not None
-        return judge.held[-1].confidence
-
-    assert [chosen(n, 0.6) for n in (148, 149)] == [None, 0.75]
-    assert [chosen(450, ratio) for ratio in (8.9, 9.0)] == [0.75, None]
+def test_the_folder_of_thresholds_outlives_a_loss_of_power(tmp_path, monkeypatch):
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_directory", synced.append)
+    Jobs(tmp_path)
+    assert synced == [tmp_path] * 2  # by each job: the other one may have ended before it did
 
 
-def test_an_audited_cell_at_the_threshold_counts_and_an_image_without_one_does_not() -> None:
-    judge = judged()
-    judge.take([Pair(None, 0.5, differs=True), Pair(None, None, differs=False)])
-    judge.take([Pair(None, math.nan, differs=True)])  # it counts nowhere
-    assert (judge.audited, judge.differing) == (2, 1)
+def test_a_threshold_that_another_job_has_made_meanwhile_counts(tmp_path, caplog):
+    both = Jobs(tmp_path)
+    both.jobs[1]._look_s = 1e9  # it does not look before it decides
+    both.jobs[0].pairs(pairs())
+    assert both.turns() == [[0.5], []]
+    caplog.clear()
+    both.jobs[1].pairs(pairs(lambda at: at % 2 == 1))
+    assert both.turns()[1] == [0.5]
+    assert caplog.text == ""
 
 
-def test_a_raise_leaves_as_many_differing_as_the_bound_allows_and_begins_anew() -> None:
-    judge = judged()
-    differing = [0.625] * 9 + [0.6875] + [0.875] * 2  # 12 of 100, where 2 may
-    judge.take([Pair(None, score, differs=True) for score in differing])
-    judge.take([Pair(None, 0.75, differs=False)] * 88)
-    assert judge.verdict() is not None
-    assert judge.held[-1].confidence == 0.75
-    judge.take([Pair(None, 0.8125, differs=True)] * 10 + [Pair(None, 0.84375, differs=False)])
-    assert judge.verdict() is not None
-    assert judge.held[-1].confidence == 0.8437  # the two at 0.875 are of the former interval
-
-
-def test_the_least_score_at_which_three_of_450_differ() -> None:
-    judge = Judge(ASKED, at)
-    judge.take(calibration(differing=(100, 200, 300, 400)))
-    why = judge.verdict()
-    assert judge.held[-1].confidence == pytest.approx(0.601)
-    assert why is not None
-    assert "88.9 % of the cells count, and 3 of these differ" in why
+def test_a_job_whose_first_stage_answers_in_another_way_leaves_the_threshold_out(tmp_path, caplog):
+    both = Jobs(tmp_path, hows=("openvino bfloat16", "torch bfloat16"))
+    both.jobs[0].pairs(pairs())
+    assert both.turns() == [[0.5], [None]]
+    assert "is for a first stage in openvino bfloat16, and here it answers in torch" in caplog.text
+    assert [job.number for job in both.jobs] == [1, 1]
 
 
 @pytest.mark.parametrize(
-    ("asked", "pairs", "said"),
+    ("images", "cost", "differing", "said"),
     [
-        (replace(ASKED, images=450), [], "it has 450 images, and more than 450 are needed"),
-        (
-            ASKED,
-            [Pair(at, 0.9, differs=True) for at in range(450)],
-            "networks, and 0 % of the cells may count",
-        ),
-        (
-            ASKED,
-            [Pair(at, None, differs=False) for at in range(450)],
-            "only 0 images went through both networks, and 149 are needed. Each other",
-        ),
-        (ASKED, calibration(range(20, 450)), "the first stage pays from 6.67 % on"),
+        (900, 0.1, None, "the job has 900 images, and a first stage pays from 1,069 on"),
+        (10_000, 1.1, None, "an image takes 1.10 times as long on the first stage"),
+        (10_000, 0.5, lambda at: at % 2 == 0, "200 drawn images went through both networks, and"),
+        (10_000, 0.1, lambda at: at >= 200 and at % 2 == 0, "no score is proved to change"),
+        (10_000, 0.1, lambda at: at >= 450, "and 6 of 64 audited answers differ: the single"),
     ],
 )
-def test_where_it_does_not_pay_the_single_network_goes_on_alone(asked, pairs, said) -> None:
-    judge = Judge(asked, at)
-    judge.take(pairs)
-    why = judge.verdict()
-    assert why is not None
-    assert said in why
-    assert "the single network classifies every image" in why
-    assert judge.held[-1].confidence is None
-    judge.take([Pair(None, 0.9, differs=True)] * 100)
-    assert judge.verdict() is None  # nothing is left to be raised
+def test_where_no_threshold_pays_the_single_network_goes_on_alone(
+    tmp_path, caplog, images, cost, differing, said
+):
+    asked = replace(ASKED, images=images)
+    both = Jobs(tmp_path, asked, replace(CHEAP, image_s=cost))
+    both.jobs[0].pairs(pairs(differing or (lambda at: False)))
+    assert both.turns()[0] == [None]
+    assert said in caplog.text
+    assert "the single network classifies every image" in caplog.text
 
 
-@pytest.mark.parametrize(("scheme", "ratio"), [("cascade", 0.5), ("cascade-batch", 0.9)])
-def test_a_batch_pays_by_what_all_its_images_take_and_a_collage_by_one_input(scheme, ratio) -> None:
+def test_an_image_that_lacks_an_answer_is_left_out(tmp_path):
+    both = Jobs(tmp_path)
+    lacking = [pair._replace(score=None) for pair in pairs()[::9]]
+    both.jobs[0].pairs([*lacking, *(pair for pair in pairs() if pair.place % 9)])
+    assert both.turns()[0] == [0.5]
+    held = both.jobs[0]._held
+    assert held.drawn - held.proved == pytest.approx(100 * 9 / 8, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("first", "batch", "ratio"),
+    [((), 1, 0.5 / 9), (("q",), 1, 0.1), (("q",), 4, 0.1)],
+)
+def test_the_price_is_that_of_an_image_in_the_batches_that_are_sent(first, batch, ratio):
     plan = SimpleNamespace(
-        settings=RunSettings(scheme=scheme, agree=0.98), order=Order(Permutation(1_000))
+        settings=RunSettings(scheme="cascade", first=first, agree=0.98, batch=batch),
+        order=Order(Permutation(1_000)),
     )
-    costs = ServiceCosts({}, {}, 0.5, {"backup": 0.1}, 1, None)
-    judge = runs.build_judge(plan, {}, costs, at)
-    assert judge is not None
-    assert judge.asked.ratio == pytest.approx(ratio)
+    costs = ServiceCosts({}, {}, {"any": 0.5}, {"stage1": 0.1, "single": 0.5}, batch, None)
+    promise = runs.build_promise(plan, costs, SimpleNamespace(record=lambda kind: None))
+    assert promise.candidates[0].image_s == pytest.approx(ratio, abs=0.026)
+    assert promise.asked == Asked(1_000, 0.98, 1.0)
 
 
-def test_a_resumed_session_that_has_all_pairs_decides_at_once() -> None:
-    announced: list[SetThreshold] = []
-    judge = Judge(ASKED, at, pairs=calibration())
-    judge.begin(announced.append, lambda entries: None)
-    assert announced == [SetThreshold(0.551, 2, 30)]
+def test_the_price_of_networks_that_were_made_is_what_they_were_timed_at():
+    plan = SimpleNamespace(
+        settings=RunSettings(scheme="cascade", first=("q",), agree=0.98, batch=1),
+        order=Order(Permutation(1_000)),
+    )
+    own_ms = {"stage1": 3.0, "single": 4.0}
+    change = SimpleNamespace(record=lambda kind: SimpleNamespace(own_ms=own_ms[kind]))
+    promise = runs.build_promise(plan, ServiceCosts({}, {}, {"any": 9.9}, {}, 1, None), change)
+    assert promise.candidates[0].image_s == 0.75
 
 
-# ---- and raised -------------------------------------------------------------
+def test_images_that_come_to_a_run_later_are_not_promised():
+    facts = (Order(Permutation(2_000)), *[None] * 4)
+    plan = Plan(cascade(agree=0.99, first=("q",)), None, *facts)
+    assert (plan.promises, plan.front) == (True, 2_000)
+    later = replace(plan, first=2_000)
+    assert (later.promises, later.front) == (False, 0)
+    assert not replace(plan, settings=cascade(first=("q",))).promises
 
 
-def judged(confidence: float = 0.5) -> Judge:
-    held = {"confidence": confidence, "session": 1, "since_ns": 7}
-    return Judge(ASKED, at, [{**held, "audited": 9, "differing": 9, "images": 99}])
+@pytest.mark.parametrize(
+    ("runtime", "said"),
+    [("openvino", "openvino bfloat16"), ("torch", "bfloat16"), (None, "bfloat16")],
+)
+def test_how_a_stage_answers_is_the_same_word_whoever_found_that_torch_is_quickest(runtime, said):
+    record = runtime and SimpleNamespace(runtime=runtime, answerer=f"{runtime} bfloat16")
+    hellos = {1: SimpleNamespace(tuning={"stage1": "bfloat16"}), 2: SimpleNamespace(tuning={})}
+    change = SimpleNamespace(record=lambda kind: record)
+    assert runs.answerer("stage1", hellos, change) == said
 
 
-def test_audits_within_the_bound_raise_nothing() -> None:
-    judge = judged()
-    for n in range(2_000):  # 1 % differ
-        judge.take([Pair(None, 0.9, differs=n % 100 == 99)])
-        assert judge.verdict() is None
-    assert (judge.audited, judge.differing) == (2_000, 20)
-    assert [each.confidence for each in judge.held] == [0.5, 0.5]
+@pytest.mark.parametrize(("first", "least"), [((), 9), (("q",), 3)])
+def test_collages_stay_full_after_the_choice_as_those_were_that_chose(first, least):
+    scheme = make_scheme(cascade(agree=0.99, first=first).scheme_settings())
+    kind = scheme.stages[0]
+    table = SimpleNamespace(position=np.arange(4))
+    ranks = SimpleNamespace(ready={"single": [1], kind: [1]})
+    fresh = SimpleNamespace(count=4, parts=[np.arange(4)])
+    settings = SimpleNamespace(group_size=9, costs={})
+    core = SimpleNamespace(settings=settings, ranks=ranks, fresh=fresh, table=table, next=4)
+    assert scheme.least(core, kind) == 9
+    scheme.calibrating = False
+    assert scheme.least(core, kind) == least
+    core.next = 9  # no image comes to this group any more
+    assert scheme.least(core, kind) == min(least, 1 if kind == "collage" else 3)
 
 
-def test_what_is_kept_of_audits_does_not_grow_with_the_job() -> None:
-    judge = judged()
-    judge.take([Pair(None, 0.9, differs=False), Pair(None, -1.0, differs=True)])
-    before = len(pickle.dumps(judge))
-    judge.take([Pair(None, score / 997, differs=False) for score in range(998)] * 10)
-    assert len(pickle.dumps(judge)) < before + 100
-    assert judge.audited == 9_982
+def test_networks_are_waited_for_until_they_are_made_or_the_job_is_to_stop():
+    ended = Event()
+    change = Changeover.__new__(Changeover)
+    change._requests, change._thread = [("stage1", {})], Thread(target=ended.wait)
+    change._thread.start()
+    change.wait(lambda: "SIGTERM")
+    assert change._thread.is_alive()
+    looks = iter([None, None])
 
+    def look() -> None:
+        if next(looks, 0) == 0:
+            ended.set()
 
-def test_a_network_that_drifts_is_noticed_and_the_threshold_rises_to_what_audits_allow() -> None:
-    judge, rng, audits = judged(), np.random.default_rng(3), 0
-    while judge.verdict() is None:  # from 0.5 to 0.8 a fifth differ, above none
-        score = float(rng.random()) / 2 + 0.5
-        judge.take([Pair(None, score, differs=bool(score < 0.8 and rng.random() < 0.2))])
-        audits += 1
-        assert audits < 300
-    raised = judge.held[-1].confidence
-    assert raised is not None
-    assert 0.6 < raised < 0.9
-    assert judge.audited == 0
-
-
-def test_a_spoiled_network_is_noticed_within_a_few_audits_and_asked_no_more() -> None:
-    judge = judged()
-    whys = []
-    for n in range(50):
-        judge.take([Pair(None, 0.9, differs=n % 10 > 0)])
-        whys.append(judge.verdict())
-    first = next(n for n, why in enumerate(whys) if why)
-    assert first < 10
-    assert "no higher score keeps the bound" in (whys[first] or "")
-    assert [each.confidence for each in judge.held] == [0.5, 0.5, None]
-
-
-def test_a_cell_below_the_threshold_costs_nothing_however_it_differs() -> None:
-    judge = judged()
-    judge.take([Pair(None, 0.4, differs=True)] * 1_000)
-    assert judge.verdict() is None
-    assert judge.differing == 0
-
-
-def test_each_decision_is_told_noted_and_announced(caplog) -> None:
-    noted, announced = [], []
-    judge = judged()
-    judge.begin(announced.append, noted.append)
-    own = SetThreshold(0.5, 2, 30)  # that of the session before
-    assert announced == [own]
-    manifest = {"format": FORMAT, "version": VERSION, "run_id": "r", "session": 1, "shards": []}
-    manifest["accepted"] = {}
-    assert check_manifest({**manifest, "rows": 0, "thresholds": noted[0]}, "here")
-    with caplog.at_level(logging.INFO):
-        judge.hear([Pair(None, 0.9, differs=True)] * 30)
-    assert announced == [own, SetThreshold(None, 2, 30)]
-    assert "agree 0.98: 30 of 30 audited images" in caplog.text
-    assert noted == [judge.entries()[:2], judge.entries()]
+    change.wait(look)
+    assert not change._thread.is_alive()
 
 
 # ---- a threshold that was chosen with labels --------------------------------

@@ -130,7 +130,7 @@ def test_an_audit_that_could_not_be_had_is_counted_apart(answers: str):
     assert "none of 600 audits could be done" in render_summary(summarise(run), width=200)
 
 
-@pytest.mark.parametrize("first", ["collage", "backup"])
+@pytest.mark.parametrize("first", ["collage", "stage1"])
 def test_audits_are_counted_over_all_that_is_read_of_a_run(answers: str, first: str):
     run = simulate_in_memory(simulated(answers, audit=1.0))
     run.images["source"][run.images["source"] == SOURCE_CODE["collage"]] = SOURCE_CODE[first]
@@ -148,11 +148,8 @@ def test_an_audit_costs_work_that_resolves_nothing(answers: str):
     assert busy[0] < busy[1]
 
 
-def test_the_single_networks_own_batch_is_not_audited():
-    settings = RunSettings(scheme="cascade-batch", single="a.safetensors", **SURE)
-    assert settings.audit_share == 0.0
-    quick = RunSettings(scheme="cascade-batch", single="a.safetensors", backup="b", **SURE)
-    assert quick.audit_share == 0.01
+def test_only_a_cascade_is_audited():
+    assert RunSettings(scheme="cascade", **SURE).audit_share == 0.01
     assert RunSettings(scheme="collage").audit_share == 0.0
 
 

@@ -57,7 +57,6 @@ def launched(*words: str) -> int:
         (("--", *RUN, "--out", "o", "--scheme", "colage"), 2, "invalid choice: 'colage'"),
         (("--", *RUN, "--out", "o", "--nix"), 2, "unrecognized arguments: --nix"),
         (("--", *RUN), 2, "--out is missing"),
-        (("--", *RUN, "--resume", "--single", ""), 2, "--out is missing"),
         (("--", "run", "--settings", "bad.toml"), 2, "bad.toml is not valid TOML"),
         (("--", "run", "--settings", "list.json"), 2, "does not hold a table"),
         (("--", *RUN, *SWAPPED, "--out", "o"), 2, "the wrong way round"),
@@ -69,7 +68,7 @@ def launched(*words: str) -> int:
         (("--", *RUN, *SHIPPED, "--class-names-file", "same.txt"), 2, "more than once"),
         (("--", *RUN, *SHIPPED, "--top-k", "11"), 2, "top_k is 11, but there are only 10 classes"),
         (("--", *RUN, "--shards", "nix", "--out", "o"), 3, "nix: cannot be read: No such file"),
-        (("--", *RUN, "--out", "used"), 3, "used: holds a run already"),
+        (("--", *RUN, "--out", "used"), 3, "used: a run of format unknown; this version"),
         (("--", *RUN, "--out", "o", "--record", "nix/r"), 3, "nix/r: cannot be written: No such"),
         (("--", *RUN, "--out", "o", "--record", "two.txt"), 2, "two.txt: this file is no record"),
         (("--", *RUN, "--shards", "empty", "--out", "o"), 3, "empty: no *.h5"),
@@ -110,18 +109,6 @@ def test_a_folder_where_nothing_may_be_written_is_told_of_before_any_rank_starts
     assert started == []
 
 
-def test_a_run_that_another_job_goes_on_with_is_told_of_too(started, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("collage_mpi.job.resume.has_run", lambda out: True)
-    monkeypatch.setattr("collage_mpi.results.writer.find_writer", lambda *_: ("node 7, pid 9", {}))
-    monkeypatch.setattr(
-        "collage_mpi.job.resume.resumed_settings",
-        lambda given, source, ranks: collage_mpi.RunSettings.from_mapping(given, source),
-    )
-    assert launched("--", *RUN, "--out", "o", "--resume") == 3
-    assert "another job is writing here (node 7, pid 9)" in capsys.readouterr().err
-    assert started == []
-
-
 @pytest.mark.parametrize(
     ("words", "ranks"),
     [
@@ -129,7 +116,6 @@ def test_a_run_that_another_job_goes_on_with_is_told_of_too(started, tmp_path, m
         (("--", *RUN, "--out", "o", "--singles", "7"), 9),
         (("-n", "6", "--", *RUN, "--out", "o"), 6),
         (("-n", "3", "--", *RUN, "--out", "o", "--scheme", "none"), 3),
-        (("-n", "3", "--", *RUN, "--out", "o", "--scheme", "none", "--resume"), 3),
         (("-n", "4", "--", "run", "--settings", "job.json", "--out", "o"), 4),
         (("-n", "2", "--", "verify", "o"), 2),
         (("--dry-run", "--", *RUN, "--shards", "elsewhere", "--out", "o"), 6),

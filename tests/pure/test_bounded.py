@@ -18,16 +18,17 @@ from collage_mpi.report.page import _chosen, chart_data, excerpt, render_page
 from collage_mpi.report.tables import confusions, ranks
 from collage_mpi.results import (
     Results,
-    RunWriter,
     number_sets,
     read_results,
     statistics,
     summarise,
     verify_run,
 )
+from collage_mpi.results.manifest import began_ns, clock_offsets_ns, launch_of
 from collage_mpi.results.number_sets import InputCoverage, keys_digest
-from collage_mpi.results.parts import began_ns
+from collage_mpi.results.parts import read_ledger
 from collage_mpi.results.reader import Run, StoredRun, open_run
+from collage_mpi.results.sole import SoleWriter
 from collage_mpi.results.statistics import (
     PERCENTILES,
     BoundedSample,
@@ -57,8 +58,8 @@ class Chopped(Run):
     def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         return self._pieces(getattr(self._of, table.name))
 
-    def superseded_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
-        return self._pieces(self._of.superseded)
+    def other_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
+        return self._pieces(self._of.others)
 
     def rows_of(self, table: TableLayout) -> int:
         return self._of.rows_of(table)
@@ -140,9 +141,17 @@ def test_the_first_double_is_the_lowest_of_all_pieces() -> None:
         assert marks.first_double == (0, lowest)
 
 
-def test_a_team_that_told_no_time_began_with_the_first() -> None:
-    sessions = [{"session": 1, "final": {"began_ns": 5}}, {"session": 3, "final": {"began_ns": 9}}]
-    assert began_ns({"launches": [[1, 3]], "sessions": sessions}) == {1: 5, 2: 5, 3: 9}
+def test_sessions_that_ran_at_the_same_time_belong_together() -> None:
+    told = [(5, 1e-9), (None, None), (9, 3e-9), (7, None), (12, 1e-9), (13, 4e-9), (30, None)]
+    sessions = [
+        {"session": number, "final": {"began_ns": at_ns, "seconds": seconds}}
+        for number, (at_ns, seconds) in enumerate(told, 1)
+    ]
+    assert began_ns({"sessions": sessions}) == {1: 5, 3: 9, 4: 7, 5: 12, 6: 13, 7: 30}
+    assert launch_of({"sessions": sessions}) == {3: 3, 5: 3, 6: 3}
+    offsets = clock_offsets_ns({"sessions": sessions}, 5)
+    assert offsets == {3: -3, 5: 0, 6: 1}
+    assert clock_offsets_ns({"sessions": sessions}, 1) == {1: 0}
 
 
 # ---- summaries and proofs ---------------------------------------------------
@@ -169,20 +178,22 @@ def test_a_run_beyond_the_bound_has_the_same_counts_and_near_times(tmp_path: Pat
     assert close_to(found, exact, 2**-11)
 
 
-def test_a_resumed_run_counts_the_later_row(tmp_path: Path) -> None:
+def test_the_row_of_an_image_that_was_asked_again_is_the_later_one(tmp_path: Path) -> None:
     full = manifest(90)
-    first = RunWriter.create(tmp_path / "run", full, rows_per_part=16)
+    first = SoleWriter(tmp_path / "run", full, rows_per_part=16)
     fill(first, full, range(90), errors=frozenset({3, 5}))
     first.close("complete_with_errors")
-    again, done = RunWriter.reopen(tmp_path / "run", full, retry_errors=True, rows_per_part=16)
-    assert len(done) == 88
+    asked = read_ledger(tmp_path / "run").errors
+    assert asked == ((3, 4), (5, 6))
+    again = SoleWriter(tmp_path / "run", full, asked, rows_per_part=16)
     fill(again, full, [3, 5], errors=frozenset({5}))
     again.close("complete_with_errors", summary=True)
     stored, run = open_run(tmp_path / "run"), read_results(tmp_path / "run")
     images = np.concatenate([*stored.chunks(IMAGES)])
     np.testing.assert_array_equal(np.sort(images, order=["shard", "row"]), run.images)
-    mended = np.concatenate([piece() for piece in stored.superseded_pieces()])
-    np.testing.assert_array_equal(mended, run.superseded)
+    mended = np.concatenate([piece() for piece in stored.other_pieces()])
+    np.testing.assert_array_equal(mended, run.others)
+    assert mended["row"].tolist() == [3, 5]
     assert close_to(summarise(stored), summarise(run), 1e-12)
     assert close_to(again.summary, summarise(run), 1e-12)
     assert Tally(stored).inventory.rows["images", 1] == 90
@@ -241,7 +252,7 @@ def test_the_end_the_proof_and_the_report_hold_no_more_of_a_longer_run(
     ends, pages = [], []
     for rows in (3_600, 36_000):
         full = manifest(rows)
-        writer = RunWriter.create(tmp_path / str(rows), full, rows_per_part=1024)
+        writer = SoleWriter(tmp_path / str(rows), full, rows_per_part=1024)
         fill(writer, full, range(rows))
         tracemalloc.start()
         writer.close("complete", summary=True)
@@ -290,9 +301,10 @@ def test_images_beyond_the_bits_count_like_the_others() -> None:
 @pytest.mark.parametrize("count", [1 << 40, (1 << 63) - 1])
 def test_images_that_only_a_manifest_claims_take_no_memory(tmp_path: Path, count: int) -> None:
     run = make_run(tmp_path / "run", 90, labels=False)
-    claimed = json.loads((run / "manifest.json").read_text())
+    stored = json.loads((run / "run.1.json").read_text())
+    claimed = stored["settings"]
     claimed["shards"][1]["count"], claimed["rows"] = count, min(45 + count, 1 << 62)
-    (run / "manifest.json").write_text(json.dumps(claimed))
+    (run / "run.1.json").write_text(json.dumps(stored))
     tracemalloc.start()
     report, summary = verify_run(run), summarise(open_run(run))
     peak = tracemalloc.get_traced_memory()[1]

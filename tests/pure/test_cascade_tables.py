@@ -56,12 +56,12 @@ def test_the_quick_network_is_asked_in_batches_that_take_as_long_as_measured():
     found = cascade.networks(ANSWERS, "float32")
     entry = next(e for e in cascade.entries(found) if e.name == "quick network")
     flags = dict(entry.flags)
-    assert flags["scheme"] == "cascade-batch"
-    assert flags["backup"] == entry.network.name == "fashion_quick"
+    assert flags["scheme"] == "cascade"
+    assert flags["first"] == (entry.network.name,) == ("fashion_quick",)
     batch = flags["cost_ratio"] * (1 + 8 * flags["batch_cost"])
     assert batch == pytest.approx(entry.network.ratio) == 0.51
     with np.load(ANSWERS / "fashion_quick.npz", allow_pickle=False) as file:
-        sure = file["backup_score"] >= flags["confidence"]
+        sure = file["stage1_score"] >= flags["confidence"]
     assert 0.85 < sure.mean() < 0.9
 
 

@@ -21,6 +21,11 @@ MAP = ("map", "own.py:Map", "--input", "photos", "--out", "o", "--device", "cpu"
 # option -> its words, and the settings of the run that differ by them
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "id": (("--id", "url"), {}),
+    "agree": (("--agree", "0.99"), {"agree": 0.99, "scheme": "cascade", "singles": None}),
+    "first": (
+        ("--agree", "0.99", "--first", "null"),
+        {"agree": 0.99, "scheme": "cascade", "singles": None, "first": ["null"]},
+    ),
     "top_k": (("--top-k", "3"), {"top_k": 3}),
     "class_names_file": (("--class-names-file", "n.txt"), {"class_names_file": "n.txt"}),
     "image_px": (("--image-px", "96"), {"image_px": 96}),
@@ -48,7 +53,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[launch.Laun
 
     def launch_ranks(ranks: int, how: launch.LaunchArguments) -> int:
         assert how.settings is not None
-        assert ranks == how.settings.launch_size
+        assert ranks == (3 if how.settings.agree else how.settings.launch_size)
         found.append(how)
         return ExitCode.INCOMPLETE
 
@@ -91,7 +96,22 @@ def test_what_classify_starts_without_options(started):
             "singles": 2,
         }
     )
-    assert (found.run.resume, found.run.retry_errors, found.run.brief) == (True, False, True)
+    assert (found.run.retry_errors, found.run.brief) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((*CLASSIFY, "--first", "w"), "--first names what answers before the network: add --agree"),
+        ((*MAP, "--agree", "0.9"), "--agree is a promise about classes, and map gives none"),
+        ((*CLASSIFY, "--agree", "0.9", "--precision", "bfloat16"), "name a cheaper one with --fir"),
+    ],
+)
+def test_a_promise_that_cannot_be_is_refused(words, said, started):
+    named = ["timm:a" if word == "null" else word for word in words]
+    command, args = read_command(named)
+    with pytest.raises(UsageError, match=said):
+        command.execute(args)
 
 
 @pytest.mark.parametrize("option", [spec.name for spec in own_fields(classify.ClassifyArguments)])
@@ -117,10 +137,11 @@ VALUES: dict[str, tuple[str, ...]] = {
     "arrival_file": ("t.txt",),
     "straggler": ("lognormal",),
     "agree": ("0.99", "--scheme", "cascade"),
+    "first": ("w", "--scheme", "cascade"),
 }
 # Settings that are refused without another one -> that one, which both commands get.
 NEEDS: dict[str, tuple[str, ...]] = {}
-NOT_OF_MAP = {"agree", *classify.ITS_OWN}
+NOT_OF_MAP = {"agree", "first", *classify.ITS_OWN}
 
 
 def words_for(spec: dataclasses.Field) -> tuple[str, ...]:
@@ -146,7 +167,9 @@ SETTABLE = [spec for spec in dataclasses.fields(RunSettings) if spec.name != "de
 def test_each_setting_that_map_takes_reaches_the_run(spec, started):
     words, needs = words_for(spec), NEEDS.get(spec.name, ())
     if spec.name in NOT_OF_MAP:
-        with pytest.raises(UsageError, match=f"map sets {spec.name}|a mapped function gives none"):
+        with pytest.raises(
+            UsageError, match=f"map sets {spec.name}|(a mapped function|map) gives none"
+        ):
             run_of(started, *MAP, *words)
         return
     base, found = run_of(started, *MAP, *needs), run_of(started, *MAP, *needs, *words)

@@ -646,6 +646,18 @@ def test_an_image_waits_for_a_silent_collage_rank_that_has_it():
     assert world.source(0) == COLLAGE
 
 
+def test_each_image_waits_for_silent_ranks_as_long_as_the_first_one_did():
+    world = collage(max_attempts=1, park_ns=30 * MS)
+    world.silence(5)
+    world.fail(world.task_of(0))
+    world.now_ns = 10 * MS
+    world.fail(world.task_of(1))
+    world.step(now_ns=30 * MS)
+    assert world.open.keys() == {1, 2, 3}
+    world.step(now_ns=40 * MS)
+    assert world.open.keys() == {2, 3}
+
+
 @pytest.mark.parametrize("assign", ["turn", "pull"])
 @pytest.mark.parametrize("scheme", ["none", "replicate", "collage-only"])
 def test_images_that_come_while_every_rank_is_silent_are_parked(scheme, assign):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from core_world import ABSENT, BACKUP, COLLAGE, MS, SINGLE, UNREAD, World
+from core_world import ABSENT, COLLAGE, MS, SINGLE, STAGES, UNREAD, World
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.policies import Confident
@@ -81,13 +81,14 @@ def test_a_rank_takes_what_waits_as_a_collage_from_three_images_on(waiting, take
         ({"costs": {COLLAGE: 2.9}}, 3),
         ({"costs": {COLLAGE: 3.0}}, 4),
         ({"costs": {COLLAGE: 30.0}}, 9),
-        ({"costs": {COLLAGE: 30.0}, "scheme": "cascade-batch"}, 3),
-        ({"costs": {BACKUP: 4.5}, "scheme": "cascade-batch"}, 5),
+        ({"costs": {COLLAGE: 30.0}, "stages": STAGES[:1]}, 3),
+        ({"costs": {STAGES[0]: 4.5}, "stages": STAGES[:1]}, 5),
     ],
 )
 def test_more_images_must_wait_where_a_collage_takes_longer(settings, least):
     world = cascade(**settings)
-    assert world.scheme.least(world.core) == least
+    first = world.scheme.first(world.core)
+    assert world.scheme.least(world.core, first) == least
 
 
 def test_a_collage_holds_images_of_several_groups_in_its_first_cells():
@@ -152,14 +153,62 @@ def test_ranks_apart_singles_take_the_oldest_and_collage_ranks_what_is_left():
     assert world.out()[-1] == (1, SINGLE, [2]), "before 5, which came earlier than its answer"
 
 
-def test_with_a_batch_in_the_collages_place_the_quick_network_is_asked_first():
-    world = cascade(scheme="cascade-batch")
-    came(world, 5)
-    end(world, 2)
-    assert world.out()[-1] == (2, BACKUP, [2, 3, 4])
-    end(world, 2, 3)
-    assert world.out()[-1] == (2, SINGLE, [3])
-    assert sources(world)[2] == BACKUP
+def test_each_stage_gets_what_the_one_before_it_is_unsure_of():
+    world = cascade(stages=(COLLAGE, STAGES[1]), singles=1)
+    came(world, 8)
+    end(world, 1)
+    assert world.out() == [(1, COLLAGE, [*range(1, 8)])]
+    end(world, 1, 2, 3, 5)
+    assert world.out() == [(1, STAGES[1], [2, 3, 5])]
+    end(world, 1, 3)
+    assert world.out() == [(1, SINGLE, [3])]
+    end(world, 1)
+    exact = dict.fromkeys((0, 3), SINGLE)
+    assert sources(world) == {
+        **dict.fromkeys((1, 4, 6, 7), COLLAGE),
+        **exact,
+        2: STAGES[1],
+        5: STAGES[1],
+    }
+    world.take()
+    assert world.rows[2]["score"] == pytest.approx(0.9), "the score of the stage that answered"
+
+
+def test_a_stage_without_a_rank_is_left_out():
+    stages = STAGES[:2]
+    world = cascade(stages=stages, placement="fixed", singles=1, others=2, side=2)
+    came(world, 4)
+    assert world.out() == [(1, SINGLE, [0]), (2, STAGES[0], [1, 2, 3])]
+    end(world, 2, 1, 2)
+    assert world.out()[1:] == [(3, STAGES[1], [1, 2])]
+    end(world, 3, 2)
+    end(world, 1)
+    assert world.out() == [(1, SINGLE, [2])]
+    world.lose(2)
+    came(world, 3)
+    assert world.out()[1:] == [(3, STAGES[1], [4, 5, 6])], (
+        "the second stage takes the first's place"
+    )
+    world.lose(3)
+    end(world, 1)
+    assert world.out() == [(1, SINGLE, [4])]
+
+
+def test_an_audit_and_a_retry_ask_the_exact_stage_at_once():
+    world = cascade(stages=STAGES[:2], singles=1, side=2, depth=9)
+    came(world, 1)
+    drawn(world, 4)
+    end(world, 1)
+    assert world.out() == [(1, STAGES[0], [1, 2, 3, 4])]
+    task = world.of(1)[0]
+    unsure = {2: (2, 0.5, 1), 3: (3, 0.9, ABSENT)}
+    world.step(world.answered(task, unsure))
+    order = []
+    while world.live:
+        order.append(world.out()[0][1:])
+        end(world, 1)
+    assert order == [(SINGLE, [1]), (SINGLE, [3]), (SINGLE, [4]), (STAGES[1], [2]), (SINGLE, [2])]
+    assert [world.judged[image].accepted for image in (1, 2, 3, 4)] == [True, True, False, True]
 
 
 # ---- what is kept -----------------------------------------------------------

@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from core_world import ABSENT, BACKUP, COLLAGE, MS, SINGLE, World, scheme_settings
+from core_world import ABSENT, COLLAGE, MS, SINGLE, World, scheme_settings
 
 from collage_mpi.core import events as ev
 from collage_mpi.core import schemes, states, table
@@ -64,12 +64,10 @@ def test_slots_are_used_again_once_their_rows_are_taken_and_nothing_refers_to_th
 
 
 def test_fresh_images_are_taken_oldest_first():
-    fresh, other, position = Fresh(), Fresh(), np.arange(20)[::-1]
+    fresh = Fresh()
     fresh.add(np.array([19, 18, 17]))
-    fresh.add(np.array([14, 13]))
-    other.add(np.array([16, 15]))
-    fresh.merge(other, position)
-    assert (fresh.count, other.count) == (7, 0)
+    fresh.add(np.array([16, 15, 14, 13]))
+    assert fresh.count == 7
     assert fresh.take(4).tolist() == [19, 18, 17, 16]
     fresh.add(np.array([7]))
     assert fresh.take(9).tolist() == [15, 14, 13, 7]
@@ -291,7 +289,6 @@ def test_schemes_are_known_by_name_and_an_error_lists_them():
         ("collage", {SINGLE, COLLAGE}, "collage, pulled"),
         ("collage-only", {COLLAGE}, "collage-only, pulled"),
         ("cascade", {SINGLE, COLLAGE}, "cascade, ranks apart"),
-        ("cascade-batch", {SINGLE, BACKUP}, "cascade-batch, ranks apart"),
     ],
 )
 def test_a_scheme_needs_kinds_and_shows_the_settings_that_it_takes(name, needs, label):
@@ -303,8 +300,8 @@ def test_a_scheme_needs_kinds_and_shows_the_settings_that_it_takes(name, needs, 
 
 def test_collages_alone_wait_for_nobody():
     """An accept policy would keep their cells for singles that do not come."""
-    assert make_scheme(asked("collage-only")).policy.name == "first"
-    assert make_scheme(asked("collage")).policy.name == "confident 0.5, else 9 ms"
+    assert make_scheme(asked("collage-only")).accept == {}
+    assert make_scheme(asked("collage")).accept[COLLAGE].name == "confident 0.5, else 9 ms"
 
 
 @pytest.mark.parametrize("name", SCHEMES)

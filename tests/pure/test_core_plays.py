@@ -8,11 +8,13 @@ import core_plays
 import pytest
 
 PLAYS, PARTS = 400, 8
+# A speed that is forgotten frees a rank that was passed over; a copy and a retry on one rank.
+ONCE_FAILED = (703385, 704875)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_any_play_keeps_the_invariants(part: int) -> None:
-    for seed in range(part, PLAYS, PARTS):
+    for seed in (*range(part, PLAYS, PARTS), *ONCE_FAILED[part : part + 1]):
         try:
             core_plays.play(seed)
         except Exception as fault:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from core_world import ABSENT, MS, World
+from core_world import ABSENT, MS, STAGES, World
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.policies import Confident
@@ -46,6 +46,9 @@ WORLDS: dict[str, Callable[[], World]] = {
     ),
     "collage-only": lambda: world(3, scheme="collage-only", others=2, side=2, max_attempts=2),
     "cascade": lambda: world(4, scheme="cascade", singles=1, others=1, side=2, policy=UNSURE),
+    "cascade of three stages": lambda: world(
+        3, scheme="cascade", stages=STAGES[:2], singles=1, others=2, side=2, policy=UNSURE
+    ),
     "cascade, audits": lambda: world(4, drawn=True, scheme="cascade", others=1, side=2),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +12,24 @@ from hand_made import hand_made
 
 from collage_mpi.errors import DataFault
 from collage_mpi.results import read_results, render_summary, summarise
-from collage_mpi.results.manifest import read_manifest, write_manifest
 from collage_mpi.results.render import cost_text
 
 
 def summary(
-    tmp_path: Path, *sessions: tuple[float, str], last: int = 0, launches: Any = None
+    tmp_path: Path, *sessions: tuple[float | None, str], at_once: bool = False
 ) -> dict[str, Any]:
     """Of a run with these sessions: seconds, and the hosts of its ranks.
 
     Args:
-        last: number of the last session, which recorded nothing if it is beyond `sessions`.
-        launches: the sessions of each launch, if they ran at once.
+        at_once: all began at the same time.
     """
-    run = read_results(hand_made(tmp_path / "run", collage=False))
-    run.manifest["sessions"] = [
-        {"session": i, "final": {"seconds": seconds, "world": [{"host": h} for h in hosts.split()]}}
-        for i, (seconds, hosts) in enumerate(sessions, 1)
-    ]
-    run.manifest["session"] = last or len(sessions)
-    if launches:
-        run.manifest.update(launches=launches, session=1, teams=len(sessions))
-    return summarise(run)
+    run, at_ns, entries = read_results(hand_made(tmp_path / "run", collage=False)), 10**18, []
+    for number, (seconds, hosts) in enumerate(sessions, 1):
+        world = [{"host": host} for host in hosts.split()]
+        final = {"seconds": seconds, "world": world, "began_ns": at_ns}
+        entries.append({"session": number, "final": final})
+        at_ns += 0 if at_once else int(1e9 * (seconds or 0))
+    return summarise(replace(run, manifest={**run.manifest, "sessions": entries}))
 
 
 def test_sessions_add_up_and_every_host_of_a_session_counts(tmp_path: Path) -> None:
@@ -42,13 +40,13 @@ def test_sessions_add_up_and_every_host_of_a_session_counts(tmp_path: Path) -> N
 
 
 def test_a_killed_session_is_not_counted_and_told(tmp_path: Path) -> None:
-    found = summary(tmp_path, (3600, "a"), last=2)
+    found = summary(tmp_path, (3600, "a"), (None, "a"))
     assert "on 1 host, 1 of 2 sessions; the others recorded nothing" in cost_text(found["cost"])
 
 
 def test_coordinators_of_one_host_count_once(tmp_path: Path) -> None:
-    found = summary(tmp_path, (60, "a"), (90, "a"), launches=[[1, 2]])
-    assert found["cost"]["node_hours"] == 90 / 3600
+    found = summary(tmp_path, (60, "a"), (90, "a b"), at_once=True)
+    assert found["cost"]["node_hours"] == 2 * 90 / 3600
 
 
 @pytest.mark.parametrize(
@@ -56,8 +54,9 @@ def test_coordinators_of_one_host_count_once(tmp_path: Path) -> None:
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, final: dict[str, Any]) -> None:
     path = hand_made(tmp_path / "run", collage=False)
-    told = read_manifest(path)
-    told["sessions"][0]["final"] |= final
-    write_manifest(path, told)
+    entry = path / "jobs/0001.json"
+    told = json.loads(entry.read_text())
+    told["facts"]["final"] |= final
+    entry.write_text(json.dumps(told))
     with pytest.raises(DataFault, match="'sessions' must be a list of sessions"):
         read_results(path)

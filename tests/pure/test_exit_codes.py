@@ -1,8 +1,7 @@
-"""The exit code launch leaves with: rank 0's word, the marker, signals, the time limit."""
+"""The exit code launch leaves with: rank 0's word, the run, signals, the time limit."""
 
 from __future__ import annotations
 
-import json
 import signal
 from itertools import product
 
@@ -16,7 +15,6 @@ from collage_mpi.launch.ending import (
     Ending,
     Reached,
     exit_code,
-    marker_text,
     never_up,
     script_code,
 )
@@ -94,39 +92,36 @@ def test_every_code_is_a_documented_one(ending, must_report):
         assert code in (ending.reported, ending.launcher)
 
 
-def test_a_rank_0_that_died_once_its_run_was_complete_changes_nothing(tmp_path):
-    marker = tmp_path / "COMPLETE"
-    marker.write_text('{"status": "complete_with_errors"}')
+def test_a_rank_0_that_died_once_its_run_was_complete_changes_nothing():
+    done = lambda: "complete_with_errors"  # noqa: E731
     died = Ending(9, reached=BEGUN, died=Death(0, 137))
     said = "rank 0 was ended by SIGKILL, after the run was complete"
-    assert exit_code(died, marker) == (5, said)
-    earlier = marker_text(marker)  # a marker of another job says nothing of this one
-    assert exit_code(Ending(-9, reached=BEGUN), marker, earlier=earlier)[0] == 6
-    assert exit_code(Ending(-9), marker)[0] == 3
+    assert exit_code(died, done) == (5, said)
+    # A run that was complete before says nothing of this job.
+    assert exit_code(Ending(-9, reached=BEGUN), done, earlier=done())[0] == 6
+    assert exit_code(Ending(-9), done)[0] == 3
 
 
 NEVER_UP = never_up("rank 3", hung=False)
 
 
 @pytest.mark.parametrize("cut", [None, TIME_LIMIT, NEVER_UP])
-@pytest.mark.parametrize("marker", ["none", "absent", "earlier", "new"])
-def test_what_counts_first(marker, cut, tmp_path):
-    """Rank 0's word; a marker that the job has made; launch's own reason; the launcher's code."""
-    file = None if marker == "none" else tmp_path / "COMPLETE"
+@pytest.mark.parametrize("run", ["none", "incomplete", "earlier", "new"])
+def test_what_counts_first(run, cut):
+    """Rank 0's word; a run that the job has completed; launch's own reason; the launcher's code."""
     others = product(
         (None, 0, 5, 6, 77), Reached, ("complete", "complete_with_errors"), (True, False)
     )
     for reported, reached, status, must_report in others:
-        if marker in ("earlier", "new"):
-            file.write_text(json.dumps({"status": status}))
-        earlier = marker_text(file) if marker == "earlier" else None
+        said = None if run == "none" else lambda: status if run in ("earlier", "new") else None  # noqa: B023
+        earlier = status if run == "earlier" else None
         ending = Ending(0, reported=reported, cut=cut, reached=reached)
-        code, note = exit_code(ending, file, must_report=must_report, earlier=earlier)
+        code, note = exit_code(ending, said, must_report=must_report, earlier=earlier)
         if reported in (0, 5, 6):
-            lacks = marker == "absent" and reported != 6
+            lacks = run == "incomplete" and reported != 6
             assert code == (6 if lacks else reported)
             assert (note is not None) == lacks
-        elif marker == "new" and reached is BEGUN:
+        elif run == "new" and reached is BEGUN:
             assert code == {"complete": 0, "complete_with_errors": 5}[status]
             assert note.endswith(", after the run was complete")
             assert cut is None or note.startswith(cut.why)
@@ -137,7 +132,7 @@ def test_what_counts_first(marker, cut, tmp_path):
         elif must_report and reached is not BEGUN:  # Open MPI says 0 when it has lost a host
             assert code == 3
             assert "before the job had begun" in note
-        elif reached is BEGUN or marker == "absent":
+        elif reached is BEGUN or run == "incomplete":
             assert code == 6
             assert "is incomplete" in note
         else:
@@ -183,15 +178,12 @@ def test_what_is_guessed_and_what_is_known():
     assert [never_up("rank 3", hung=hung).hung for hung in (True, False)] == ["rank 3", None]
 
 
-def test_complete_needs_the_marker(tmp_path):
-    marker = tmp_path / "COMPLETE"
-    code, note = exit_code(Ending(0), marker)
+def test_complete_needs_a_row_for_each_image():
+    code, note = exit_code(Ending(0), lambda: None)
     assert code == 6
-    assert note
-    assert f"{tmp_path} has no COMPLETE marker" in note
-    marker.touch()
-    assert exit_code(Ending(0), marker) == (0, None)
-    assert exit_code(Ending(5), marker) == (5, None)
+    assert "images of the run have no row" in note
+    assert exit_code(Ending(0), lambda: "complete") == (0, None)
+    assert exit_code(Ending(5), lambda: "complete_with_errors") == (5, None)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from collage_mpi import results
 PACKAGE = Path(collage_mpi.__file__).parent
 HOME = Path(results.__file__)
 NAMES = {value for key, value in vars(results).items() if key.isupper() and isinstance(value, str)}
-# A command, a table, a task's images that wait.
+# A command, a table, a column, a plural.
 ALSO_A_WORD = {
     results.EXPORT,
     results.INDEX_FOLDER,
-    results.PENDING_FOLDER,
+    results.JOBS_FOLDER,
+    results.STATUS_FOLDER,
     results.VECTORS_FOLDER,
 }
 
@@ -37,11 +38,3 @@ def test_no_other_module_spells_the_name_of_a_runs_file() -> None:
         and (spelt := [text for text in literals(path.read_text()) if Path(text).name in sought])
     }
     assert found == {}
-
-
-def test_the_names_are_those_of_older_runs() -> None:
-    """Readers of other versions and users' scripts go by them."""
-    old = Path(__file__).parent.parent / "fixtures" / "run_9f5ae534" / "cascade"
-    there = {path.name for path in old.iterdir()}
-    assert there >= {results.MANIFEST, results.MARKER, results.PARTS_FOLDER}
-    assert results.SUMMARY == "summary.json"

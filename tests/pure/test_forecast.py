@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import write_folder
-from results_harness import manifest
 from rows_by_name import add_image
 
 from collage_mpi.cli import main
@@ -32,12 +31,11 @@ from collage_mpi.job.handshake import ServiceCosts
 from collage_mpi.job.messages import Measured
 from collage_mpi.job.networks import Networks
 from collage_mpi.job.plan import make_plan
-from collage_mpi.job.provenance import make_manifest
+from collage_mpi.job.provenance import fixed_facts
 from collage_mpi.job.session import build_encoder
 from collage_mpi.models.info import NO_TUNING
-from collage_mpi.results import RunWriter
-from collage_mpi.results import writer as results_writer
-from collage_mpi.results.claim import Holder
+from collage_mpi.results.sole import SoleWriter
+from collage_mpi.results.writer import open_folder
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, reader, write_shard
 from collage_mpi.shards.order import Order, Shuffle
@@ -54,8 +52,8 @@ def shard(tmp_path: Path) -> Path:
 
 
 def timings(single_ns: int, shared: float = 1.0, **tunings: str) -> Timings:
-    costs = ServiceCosts({"single": single_ns}, {}, 1.0, {}, 1, None)
-    return Timings(costs, shared, "here", "", tunings)
+    costs = ServiceCosts({"single": single_ns}, {}, {}, {}, 1, None)
+    return Timings(costs, tunings, False, 1.0, shared, "here")
 
 
 def content(folder: Path) -> dict[str, bytes | None]:
@@ -97,12 +95,13 @@ def test_it_tells_what_would_be_done_and_writes_nothing(shard, tmp_path, capsys)
         (("--out", "x" * 300), 3, "--out needs a folder"),
         (("--out", "dangling"), 3, "a symbolic link, to nowhere"),
         (("--out", "dangling/below"), 3, "it is no folder; --out needs a folder"),
-        (("--out", "headless"), 3, "holds rows of a run whose manifest.json is gone"),
+        (("--out", "headless"), 3, "has rows of a run whose run.1.json is gone"),
         (("--shards", "torn.h5"), 4, "torn.h5"),
     ],
 )
 def test_what_a_run_would_end_with_ends_it(shard, tmp_path, capsys, monkeypatch, words, code, says):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("collage_mpi.results.writer.LATE_S", 0.0)
     (tmp_path / "torn.h5").write_bytes(shard.read_bytes()[:2000])
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "headless" / "parts").mkdir(parents=True)
@@ -113,7 +112,7 @@ def test_what_a_run_would_end_with_ends_it(shard, tmp_path, capsys, monkeypatch,
     assert content(tmp_path) == before
     if code == 3 and "--out" in words:  # as the run itself does
         with pytest.raises(EnvironmentFault, match="--out"):
-            RunWriter.create(tmp_path / words[1], manifest(9))
+            open_folder(tmp_path / words[1], shared=False)
 
 
 def test_shards_that_would_be_skipped_make_the_runs_code(shard, tmp_path, capsys):
@@ -125,18 +124,9 @@ def test_shards_that_would_be_skipped_make_the_runs_code(shard, tmp_path, capsys
 def test_a_folder_without_rights_is_told(shard, tmp_path, capsys, monkeypatch):
     locked, plain = tmp_path / "locked", os.access  # root may write everywhere
     locked.mkdir()
-    RunWriter.create(locked / "run", manifest(9)).close("incomplete")
     monkeypatch.setattr(os, "access", lambda p, how: locked not in (p, p.parent) and plain(p, how))
     assert dry_run("--shards", shard, *NULL, "--out", locked / "deep" / "out") == 3
     assert "no right to write" in capsys.readouterr().err
-    with pytest.raises(EnvironmentFault, match="no right to write"):
-        RunWriter.done(locked / "run", manifest(9))
-
-
-def test_a_folder_that_another_job_writes_to_is_told(shard, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(results_writer, "find_writer", lambda *_: (Holder("h", 7), {}))
-    assert dry_run("--shards", shard, *NULL, "--out", tmp_path / "out") == 3
-    assert "another job is writing here (host h, pid 7)" in capsys.readouterr().err
 
 
 def test_opening_a_shard_is_no_part_of_reading_an_image(tmp_path, monkeypatch):
@@ -197,27 +187,27 @@ def test_too_little_room_is_told(shard, tmp_path, capsys, monkeypatch):
         assert ("TOO LITTLE" in capsys.readouterr().out) is told, free
 
 
-def test_a_resumed_run_has_what_is_left(shard, tmp_path, capsys):
+def test_a_run_that_goes_on_has_what_is_left(shard, tmp_path, capsys):
     out = tmp_path / "out"
     settings = RunSettings(shards=(str(shard),), single="null", collage="null", side=2, out=out)
     plan = make_plan(settings, 6)
-    writer = RunWriter.create(out, make_manifest(plan))
+    writer = SoleWriter(out, fixed_facts(plan))
     for row in range(25):
         error = row < 3
         source = "error" if error else "single"
         times = {"t0_ns": 0, "latency_ns": 1, "group": row // 4, "cell": row % 4}
-        add_image(writer, shard=0, row=row, source=source, answered=not error, **times)
+        add_image(
+            writer, shard=0, row=row, position=row, source=source, answered=not error, **times
+        )
     writer.close("incomplete")
     plan.shards.close()
     before = content(tmp_path)
-    assert dry_run("--resume", "--out", out) == 0
+    assert dry_run("--out", out) == 0
     assert "15 of 40 images" in capsys.readouterr().out
-    assert dry_run("--retry-errors", "--out", out) == 0
-    assert "18 of 40 images" in capsys.readouterr().out
-    assert dry_run("--resume", "--out", out, "--order", "shuffle:1") == 2
-    assert "cannot resume with other settings" in capsys.readouterr().err
-    assert dry_run("--shards", shard, *NULL, "--out", out) == 3
-    assert "holds a run already" in capsys.readouterr().err
+    assert dry_run("--shards", shard, *NULL, "--out", out) == 0
+    assert "15 of 40 images" in capsys.readouterr().out
+    assert dry_run("--out", out, "--order", "shuffle:1") == 2
+    assert "has other settings" in capsys.readouterr().err
     assert content(tmp_path) == before
 
 

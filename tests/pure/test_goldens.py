@@ -172,6 +172,7 @@ STATUS: dict[str, Any] = {
     "written": "at noon",
     "written_s": 1_790_000_000.0,
     "count": 3,
+    "jobs": 1,
     "errors": 1,
     "by_collage": 41,
     "images_per_s": 2.5,

@@ -40,6 +40,7 @@ from collage_mpi.job.messages import (
     Measure,
     Measured,
     Message,
+    Release,
     Shards,
     Start,
     Stop,
@@ -47,7 +48,7 @@ from collage_mpi.job.messages import (
 
 LIMIT_S = 5.0
 LATE_NS = 5_000_000_001
-SHARDS, START, MEASURE = Shards(("a",)), Start(1.0, {}, 1, 1, 1), Measure("single", 1)
+SHARDS, START, MEASURE = Shards(("a",)), Start({"collage": 1.0}, {}, 1, 1, 1), Measure("single", 1)
 RANKS = (1, 2, 3)
 
 
@@ -216,6 +217,7 @@ def test_every_transition_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     play.ask(MEASURE)
     play.say(Measured(1, None))
     play.ask(End())
+    Play().to(WORKING).ask(Release())
     Play().to(PARTED)
     Play().to(STOPPED).wait()
     assert taken == {(state, event) for state, moves in MEMBER.items() for event in moves}

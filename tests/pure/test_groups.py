@@ -1,27 +1,11 @@
-"""The rows of groups follow from those of the images, as an earlier version stored them."""
+"""The rows of groups follow from those of the images."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
-from collage_mpi.results import read_results
 from collage_mpi.results.reader import Groups, groups_of
-from collage_mpi.rows import GROUP_ROW, IMAGE_ROW
-
-OLD = Path(__file__).parent.parent / "fixtures" / "run_9f5ae534"
-
-
-@pytest.mark.parametrize("run", ["cascade", "parity"])
-def test_the_groups_are_those_that_an_earlier_version_stored(run: str) -> None:
-    paths = sorted((OLD / run / "parts").glob("groups-*.npy"))
-    stored = np.concatenate([np.sort(np.load(path), order="group") for path in paths])
-    found = read_results(OLD / run).groups
-    assert len(found) == len(stored)
-    for name in GROUP_ROW.names or ():
-        assert (found[name] == stored[name]).all(), name
+from collage_mpi.rows import IMAGE_ROW
 
 
 def images(count: int, side: int = 2) -> np.ndarray:

@@ -260,7 +260,7 @@ def test_schemes_that_paste_refuse_other_items_and_name_those_that_do_not(volume
     said = str(caught.value)
     assert f"scheme {scheme} pastes" in said
     assert "items of float32 (3, 4, 5, 1)" in said
-    assert "pastes nothing: none, replicate, hedge, cascade-batch" in said
+    assert "pastes nothing: none, replicate, hedge, or cascade with --first W" in said
 
 
 def test_a_network_for_other_items_is_refused_before_any_rank_loads(volumes, tmp_path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from rows_by_name import cells_of
 
 from collage_mpi.training.threshold import by_place, judge
 
 
 def test_counts_of_a_hand_made_case() -> None:
-    answers = [(0, 0.9), (1, 0.9), None, (1, 0.5)]
+    answers = cells_of([(0, 0.9), (1, 0.9), None, (1, 0.5)])
     report = judge(answers, np.array([0, 0, 1, 1]), classes=2, side=2)
     assert (report["images"], report["accuracy"], report["absent"]) == (4, 0.5, 0.25)
     assert report["confusion"] == [[1, 1], [0, 1]]  # label by answer; the absent one in none
@@ -32,5 +33,5 @@ def test_places_of_a_grid() -> None:
 
 
 def test_no_answer_at_all() -> None:
-    report = judge([None, None], np.array([0, 1]), classes=2, side=None)
+    report = judge(cells_of([None, None]), np.array([0, 1]), classes=2, side=None)
     assert (report["accuracy"], report["ece"], report["mean_score"]) == (0.0, 0.0, None)

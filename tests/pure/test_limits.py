@@ -89,7 +89,7 @@ def test_want_of_descriptors_is_found_behind_a_part_that_cannot_be_written(
     assert thread.fault is not None
     fault = fault_of(thread.fault)
     assert str(fault).startswith("This process has no file descriptor left")
-    assert "--resume" in str(fault)
+    assert "repeat the command" in str(fault)
 
 
 def test_a_limit_of_address_space_is_told_with_threads_too(monkeypatch) -> None:

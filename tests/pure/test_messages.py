@@ -38,7 +38,6 @@ tunings = st.builds(
     precision=st.sampled_from(PRECISIONS),
     runtime=st.sampled_from(RUNTIMES),
 )
-pairs = st.tuples(st.none() | st.integers(0, 10**6), st.none() | numbers, st.booleans())
 columns = st.builds(
     KeptColumn,
     st.from_regex(r"x\w{0,63}", fullmatch=True, alphabet=st.characters(codec="ascii")),
@@ -53,9 +52,9 @@ SOUND = {kind: st.from_type(kind) for kind in TYPES.values()} | {
         how=st.builds(Loading, tuning=tunings, delays=stragglers),
     ),
     Hello: st.builds(Hello, columns=st.lists(columns).map(tuple)),
-    Start: st.builds(Start, numbers, st.dictionaries(st.text(), numbers)),
-    messages.SetThreshold: st.builds(messages.SetThreshold, st.none() | numbers, ranks, ranks),
-    messages.Pairs: st.builds(messages.Pairs, st.lists(pairs).map(tuple)),
+    Start: st.builds(
+        Start, st.dictionaries(st.text(), numbers), st.dictionaries(st.text(), numbers)
+    ),
 }
 EXAMPLES = [
     Rank0("node0", ProcessId("boot ns", 5, 7), Offer(("node0", "10.0.0.1"), 4000, "x")),
@@ -65,7 +64,7 @@ EXAMPLES = [
     ),
     messages.Shards(("{}", "[1]")),
     messages.Measure("single", 4),
-    Start(1.5, {"collage": 0.5}, 8, 4096, 16384, {"single": "cache/x"}),
+    Start({"collage": 1.5}, {"collage": 0.5}, 8, 4096, 16384, {"single": "cache/x"}),
     messages.Changed("single", "openvino float32", ""),
     Stop(6),
     Leave(),
@@ -174,11 +173,12 @@ def test_a_process_that_cannot_be_is_refused():
 
 
 def test_a_whole_number_is_a_float_too():
-    found = changed(Start(1.5, {}, 1, 4096, 16384), lambda content: content.update(cost_ratio=2))
+    found = changed(
+        Start({}, {}, 1, 4096, 16384), lambda content: content["costs"].update(single=2)
+    )
     assert (
-        repr(found)
-        == "Start(cost_ratio=2.0, batch_costs={}, batch=1, task_bytes=4096, answer_bytes=16384, "
-        "runtimes={})"
+        repr(found) == "Start(costs={'single': 2.0}, batch_costs={}, batch=1, task_bytes=4096, "
+        "answer_bytes=16384, runtimes={})"
     )
 
 

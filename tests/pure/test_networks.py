@@ -37,6 +37,14 @@ def test_nothing_is_collected_while_a_network_is_loaded(monkeypatch, thawed):
     assert gc.isenabled()
 
 
+def test_where_no_gpu_is_a_rank_whose_network_needs_no_torch_does_not_import_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import fails
+    monkeypatch.setattr(networks, "gpus_here", lambda: 0)
+    assert NetworkLoader(1, 3)._device("auto") == "cpu"
+    with pytest.raises(ImportError):
+        NetworkLoader(1, 3)._device("cuda")  # torch says why there is none
+
+
 def test_a_network_is_loaded_as_the_welcome_says_and_again_where_it_must_be_told_shapes(
     monkeypatch, thawed
 ):

@@ -39,7 +39,6 @@ from collage_mpi.mpi.answers import (
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.report.page import worst_images
 from collage_mpi.results import (
-    RunWriter,
     export_run,
     follow,
     read_results,
@@ -47,9 +46,10 @@ from collage_mpi.results import (
     summarise,
     verify_run,
 )
-from collage_mpi.results.claim import Holder
 from collage_mpi.results.export import write_zarr
 from collage_mpi.results.render import render_summary
+from collage_mpi.results.sole import SoleWriter
+from collage_mpi.results.status import StatusFiles
 from collage_mpi.results.vectors import KeptValues, array_of
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
@@ -408,7 +408,7 @@ def test_what_cannot_be_kept_is_refused_when_it_is_loaded(own: Path, name: str, 
     assert layout_of([KeptColumn("x", "|u1", (MOST_BYTES,))]).itemsize == MOST_BYTES
 
 
-@pytest.mark.parametrize("scheme", ["collage", "collage-only", "cascade", "cascade-batch"])
+@pytest.mark.parametrize("scheme", ["collage", "collage-only", "cascade"])
 def test_a_scheme_that_decides_by_classes_refuses_a_map_by_name(scheme: str) -> None:
     with pytest.raises(UsageError, match=f"scheme {scheme} decides by the scores of classes"):
         RunSettings(single="own.py:Each", save="outputs", scheme=scheme)
@@ -621,17 +621,20 @@ def test_files_of_other_columns_are_damage(run: Path, tmp_path: Path) -> None:
 def test_a_run_is_followed_while_it_is_written(
     extras: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Holder, "ended", False)  # the job would be another process
     full = manifest(27, extras=extras)
-    writer = RunWriter.create(tmp_path, full)
-    writer.publish({"label": "l", "total": 27, "before": 0}, 5.0)
+    writer = SoleWriter(tmp_path, full)
+    (tmp_path / "status").mkdir()
+    told = {"session": 1, "owner": "0" * 32, "run_id": "r", "label": "l", "total": 27, "before": 0}
+    files = StatusFiles(tmp_path, told, 5.0)
     fill(writer, full, range(9))
-    writer.flush()
+    writer.commit()
+    writer = SoleWriter(tmp_path, full)
     batches = follow(tmp_path, every_s=0.01)
     seen = [next(batches)]
     assert sorted(seen[0]["row"].tolist()) == list(range(9))
     fill(writer, full, range(9, 27), errors=frozenset({20}))
     writer.close("complete_with_errors")
+    files.end("complete_with_errors")
     seen += batches  # it ends with the job
     results = read_results(tmp_path)
     answered = results.images[results.images["answered"]]

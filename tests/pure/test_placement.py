@@ -37,14 +37,15 @@ def test_collages_alone_need_no_single_rank(world, idle):
     assert found.idle == idle
 
 
-def test_backup_ranks_come_after_the_singles():
-    settings = RunSettings(collage_ranks=3, scheme="cascade-batch", placement="fixed")
-    found = settings.place(13)
-    assert found.describe() == "0 coordinator, 1-9 single, 10-12 backup"
-    with pytest.raises(EnvironmentFault, match=r"3 backup ranks needs 13 .*launch with -n 13"):
+def test_ranks_of_stages_come_after_the_singles():
+    chain = {"scheme": "cascade", "first": ("q", "p"), "placement": "fixed"}
+    settings = RunSettings(collage_ranks=2, **chain)
+    found = settings.place(14)
+    assert found.describe() == "0 coordinator, 1-9 single, 10-11 stage1, 12-13 stage2"
+    with pytest.raises(EnvironmentFault, match=r"2 stage1 ranks and 2 stage2 ranks needs 14"):
         settings.place(11)
     with pytest.raises(UsageError, match="collage_ranks is 0"):
-        RunSettings(collage_ranks=0, scheme="cascade-batch").place(10)
+        RunSettings(collage_ranks=0, **chain)
 
 
 def test_with_fastest_every_rank_holds_both_networks():

@@ -12,7 +12,8 @@ import pytest
 from results_harness import make_run
 from rows_by_name import add_image, add_task
 
-from collage_mpi.results import RunWriter, read_results, summarise, verify_run, write_summary
+from collage_mpi.results import read_results, summarise, verify_run, write_summary
+from collage_mpi.results.sole import SoleWriter
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -91,7 +92,7 @@ TASKS = [
 
 
 def write(out: Path) -> Path:
-    writer = RunWriter.create(out, manifest())
+    writer = SoleWriter(out, manifest())
     for group, images in enumerate(IMAGES):
         t0_ns, warmup = group * SECOND, group == 0
         for cell, (source, rank, latency, read, decode, compute, held) in enumerate(images):
@@ -190,16 +191,19 @@ def test_every_figure_of_the_summary(tmp_path: Path) -> None:
             },
         },
         "audit": None,
+        "promise": None,
         "predictions": None,
         "price": {
             "collage_share": pytest.approx(3 / 23),
-            "backup_share": 0.0,
+            "stage1_share": 0.0, "stage2_share": 0.0, "stage3_share": 0.0,
             "cost_ratio": 1.25,
             "wasted_work": pytest.approx(wasted_s / work_s),
             "wasted_s": pytest.approx(wasted_s), "work_s": pytest.approx(work_s),
+            "saving": None,
             "work_s_of": {"single": pytest.approx(0.804), "collage": pytest.approx(0.052)},
             "ranks": 6, "coordinators": 1, "single_ranks": 4, "collage_ranks": 1,
-            "parity_ranks": 0, "backup_ranks": 0, "coded_ranks": 0,
+            "parity_ranks": 0, "coded_ranks": 0,
+            "stage1_ranks": 0, "stage2_ranks": 0, "stage3_ranks": 0,
             "rank_seconds_per_image": pytest.approx(span_s * 6 / 24),
             "busy_seconds_per_image": pytest.approx(work_s / 24),
             "images_per_s": pytest.approx(24 / span_s),
@@ -210,6 +214,7 @@ def test_every_figure_of_the_summary(tmp_path: Path) -> None:
         "cost": None,
         "arrivals": None,
         "rank0": {"longest_poll_gap_ms": 1.5, "poll": {"longest_gap_ns": 1_500_000}},
+        "ledger": None,
         "errors": {"boom": 1},
         "first_errors": {"boom": {"shard": "in/a.h5", "row": 7}},
         "lost_ranks": [{"rank": 4, "why": "killed"}],
@@ -242,6 +247,16 @@ def test_throughput_is_that_of_the_seconds_after_the_warm_up(
     price = summarise(dataclasses.replace(run, **tables))["price"]
     assert price["images_per_s"] == pytest.approx(images / seconds)
     assert price["rank_seconds_per_image"] == pytest.approx(seconds * price["ranks"] / images)
+
+
+def test_a_cascade_tells_how_long_the_single_network_alone_would_take(tmp_path: Path) -> None:
+    run = read_results(make_run(tmp_path / "run", 90, warmup_groups=1))
+    settings = {**(run.manifest.get("settings") or {}), "scheme": "cascade"}
+    run = dataclasses.replace(run, manifest={**run.manifest, "settings": settings})
+    price = summarise(run)["price"]
+    each_s = price["work_s_of"]["single"] / (price["tasks"] - price["collage_tasks"])
+    assert price["collage_tasks"] > 0
+    assert price["saving"] == pytest.approx(81 * each_s / price["work_s"])
 
 
 def test_tasks_are_images_whether_a_message_has_a_row_or_each_image(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
-from collage_mpi.job.resume import resumed_settings
-from collage_mpi.results import MANIFEST
+from collage_mpi.job.joining import joined_settings
+from collage_mpi.results.manifest import compose
 from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
 from collage_mpi.settings.run_settings import (
     PROFILES,
@@ -85,11 +84,11 @@ def test_a_launch_from_a_program_passes_the_effective_settings_on():
 def test_the_same_command_goes_on_with_its_run(tmp_path):
     run, out = paper(scheme="none", batch=2), str(tmp_path / "run")
     run_job(SimulatedJob(replace(run, out=out), 90))
-    recorded = json.loads((Path(out) / MANIFEST).read_text())["settings"]
+    recorded = compose(Path(out))["settings"]
     assert recorded == {**run.to_dict(), "out": out}
     given = {"out": out, "profile": "paper", "scheme": "none", "batch": 2}
-    assert resumed_settings(given, "flags", 10).digest() == run.digest()
-    assert resumed_settings({"out": out, "profile": "paper"}, "flags", 11).batch == 1
+    assert joined_settings(given, "flags", 10).digest() == run.digest()
+    assert joined_settings({"out": out, "profile": "paper"}, "flags", 11).batch == 1
 
 
 @pytest.mark.parametrize("scheme", ["none", "collage", "hedge"])

@@ -106,7 +106,7 @@ def test_the_rate_and_the_share_leave_the_warm_up_out_as_the_summary_does(caplog
         *((0.75, 27, 18, 18), (4.5, 63, 54, 36), (4.5, 90, 90, 54)),
     ):
         clock.now_s += wait_s
-        told.tell(Totals(images, collage=collage, admitted=admitted), 0)
+        told.tell(Totals(images, collage=collage, admitted=admitted), 0, 90)
     assert rates_begin == [12]
     assert caplog.messages[-1] == f"{scheme}: 90 of 90 images (100.0 %), 8.0 images/s{share}"
 
@@ -115,10 +115,10 @@ def test_a_job_of_warm_up_alone_has_a_rate(caplog):
     caplog.set_level(logging.INFO)
     clock = Clock()
     told = ShownProgress(
-        StatusReporter(18, "none", StatusLines(""), clock), RunSettings(scheme="none")
+        StatusReporter(20, "none", StatusLines(""), clock), RunSettings(scheme="none")
     )
     clock.now_s += 3.0
-    told.tell(Totals(images=18), 2)
+    told.tell(Totals(images=18), 2, 18)  # another job has done two
     assert caplog.messages == ["none: 18 of 18 images (100.0 %), 6.0 images/s, lost ranks 2"]
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from rows_by_name import cells_of
 from tails import Tail, measure_tail
 
 from collage_mpi.kinds import COLLAGE
@@ -160,7 +161,7 @@ def small(regime_map, monkeypatch, tmp_path) -> Path:
     labels = np.arange(90) % 4
     right = [(int(label), 0.95) for label in labels]
     wrong = [((label + (i % 10 == 0)) % 4, 0.95) for i, (label, _) in enumerate(right)]
-    said = {"single": right, "collage": wrong}
+    said = {"single": cells_of(right), "collage": cells_of(wrong)}
     save_answers(tmp_path / "a.npz", 3, labels, said, list("abcd"))
     return tmp_path
 

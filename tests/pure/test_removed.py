@@ -41,7 +41,7 @@ def test_what_is_removed_is_gone_and_the_line_names_what_to_use(name):
     [
         (["run", "--parity-k", "3"], "--parity-k was removed"),
         (["run", "--hedge-quantile=0.9", "--scheme", "none"], "use --hedge-ms T"),
-        (["run", "--scheme", "batch-backup"], "use --scheme cascade-batch"),
+        (["run", "--scheme", "batch-backup"], "use --scheme cascade --first W"),
         (["train", "parity", "--k", "3"], "train parity was removed"),
         (["evaluate", "--approx-k", "3"], "--approx-k was removed"),  # before --shards is missed
     ],

@@ -289,8 +289,8 @@ def test_the_page_opens_with_what_a_run_gains_and_costs(
     entries, summaries = zip(first, other, strict=True)
     proof = VerifyReport(Path("x"), status="complete")
     (verdict,) = verdicts(["a", "b"], entries, summaries, [proof, proof])
-    assert verdict.text == said
-    assert verdict.good == (not said.startswith("NOT VALID"))
+    assert verdict["text"] == said
+    assert verdict["good"] == (not said.startswith("NOT VALID"))
 
 
 def test_of_one_run_the_page_says_what_it_did() -> None:
@@ -299,7 +299,7 @@ def test_of_one_run_the_page_says_what_it_did() -> None:
     for more in ({}, OPEN):
         entry, summary = side(100.0, 40.0, **more)
         (verdict,) = verdicts(["a"], [entry], [summary], [proof])
-        told.append(verdict.text)
+        told.append(verdict["text"])
     end = (
         "classified 50.0 images a second, took 0.2 rank-seconds an image, classified 90.00 % of "
         "all images rightly, and used 10 ranks; the run is complete, verified and valid."
@@ -472,13 +472,13 @@ def test_the_worst_are_the_surest_mistakes_or_the_least_sure(
     sought = sought[::-1][:5] if labels else sought[:5]
     with ShardSet.open([folders[0].parent / "in.h5"]) as shards:
         pixels, _ = shards.read(sought["row"].astype(int))
-    for picture, row, wanted in zip(found.pictures, sought, pixels, strict=True):
-        assert f"score {row['score']:.3f}, single" in picture.lines
-        assert f"picture-{row['row']}.jpg" in picture.lines
+    for picture, row, wanted in zip(found["pictures"], sought, pixels, strict=True):
+        assert f"score {row['score']:.3f}, single" in picture["lines"]
+        assert f"picture-{row['row']}.jpg" in picture["lines"]
         names = [f"class {row['label']}", f"class {row['predicted']}"]
-        assert picture.title == (" taken for ".join(names) if labels else names[1])
-        assert picture.uri is not None
-        data = base64.b64decode(picture.uri.partition("base64,")[2])
+        assert picture["title"] == (" taken for ".join(names) if labels else names[1])
+        assert picture["uri"] is not None
+        data = base64.b64decode(picture["uri"].partition("base64,")[2])
         assert (np.asarray(Image.open(io.BytesIO(data))) == wanted).all()
 
 
@@ -492,10 +492,10 @@ def test_settings_that_differ_are_marked(folders: list[Path]) -> None:
 
 
 def test_an_unfinished_run_and_one_without_groups_have_a_page(tmp_path: Path) -> None:
-    from collage_mpi.results import RunWriter
+    from collage_mpi.results.sole import SoleWriter
 
     full = manifest(90, warmup_groups=5)
-    writer = RunWriter.create(tmp_path / "half", full)
+    writer = SoleWriter(tmp_path / "half", full)
     fill(writer, full, range(45))
     writer.close("incomplete")
     page = Page(render_page([tmp_path / "half"]))
@@ -514,5 +514,5 @@ def test_what_cannot_be_shown_is_one_message(
     assert main(["report", *[run] * 13, "--out", str(tmp_path / "x.html")]) == 2
     assert "1 to 12" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "nothing")]) == 3
-    assert main(["report", run, "--out", str(tmp_path / "run" / "manifest.json" / "x")]) == 3
+    assert main(["report", run, "--out", str(tmp_path / "run" / "run.1.json" / "x")]) == 3
     assert "cannot be written" in capsys.readouterr().err

@@ -17,10 +17,9 @@ from rows_by_name import add_task, packed
 
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
+from collage_mpi.ledger.jobs import register
+from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import (
-    MANIFEST,
-    MARKER,
-    RunWriter,
     compare,
     export_run,
     parts,
@@ -31,8 +30,9 @@ from collage_mpi.results import (
     verify_run,
     write_summary,
 )
-from collage_mpi.results.manifest import check_manifest
+from collage_mpi.results.manifest import check_manifest, compose
 from collage_mpi.results.reader import label_of
+from collage_mpi.results.sole import SoleWriter
 from collage_mpi.results.summary import Tally, ranks_used
 from collage_mpi.rows import (
     ENCODED,
@@ -51,9 +51,11 @@ from collage_mpi.rows import (
 )
 
 ROW = ImageRow(
-    *(0, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 300, 1, False),
+    *(0, 7, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 300, 1, False),
     *(1, 5, 0.5, 0, ""),
 )
+
+LAST = ROW._replace(position=89)
 
 
 def test_layouts_of_struct_and_numpy_agree() -> None:
@@ -63,9 +65,9 @@ def test_layouts_of_struct_and_numpy_agree() -> None:
 
 
 def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", manifest(9))
+    writer = SoleWriter(tmp_path / "run", manifest(9))
     writer.image_rows(packed(IMAGES, ROW))
-    writer.image_rows(packed(IMAGES, ROW._replace(row=8, reason="späte Antwort")))
+    writer.image_rows(packed(IMAGES, ROW._replace(row=8, position=8, reason="späte Antwort")))
     writer.close("incomplete")
     images = read_results(tmp_path / "run").images
     assert images.dtype == IMAGE_ROW
@@ -89,7 +91,7 @@ def test_reasons_are_cut_between_characters() -> None:
 
 def test_rows_wait_for_a_tick_when_they_are_old(tmp_path: Path) -> None:
     full = manifest(9)
-    writer = RunWriter.create(tmp_path, full, flush_s=60)
+    writer = SoleWriter(tmp_path, full, flush_s=60)
     fill(writer, full, range(9))
     writer.tick()
     assert writer._images._used
@@ -108,12 +110,12 @@ def test_rows_are_written_as_they_came_and_of_a_flush_those_of_images_last(
     """Where the job is killed between two of its parts no image lacks its tasks."""
     full, written, write_part = manifest(9), [], parts.write_part
 
-    def noted(path: Path, table: TableLayout, payload: memoryview, *more: object) -> None:
+    def noted(path: Path, table: TableLayout, payload: memoryview) -> tuple[int, int]:
         written.append((table.name, np.frombuffer(payload, table.dtype)))
-        write_part(path, table, payload, *more)
+        return write_part(path, table, payload)
 
     monkeypatch.setattr(parts, "write_part", noted)
-    writer = RunWriter.create(tmp_path, full)
+    writer = SoleWriter(tmp_path, full)
     order = [7, 2, 8, 0, 5, 1, 6, 3, 4]
     fill(writer, full, order)
     writer.flush()
@@ -121,23 +123,6 @@ def test_rows_are_written_as_they_came_and_of_a_flush_those_of_images_last(
     assert [name for name, _ in written] == ["tasks", "images"]
     assert written[-1][1]["row"].tolist() == [locate(full, index)[1] for index in order]
     assert len(written[-1][1]) == 9
-
-
-def test_create_refuses_a_directory_that_holds_a_run(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", 9)
-    with pytest.raises(EnvironmentFault, match="--resume"):
-        RunWriter.create(tmp_path / "run", manifest(9))
-
-
-def test_create_names_an_unwritable_place(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(EnvironmentFault, match="cannot be written"):
-        RunWriter.create(tmp_path / "file" / "run", manifest(9))
-
-
-def test_create_names_a_wrong_manifest_key(tmp_path: Path) -> None:
-    with pytest.raises(DataFault, match="'rows'"):
-        RunWriter.create(tmp_path / "run", manifest(9, rows="nine"))
 
 
 def test_a_place_without_a_run(tmp_path: Path) -> None:
@@ -172,7 +157,7 @@ def test_a_runs_repr_is_one_line(tmp_path: Path) -> None:
 def test_limit_in_file_order_expects_the_prefix(tmp_path: Path) -> None:
     full = manifest(90, limit=18, rows=18)
     for name, indices, good in (("a", range(18), True), ("b", range(1, 19), False)):
-        writer = RunWriter.create(tmp_path / name, full)
+        writer = SoleWriter(tmp_path / name, full)
         fill(writer, full, indices)
         writer.close("complete")
         assert verify_run(tmp_path / name).ok is good
@@ -185,7 +170,7 @@ def test_limit_in_another_order_is_proven_by_the_digest(tmp_path: Path) -> None:
     full = manifest(90, limit=9, rows=9, order="shuffle:1", input_digest=digest)
     last = {"good": chosen[-1], "other": 14, "double": chosen[0], "foreign": 4_000}
     for name, index in last.items():
-        writer = RunWriter.create(tmp_path / name, full)
+        writer = SoleWriter(tmp_path / name, full)
         fill(writer, full, [*chosen[:-1], index])
         writer.close("complete")
     assert verify_run(tmp_path / "good").ok
@@ -199,9 +184,9 @@ def test_limit_in_another_order_is_proven_by_the_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda w: w.image_rows(packed(IMAGES, ROW._replace(row=0, session=1))), "1 double"),
-        (lambda w: w.image_rows(packed(IMAGES, ROW._replace(row=4_000))), "outside the input"),
-        (lambda w: w.image_rows(packed(IMAGES, ROW._replace(shard=9))), "outside the input"),
+        (lambda w: w.image_rows(packed(IMAGES, ROW._replace(row=0, position=89))), "1 double"),
+        (lambda w: w.image_rows(packed(IMAGES, LAST._replace(row=4_000))), "outside the input"),
+        (lambda w: w.image_rows(packed(IMAGES, LAST._replace(shard=9))), "outside the input"),
         (
             lambda w: add_task(w,
                 task=999, rank=2, kind="single", group=0, attempt=0, items=1, resolved=1,
@@ -213,8 +198,8 @@ def test_limit_in_another_order_is_proven_by_the_digest(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_verify_finds(tmp_path: Path, spoil, words: str) -> None:
     full = manifest(90)
-    writer = RunWriter.create(tmp_path / "run", full)
-    fill(writer, full, range(90))
+    writer = SoleWriter(tmp_path / "run", full)
+    fill(writer, full, range(89))
     spoil(writer)
     writer.close("complete")
     report = verify_run(tmp_path / "run")
@@ -323,6 +308,19 @@ def test_the_summary_says_in_which_number_format_the_networks_ran(tmp_path: Path
         read_results(make_run(tmp_path / "bad", 90, final={"world": other}))
 
 
+def test_what_the_ledger_cost_is_told(tmp_path: Path) -> None:
+    out = make_run(tmp_path / "run", 18)
+    run = read_results(out)
+    assert summarise(run)["ledger"] is None
+    entry = run.manifest["sessions"][0]
+    cost = {"records": 6, "seconds": 0.4, "taken_over": 1, "split": 0, "written": 24}
+    entry["final"] = {**entry["final"], "ledger": cost}
+    told = summarise(run)
+    assert told["ledger"] == {**cost, "twice": 6}
+    assert "6 records" in render_summary(told)
+    assert "0.4 s, 1 takeover, 0 splits, 25.0 % done twice" in render_summary(told)
+
+
 def test_a_run_without_labels_ends_with_its_predictions(tmp_path: Path) -> None:
     run = read_results(make_run(tmp_path / "run", errors=frozenset({3}), labels=False))
     summary = summarise(run)
@@ -373,7 +371,7 @@ def test_classes_without_names_and_many_of_them(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_can_be_summarised(tmp_path: Path) -> None:
-    RunWriter.create(tmp_path / "run", manifest(9)).close("incomplete")
+    SoleWriter(tmp_path / "run", manifest(9)).close("incomplete")
     results = read_results(tmp_path / "run")
     assert "INCOMPLETE" in render_summary(summarise(results))
     assert "n/a" in render_comparison(compare([results, results]))
@@ -547,67 +545,21 @@ def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         export_run(read_results(run), "xlsx")
 
 
-def test_a_run_without_rows_can_be_taken_back(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    writer = RunWriter.create(out, manifest(9))
-    assert not writer.written
-    writer.discard()
-    assert not out.exists()
-    RunWriter.create(out, manifest(9)).close("incomplete")
-
-
-def test_taking_back_leaves_other_peoples_files(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    RunWriter.create(tmp_path, manifest(9)).discard()
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-    writer = RunWriter.create(tmp_path, manifest(9))
-    (tmp_path / "parts" / "notes.txt").write_text("mine")
-    writer.discard()
-    assert not [*tmp_path.glob("claim-*")]  # another may write
-
-
-def test_a_complete_run_is_known_as_such(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    writer = RunWriter.create(out, manifest(1))
-    fill(writer, manifest(1), range(1))
-    assert writer.written
-    writer.close("complete")
-    assert RunWriter.finished(out, manifest(1)) == "complete"
-    other = {**manifest(1)["settings"], "scheme": "hedge"}
-    assert RunWriter.finished(out, {**manifest(1), "settings": other}) is None
-    mark = (out / MARKER).read_bytes()
-    (out / MARKER).unlink()
-    assert RunWriter.finished(out, manifest(1)) is None
-    (out / MARKER).write_bytes(mark)
-    content = json.loads((out / MANIFEST).read_text())
-    (out / MANIFEST).write_text(json.dumps({**content, "status": "incomplete"}))
-    assert RunWriter.finished(out, manifest(1)) is None
-
-
-def test_a_file_in_the_way_is_called_one(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("x")
-    with pytest.raises(EnvironmentFault, match="is a file"):
-        RunWriter.create(tmp_path / "run", manifest(1))
-
-
 def test_a_session_with_fewer_ranks_leaves_the_rows_of_the_others_good(tmp_path: Path) -> None:
     """Each row's rank is looked for in the world of its own session."""
     full = manifest(18)
     world = full.pop("world")
-    run = RunWriter.create(tmp_path / "run", full)
+    run = SoleWriter(tmp_path / "run", full)
     fill(run, full, range(9))
     run.close("incomplete", world=world)
-    run, _ = RunWriter.reopen(tmp_path / "run", full)
+    run = SoleWriter(tmp_path / "run", full)
     fill(run, full, range(9, 18), collage=False)
     run.close("complete", world=world[:-1])
     assert verify_run(tmp_path / "run").ok
-    run, _ = RunWriter.reopen(tmp_path / "run", full)
-    run.close("complete", world=world)
-    manifest_path = tmp_path / "run" / "manifest.json"
-    text = manifest_path.read_text()
-    found = json.loads(text)
-    found["sessions"][0]["final"]["world"] = world[:2]
-    manifest_path.write_text(json.dumps(found))
+    entry = tmp_path / "run/jobs/0001.json"
+    found = json.loads(entry.read_text())
+    found["facts"]["final"]["world"] = world[:2]
+    entry.write_text(json.dumps(found))
     assert "unknown rank" in " ".join(verify_run(tmp_path / "run").problems)
 
 
@@ -615,10 +567,10 @@ def test_a_session_that_tells_no_world_is_not_measured_by_a_later_ones(tmp_path:
     """As one that ended by a fault, or was killed, when it had more ranks."""
     full = manifest(18)
     world = full.pop("world")
-    run = RunWriter.create(tmp_path / "run", full)
+    run = SoleWriter(tmp_path / "run", full)
     fill(run, full, range(9))
     run.close("incomplete")
-    run, _ = RunWriter.reopen(tmp_path / "run", full)
+    run = SoleWriter(tmp_path / "run", full)
     run.close("complete", world=world[:2])
     assert "unknown rank" not in " ".join(verify_run(tmp_path / "run").problems)
 
@@ -667,3 +619,13 @@ def test_each_session_has_its_own_batch(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataFault, match=next(iter(damage))):
             check_manifest({**run.manifest, **damage}, "manifest.json")
+
+
+def test_the_ranks_of_teams_are_listed_by_the_numbers_of_the_teams(tmp_path: Path) -> None:
+    """Whichever of them was the first to get a number."""
+    store = FolderStore(out := make_run(tmp_path / "run", 18))
+    for name, first in (("b" * 32, 5), ("c" * 32, 0)):
+        world = [{"rank": first + each, "kinds": [], "host": "h"} for each in range(2)]
+        final = {"world": world, "began_ns": 10**18, "seconds": 9.0}
+        register(store, name, {"final": final})
+    assert [each["rank"] for each in compose(out)["world"]] == [0, 1, 5, 6]

@@ -8,7 +8,6 @@ import json
 import zlib
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,9 +17,10 @@ from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifes
 from rows_by_name import add_image
 
 from collage_mpi.cli import main
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.ledger import spans as sp
+from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import (
-    RunWriter,
     compare,
     parts,
     read_results,
@@ -29,10 +29,10 @@ from collage_mpi.results import (
     row_sink,
     summarise,
     verify_run,
-    writer,
 )
-from collage_mpi.results.manifest import read_manifest
-from collage_mpi.results.summary import ThresholdTally
+from collage_mpi.results.parts import read_ledger
+from collage_mpi.results.sole import SoleWriter
+from collage_mpi.results.verify import repair_run
 from collage_mpi.rows import IMAGE_ROW, IMAGES
 from collage_mpi.system import files
 
@@ -41,7 +41,7 @@ ROWS = 27
 
 def whole_run(out: Path) -> None:
     full = manifest(ROWS)
-    run = RunWriter.create(out, full, rows_per_part=10)
+    run = SoleWriter(out, full, rows_per_part=10)
     fill(run, full, range(ROWS))
     run.close("complete")
 
@@ -50,7 +50,7 @@ def test_a_kill_between_any_two_steps(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(row_sink, "PartThread", InlineThread)
     monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
     states = set()
-    for step in range(1, 200):
+    for step in range(1, 400):
         out = tmp_path / f"kill-{step}"
         with monkeypatch.context() as patch:
             kill_at(step, patch)
@@ -59,209 +59,178 @@ def test_a_kill_between_any_two_steps(tmp_path: Path, monkeypatch: pytest.Monkey
                 break
             except Kill:
                 pass
-        states.add(_state_after_kill(out))
+        if not (out / "run.1.json").exists():
+            states.add("no run")
+            continue
+        found = verify_run(out)
+        assert found.doubles == 0
+        assert found.status == "incomplete" or found.ok, found.problems
+        assert found.ok is (out / "COMPLETE.1").exists()
+        states.add(found.status)
     assert step > 30  # the loop met the end of the run, not its own
-    assert states == {"no manifest", "incomplete", "complete"}
+    assert states == {"no run", "incomplete", "complete"}
 
 
-def _state_after_kill(out: Path) -> str:
-    """What a kill left must be read, told and finished by the next session."""
-    full = manifest(ROWS)
-    if not (out / "manifest.json").exists():
-        whole_run(out)
-        assert verify_run(out).ok
-        return "no manifest"
-    before = verify_run(out)
-    assert before.doubles == 0
-    assert before.status == "incomplete" or before.ok
-    assert before.ok is (out / "COMPLETE").exists()
-    run, done = RunWriter.reopen(out, full)
-    assert len(done) == before.rows
-    keys = set(done.tolist())
-    first = full["shards"][0]["count"]
-    rest = [i for i in range(ROWS) if (int(i >= first), i - first * (i >= first)) not in keys]
-    fill(run, full, rest)
-    run.close("complete")
-    after = verify_run(out)
-    assert after.ok, after.problems
-    assert not [path for path in out.rglob("*") if files.TEMP_MARK in path.name]
-    return before.status
+def audited(run, position: int, score: float, other: int = 2) -> None:
+    """An image that both networks have classified; the row is the single network's."""
+    said = {"predicted": 1, "audited": "done", "other": other, "other_score": score}
+    add_image(run, shard=0, row=position, group=0, cell=0, source="single", answered=True, **said)
 
 
-def audited(run: RunWriter, row: int, end_ns: int, score: float) -> None:
-    """A collage's answer that the single network contradicts."""
-    said = {"predicted": 1, "score": score, "audited": "done", "other": 2}
-    times = {"t0_ns": end_ns - 5, "latency_ns": 5}
-    add_image(
-        run, shard=0, row=row, group=0, cell=0, source="collage", answered=True, **said, **times
-    )
-
-
-def test_after_a_kill_the_counts_of_each_threshold_are_those_of_the_rows(tmp_path: Path) -> None:
-    full = manifest(20, audit={"share": 1.0, "seed": 0})
-    held = [{"confidence": 0.5, "session": 1, "since_ns": 100}]
-    run = RunWriter.create(tmp_path / "run", full)
-    audited(run, 0, 100, 0.9)  # while the threshold was chosen
-    audited(run, 1, 101, 0.9)
-    run.note(thresholds=held)
-    audited(run, 2, 150, 0.4)  # not by the cell's score
-    run.drain()  # and nothing more: it is killed
-    run, done = RunWriter.reopen(tmp_path / "run", {**full, "thresholds": held})
-    assert len(done) == 3
-    held += [{"confidence": 0.5, "session": 2, "since_ns": 0}]
-    held += [{"confidence": 0.7, "session": 2, "since_ns": 200}]
-    audited(run, 3, 150, 0.6)
-    audited(run, 4, 201, 0.6)
-    run.note(thresholds=held)
+def test_the_summary_tells_what_audits_found_of_the_promise(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = SoleWriter(out, manifest(20, settings={"agree": 0.9}))
+    audited(run, 3, 0.9)  # it has proved the threshold
+    audited(run, 4, 0.9)
+    audited(run, 5, 0.4)  # it does not count
+    audited(run, 6, 0.9, other=1)  # the same class
+    audited(run, 7, 0.9)  # after the audits
     run.close("incomplete")
-    counts = [(2, 2, 1), (1, 1, 1), (1, 1, 0)]
-    assert read_manifest(tmp_path / "run")["thresholds"] == [
-        {**each, "images": images, "audited": audits, "differing": differing}
-        for each, (images, audits, differing) in zip(held, counts, strict=True)
-    ]
+    (out / "thresholds").mkdir()
+    held = {"confidence": 0.5, "proved": 4, "drawn": 7}
+    (out / "thresholds" / "1.json").write_text(json.dumps(held))
+    found = summarise(results := read_results(out))
+    assert results.manifest["thresholds"] == [held]
+    low, high = found["promise"].pop("ci95")
+    assert found["promise"] == {"agree": 0.9, **held, "audited": 3, "differing": 1}
+    assert (low, high) == pytest.approx((0.0084, 0.9057), abs=1e-4)
+    assert "1 of 3 audited ones differ" in render_summary(summarise(results), width=200)
+    (out / "thresholds" / "1.json").write_text(json.dumps({**held, "confidence": None}))
+    text = render_summary(summarise(read_results(out)), width=200)
+    assert "at most 10.00 % of the answers change; all are the single network's" in text
+
+
+def test_a_job_goes_on_where_others_ended(tmp_path: Path) -> None:
+    full = manifest(90)
+    run = SoleWriter(tmp_path / "run", full)
+    fill(run, full, range(40), errors=frozenset({3}))
+    run.close("incomplete")
+    run = SoleWriter(tmp_path / "run", full)
+    fill(run, full, range(40, 90))
+    run.close("complete")
     results = read_results(tmp_path / "run")
-    undrawn = ThresholdTally({**results.manifest, "audit": None})
-    undrawn.add(results.images)  # of images that chose the threshold, and are done again
-    assert [each["audited"] for each in undrawn.counts()] == [0, 0, 0]
+    assert verify_run(tmp_path / "run").status == "complete_with_errors"
+    assert results.manifest["status"] == "complete_with_errors"
+    assert sorted(set(results.images["session"].tolist())) == [1, 2]
+    assert summarise(results)["rows"]["sessions"] == 2
+
+
+def test_an_image_is_asked_again_until_it_has_an_answer(tmp_path: Path) -> None:
+    """In a run of its own, which adds positions; the last row of an image counts."""
+    out, full = make_run(tmp_path / "run", 27, errors=frozenset({3, 5, 6})), manifest(27)
+    for number, left in ((2, {5}), (3, set())):
+        asked = read_ledger(out).errors
+        again = SoleWriter(out, full, asked)
+        mine = {2: [3, 5, 6], 3: [5]}[number]
+        assert (again.run.number, sp.count(asked)) == (number, len(mine))
+        fill(again, full, mine[:1] if number == 2 else [])
+        again.commit()  # a retry that dies leaves the other rows as they were
+        assert verify_run(out).error_rows == {2: 2, 3: 1}[number]
+        again = SoleWriter(out, full)
+        fill(again, full, mine[1:] if number == 2 else mine, errors=frozenset(left))
+        again.close("complete")
+        found, results = verify_run(out), read_results(out)
+        assert (found.ok, found.rows, found.error_rows) == (True, 27, len(left)), found.problems
+        errors = results.images["row"][~results.images["answered"]]
+        assert set(errors.tolist()) == left
+        assert len(results.groups) == number + 2  # three of the first job
+
+
+def test_a_damaged_part_is_named_and_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, full = tmp_path / "run", manifest(90)
+    run = SoleWriter(out, full, rows_per_part=45)
+    fill(run, full, range(90))
+    run.close("complete")
+    parts_of = sorted((out / "parts").glob("images-*"))
+    for part in parts_of:
+        raw = bytearray(part.read_bytes())
+        raw[700] ^= 1
+        part.write_bytes(raw)
+    assert main(["verify", str(out)]) == 4
+    told = capsys.readouterr().out
+    assert all(f"{part}: damaged (CRC-32" in told for part in parts_of)
+    assert main(["verify", "--repair", str(out)]) == 6
+    told = capsys.readouterr()
+    assert "leases/0.1: it names images-0001-000001.npy, which is damaged or missing" in told.err
+    assert f"3 files moved to {out}/orphans; 90 images will be done again" in told.err
+    assert "0 of 90 rows" in told.out
+    run = SoleWriter(out, full)
+    fill(run, full, range(90))
+    run.close("complete")
+    assert verify_run(out).ok, verify_run(out).problems
+    assert main(["verify", "--repair", str(out)]) == 0  # there is nothing to repair
+
+
+def test_a_damaged_record_is_named_and_repaired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = make_run(tmp_path / "run", 90)
+    for name, raw in (("leases/0.1", b"{}"), ("COMPLETE.1", None)):
+        good = (out / name).read_bytes()
+        if raw is None:
+            (out / "leases/0.1").write_bytes(b"")
+        (out / name).write_bytes(raw or b'{"number":1,"records":1,"digest":""}')
+        assert main(["verify", str(out)]) == 4
+        assert f"{out / name}: it " in capsys.readouterr().out
+        (out / name).write_bytes(good)
+    assert main(["verify", "--repair", str(out)]) == 6
+    assert "90 images will be done again" in capsys.readouterr().err
+
+
+def test_temporary_files_of_killed_jobs_do_no_harm_and_a_repair_removes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = make_run(tmp_path / "run", 90)
+    (out / "export").mkdir()
+    made = [path for path in out.rglob("*") if path.is_file()]
+    left = {files.temporary_name(path) for path in made}
+    left.add(Path(FolderStore(out)._temporary("leases/0.2")))
+    others = files.temporary_name(out / "export" / "images.csv"), out / ".mine.tmp"
+    for path in (*left, *others):
+        path.write_bytes(b"half")
+    assert main(["verify", str(out)]) == 0
+    assert main(["verify", "--repair", str(out)]) == 0
+    told = f"repaired: {len(left)} temporary files of jobs that were killed: removed\n"
+    assert told in capsys.readouterr().err
+    assert {path for path in out.rglob("*") if path.is_file()} == {*made, *others}
+
+
+def test_a_repair_waits_for_the_jobs_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = make_run(tmp_path / "run", 9)
+    (out / "leases/0.1").unlink()
+    monkeypatch.setattr("collage_mpi.results.verify.find_writer", lambda _: "host h, pid 7")
+    assert main(["verify", "--repair", str(out)]) == 3
+    assert "a job is writing here (host h, pid 7)" in capsys.readouterr().err
+    assert not (out / "orphans").exists()
+
+
+def test_rows_that_are_not_what_their_record_names_do_not_count(tmp_path: Path) -> None:
+    """As where a part was put in the place of another one."""
+    out = make_run(tmp_path / "run", 90)
+    other = make_run(tmp_path / "other", 90, arrival=[*range(1, 90), 0], limit=90)
+    name = "images-0001-000001.npy"
+    rows = parts.read_part(other / "parts" / name, IMAGES).copy()
+    rows["position"] += 1
+    (out / "parts" / name).unlink()
+    parts.write_part(out / "parts" / name, IMAGES, memoryview(rows.tobytes()))
+    with pytest.raises(DataFault, match="89 of its rows are at the 90 positions"):
+        read_results(out)
+    assert verify_run(out).status == "damaged"
 
 
 def test_an_interrupted_run_is_never_complete(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = manifest(90)
-    run = RunWriter.create(tmp_path / "run", full)
+    run = SoleWriter(tmp_path / "run", full)
     fill(run, full, range(36))
     run.close("incomplete")
     assert main(["verify", str(tmp_path / "run")]) == 6
     assert "incomplete: 36 of 90 rows, no doubles" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("teams", [None, 2])
-def test_a_killed_session_keeps_its_batch(tmp_path: Path, teams: int | None) -> None:
-    full = manifest(90) | ({} if teams is None else {"teams": teams})
-    for batch in (4, 2, 3):  # each is killed
-        how = RunWriter.reopen if (tmp_path / "run").exists() else RunWriter.create
-        made = how(tmp_path / "run", full)
-        run = made[0] if isinstance(made, tuple) else made
-        run.note(batch=batch)
-        run.drain()
-    told = read_manifest(tmp_path / "run")
-    batches = [entry["final"]["batch"] for entry in told["sessions"]]
-    assert batches == [each for each in (4, 2) for _ in range(teams or 1)]
-    assert [entry["session"] for entry in told["sessions"]] == [*range(1, 1 + len(batches))]
-    assert {entry["rows"] for entry in told["sessions"]} == {None}
-
-
-def test_reopen_goes_on_as_the_next_session(tmp_path: Path) -> None:
-    full = manifest(90)
-    run = RunWriter.create(tmp_path / "run", full)
-    fill(run, full, range(40))
-    run.close("incomplete")
-    run, done = RunWriter.reopen(tmp_path / "run", full)
-    assert (run.session, len(done)) == (2, 40)
-    fill(run, full, range(40, 90))
-    run.close("complete")
-    results = read_results(tmp_path / "run")
-    assert verify_run(tmp_path / "run").ok
-    assert sorted(set(results.images["session"].tolist())) == [1, 2]
-    assert summarise(results)["rows"]["sessions"] == 2
-
-
-def test_errors_of_an_earlier_session_stay_in_the_status(tmp_path: Path) -> None:
-    full = manifest(18)
-    run = RunWriter.create(tmp_path / "run", full)
-    fill(run, full, range(9), errors=frozenset({3}))
-    run.close("incomplete")
-    run, done = RunWriter.reopen(tmp_path / "run", full)
-    assert len(done) == 9  # an error row is a row: it is not done again
-    fill(run, full, range(9, 18))
-    run.close("complete")
-    assert verify_run(tmp_path / "run").status == "complete_with_errors"
-
-
-def test_reopen_refuses_other_settings_and_shows_them(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", 90)
-    changed = manifest(90, class_names=["a"])
-    changed["settings"] = {**changed["settings"], "side": 4, "out": "moved"}
-    with pytest.raises(UsageError) as caught:
-        RunWriter.reopen(tmp_path / "run", changed)
-    text = str(caught.value)
-    assert "class_names: ['class 0', " in text
-    assert "settings.side: 3 before, 4 now" in text
-    assert "out" not in text.replace("without", "").replace("--out", "")
-
-
-def test_reopen_after_a_damaged_part_was_moved_away(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", 90)
-    part = next((run / "parts").glob("images-*"))
-    raw = bytearray(part.read_bytes())
-    raw[300] ^= 1
-    part.write_bytes(raw)
-    assert verify_run(run).status == "damaged"
-    with pytest.raises(DataFault, match="move it away"):
-        RunWriter.reopen(run, manifest(90))
-    part.unlink()
-    again, done = RunWriter.reopen(run, manifest(90))
-    assert len(done) == 0
-    assert not (run / "COMPLETE").exists()
-    fill(again, manifest(90), range(90))
-    again.close("complete")
-    assert verify_run(run).ok, verify_run(run).problems
-
-
-def test_a_marker_is_gone_for_good_before_its_run_is_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole_run(tmp_path)
-    next((tmp_path / "parts").glob("images-*")).unlink()
-    synced = []
-
-    def sync(folder: Path) -> None:
-        if folder == tmp_path:
-            synced.append(((folder / "COMPLETE").exists(), read_manifest(folder)["session"]))
-
-    monkeypatch.setattr(writer, "sync_directory", sync)
-    again, _ = RunWriter.reopen(tmp_path, manifest(ROWS))
-    assert synced == [(True, 1), (False, 1)]
-    again.close("incomplete")
-
-
-def test_what_a_killed_session_named_is_on_the_disk_before_it_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole_run(tmp_path)
-    (tmp_path / "vectors").mkdir()
-    seen, real = [], writer.known_run
-    monkeypatch.setattr(writer, "sync_directory", seen.append)
-    monkeypatch.setattr(writer, "known_run", lambda *of: seen.append("rows") or real(*of))
-    folders = [tmp_path / "parts", tmp_path / "vectors", tmp_path]
-    assert RunWriter.finished(tmp_path, manifest(ROWS)) == "complete"
-    assert seen == [*folders, "rows"]
-    seen.clear()
-    RunWriter.reopen(tmp_path, manifest(ROWS))[0].close("complete")
-    assert seen[:4] == [*folders, "rows"]
-
-
-def test_a_run_that_cannot_be_synced_is_not_called_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole_run(tmp_path)
-
-    def fails(path: Path) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(writer, "sync_directory", fails)
-    with pytest.raises(EnvironmentFault, match="Input/output error"):
-        RunWriter.finished(tmp_path, manifest(ROWS))
-
-
-def test_truncated_temporary_files_are_ignored_and_swept(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", 90, status="incomplete")
-    leftover = run / "parts" / ".images-0001-000002.npy.tmp-123"
-    leftover.write_bytes(b"\x93NUMPY half a hea")
-    assert len(read_results(run).images) == 90
-    RunWriter.reopen(run, manifest(90))[0].close("complete")
-    assert not leftover.exists()
 
 
 def test_a_full_disk_reaches_the_caller_and_loses_nothing(
@@ -269,20 +238,20 @@ def test_a_full_disk_reaches_the_caller_and_loses_nothing(
 ) -> None:
     real, written = parts.write_part, []
 
-    def full_after_three(path: Path, *rest: Any) -> None:
+    def full_after_three(path: Path, *rest: Any) -> tuple[int, int]:
         if len(written) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, *rest)
+        found: tuple[int, int] = real(path, *rest)
         written.append(path)
+        return found
 
     monkeypatch.setattr(parts, "write_part", full_after_three)
     full = manifest(90_000)
-    run = RunWriter.create(tmp_path / "run", full, rows_per_part=50)
+    run = SoleWriter(tmp_path / "run", full, rows_per_part=50)
     with pytest.raises(EnvironmentFault, match="No space left"):
         fill(run, full, range(90_000))
-    with pytest.raises(EnvironmentFault, match="--resume"):
+    with pytest.raises(EnvironmentFault, match="epeat the command"):
         run.close("complete")
-    run.close("complete")  # again: nothing more to say
     results = read_results(tmp_path / "run")
     assert len(results.images) + len(results.tasks) == 150
     assert not results.complete
@@ -296,35 +265,12 @@ def test_a_full_disk_at_the_last_part_is_told_by_close(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(parts, "write_part", full_disk)
-    run = RunWriter.create(tmp_path / "run", manifest(9))
+    run = SoleWriter(tmp_path / "run", manifest(9))
     fill(run, manifest(9), range(9))
     with pytest.raises(EnvironmentFault, match="No space left"):
         run.close("complete", summary=True)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert verify_run(tmp_path / "run").status == "incomplete"
-
-
-def test_a_run_is_marked_complete_only_when_its_summary_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run with the marker is not begun again, so an older summary would stay."""
-    out, full = tmp_path / "run", manifest(18)
-    run = RunWriter.create(out, full)
-    fill(run, full, range(9))
-    run.close("incomplete", summary=True)
-    for rest in (range(9, 18), ()):
-        assert RunWriter.finished(out, full) is None
-        run, _ = RunWriter.reopen(out, full)
-        fill(run, full, rest)
-        with monkeypatch.context() as dies:
-            if rest:
-                dies.setattr("collage_mpi.results.writer.save_summary", Mock(side_effect=Kill))
-                with pytest.raises(Kill):
-                    run.close("complete", summary=True)
-            else:
-                run.close("complete", summary=True)
-    assert RunWriter.finished(out, full) == "complete"
-    assert json.loads((out / "summary.json").read_text())["rows"]["found"] == 18
 
 
 @pytest.fixture(scope="module")
@@ -402,8 +348,8 @@ JSON = st.recursive(
 
 @FUZZ
 @given(data=st.data())
-def test_any_manifest_is_read_or_refused(good_run: Path, data: Any) -> None:
-    path = good_run / "manifest.json"
+def test_any_file_of_a_run_is_read_or_refused(good_run: Path, data: Any) -> None:
+    path = good_run / data.draw(st.sampled_from(["run.1.json", "jobs/0001.json"]))
     raw = path.read_bytes()
     found = json.loads(raw)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -427,8 +373,8 @@ def test_any_manifest_is_read_or_refused(good_run: Path, data: Any) -> None:
 
 @FUZZ
 @given(raw=st.binary(max_size=60) | st.just(b"[" * 100_000))
-def test_bytes_that_are_no_manifest(good_run: Path, raw: bytes) -> None:
-    path = good_run / "manifest.json"
+def test_bytes_that_are_no_run(good_run: Path, raw: bytes) -> None:
+    path = good_run / "run.1.json"
     before = path.read_bytes()
     try:
         path.write_bytes(raw)
@@ -436,3 +382,35 @@ def test_bytes_that_are_no_manifest(good_run: Path, raw: bytes) -> None:
             read_results(good_run)
     finally:
         path.write_bytes(before)
+
+
+def test_a_damaged_part_of_tasks_is_moved_away(tmp_path: Path) -> None:
+    out = make_run(tmp_path / "run", 27)
+    part = next((out / "parts").glob("tasks-*.npy"))
+    part.write_bytes(part.read_bytes()[:-30])
+    assert verify_run(out).status == "damaged"
+    assert any(part.name in each for each in repair_run(out))
+    assert (out / "orphans" / part.name).exists()
+    report = verify_run(out)
+    assert (report.status, report.rows, report.problems) == ("complete", 27, [])
+
+
+@pytest.mark.parametrize(("code", "tries"), [(errno.EIO, 3), (errno.ENOSPC, 1)])
+def test_a_part_that_a_file_server_fails_to_write_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, tries: int
+) -> None:
+    """A full disk is told at once."""
+    real, tried = row_sink.parts.write_part, list[Path]()
+
+    def write(path: Path, *part: Any) -> tuple[int, int]:
+        tried.append(path)
+        if len(tried) < 3:
+            raise OSError(code, "no")
+        return real(path, *part)
+
+    monkeypatch.setattr(row_sink.parts, "write_part", write)
+    monkeypatch.setattr(row_sink, "AGAIN_S", 0.0)
+    thread = row_sink.PartThread(tmp_path, 1, lambda part: None)
+    thread.put(IMAGES, memoryview(bytes(IMAGES.dtype.itemsize)))
+    thread.end()
+    assert (len(tried), thread.fault is None) == (tries, tries == 3)

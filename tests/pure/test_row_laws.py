@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests.simulation import witness
 from tests.simulation.figure_laws import figures, wrong_figures
 from tests.simulation.inputs import answer, first_answers
 from tests.simulation.kernel import Host, Process
-from tests.simulation.laws import COLLAGE, Run, broken, forgotten, litter, too_early, unwritten
+from tests.simulation.laws import COLLAGE, Run, broken, forgotten, litter, unwritten
 from tests.simulation.order_laws import wrong_order
 from tests.simulation.row_laws import OUTCOMES, told_batch, wrong_columns, wrong_export, wrong_files
 from tests.simulation.told_laws import Statuses, wrong_words
@@ -52,12 +53,14 @@ def made() -> Run:
     world = [{"rank": rank, "kinds": ["single"], "host": "h0"} for rank in (1, 2)]
     rows = {"images": 2, "tasks": 2}
     final = {"world": world, "seconds": 1.0}
-    sessions = [{"session": 1, "status": "complete", "rows": rows, "final": final}]
+    session = {"session": 1, "status": "complete", "process": {"pid": 1}}
+    sessions = [{**session, "rows": rows, "final": final}]
     manifest = {
         "status": "complete",
         "session": 1,
         "side": 2,
         "sessions": sessions,
+        "thresholds": [],
         "shards": [{"path": "a.h5"}],
         "settings": dict.fromkeys(("credit", "agree", "hedge_ms", "deadline_ms", "linger_ms"))
         | {"scheme": "collage", "between": "drain", "endgame": "off", "assign": "pull"}
@@ -73,8 +76,10 @@ def made() -> Run:
 
 
 def test_a_marker_has_all_rows(tmp_path: Path) -> None:
-    assert broken(tmp_path, made(), 2, whole=True) == []
-    assert broken(tmp_path, made(), 3, whole=True) == ["a marker, and 2 of 3 rows"]
+    assert broken(tmp_path, made(), whole=True) == []
+    run = made()
+    run.manifest["rows"] = 3
+    assert broken(tmp_path, run, whole=True) == ["a marker, and 2 of 3 rows"]
 
 
 def by_first(*rows: int) -> Run:
@@ -89,27 +94,29 @@ def by_first(*rows: int) -> Run:
 
 
 def test_answers_are_those_of_the_network_that_the_row_names(tmp_path: Path) -> None:
-    assert broken(tmp_path, by_first(1), 2, whole=False) == []
+    assert broken(tmp_path, by_first(1), whole=False) == []
     for column in ("predicted", "score"):
         run = by_first(1)
         run.images[1][column] += 0.5 if column == "score" else 1
-        assert "another answer than the network's" in broken(tmp_path, run, 2, whole=False)[0]
+        assert "another answer than the network's" in broken(tmp_path, run, whole=False)[0]
     run = by_first(1)
     run.images[1]["audited"], run.images[1]["other"] = 1, answer(0, 1) + 1
-    assert "another answer of the other network" in broken(tmp_path, run, 2, whole=False)[0]
+    assert "another answer of the other network" in broken(tmp_path, run, whole=False)[0]
+
+
+def test_where_a_read_failed_only_a_collage_s_image_may_lack_its_label() -> None:
+    for source, misread, faults in ((COLLAGE, True, 0), (COLLAGE, False, 1), (0, True, 1)):
+        run = made()
+        run.images["source"][0], run.images["has_label"][0], run.misread = source, False, misread
+        assert sum("another label" in text for text in wrong_columns(run)) == faults
 
 
 def test_no_unsure_answer_counts_but_after_the_deadline(tmp_path: Path) -> None:
     run = by_first(0, 1)
     run.manifest["accept"] = "confident 0.99"
-    assert "an unsure answer counts" in broken(tmp_path, run, 2, whole=False)[0]
+    assert "an unsure answer counts" in broken(tmp_path, run, whole=False)[0]
     run.manifest["accept"] = "confident 0.99, else 9 ms"
-    assert broken(tmp_path, run, 2, whole=False) == []
-    run.manifest |= {
-        "settings": {**run.manifest["settings"], "agree": 0.9},
-        "thresholds": [{"confidence": 0.9}, {"confidence": 0.1}],
-    }
-    assert broken(tmp_path, run, 2, whole=False) == ["a threshold is lowered: [0.9, 0.1]"]
+    assert broken(tmp_path, run, whole=False) == []
 
 
 @pytest.mark.parametrize(
@@ -143,37 +150,21 @@ def test_a_wrong_column_is_told(table: str, column: str, value: int, said: str) 
         assert not wrong_columns(run), "; ".join(wrong_columns(run))
 
 
-def test_a_batch_of_several_teams_is_one_teams() -> None:
-    run = made()
-    run.manifest["teams"] = 2
-    run.manifest["sessions"] = [
-        {"session": number, "rows": None, "final": {"batch": 2}} for number in (1, 2, 3)
-    ]
-    run.images["group"] = 4, 5
-    for sessions, wrong in (((1, 1), 0), ((1, 2), 1), ((1, 3), 0)):
-        run.images["session"] = sessions
-        found = [text for text in wrong_columns(run) if text.startswith("batch")]
-        assert found == ["batch 2 of 2 groups is of sessions 1 and 2"] * wrong
-
-
 def test_a_batch_that_is_chosen_is_told() -> None:
-    run = made()
-    assert not list(told_batch(run, ""))  # a session that did not come so far
-    run.manifest["sessions"][0]["final"]["batch"] = 4
-    assert not list(told_batch(run, "batch 4, chosen by --batch auto; why"))
-    assert len(list(told_batch(run, "batch 2, chosen by --batch auto; why"))) == 1
+    entry: dict = {"final": {}}
+    assert not list(told_batch(1, entry, ""))  # a session that did not come so far
+    entry["final"]["batch"] = 4
+    assert not list(told_batch(1, entry, "batch 4, chosen by --batch auto; why"))
+    assert len(list(told_batch(1, entry, "batch 2, chosen by --batch auto; why"))) == 1
 
 
 def test_a_task_without_a_row_is_told() -> None:
-    run = made()
-    assert unwritten(run, "tasks", [2, None, None]) == []
-    assert unwritten(run, "tasks", [3, None, None]) == ["team 0 had 3 tasks and has rows of 2"]
-    run.manifest["teams"] = 2
-    run.manifest["sessions"].append({"session": 2, "rows": {"tasks": 4}})
-    assert unwritten(run, "tasks", [2, None, 4, None]) == []
-    assert unwritten(run, "tasks", [None, None, 5, None]) == [
-        "team 1 had 5 tasks and has rows of 4"
-    ]
+    run, own = made(), {"tasks sent": 2, "images resolved": 2}
+    coordinator = SimpleNamespace(pid=1, own=own)
+    assert list(unwritten(run, [coordinator])) == []
+    own["tasks sent"] = 3
+    assert list(unwritten(run, [coordinator])) == ["session 1 had 3 tasks sent and has rows of 2"]
+    assert list(unwritten(run, [SimpleNamespace(pid=2, own=own)])) == []  # of another launch
 
 
 def exported(run: Run, folder: Path) -> None:
@@ -260,10 +251,8 @@ def test_a_row_against_the_order_of_work_is_told(
         ("summary", {"price": {"late_answers": 1}}, "says 1 late answers; it is 0"),
         ("summary", {"price": {"skipped_tasks": 1}}, "says 1 skipped tasks; it is 0"),
         ("summary", {"price": {"wasted_s": 2.0}}, "2.0 s were wasted of 0.005"),
-        ("status", {"state": "ending"}, "status.json says ending"),
-        ("status", {"session": 2}, "of session 2"),
+        ("status", {"state": "ending"}, "session 1 says ending"),
         ("status", {"done": 1}, "1 done of 2"),
-        ("status", {"total": 1}, "0 before and 1 to do"),
         ("status", {"ranks": [{"rank": 1, "answers": 2, "tasks": 0}]}, "of 1 answers"),
         ("status", {"audited": 1}, "1 audited of 0"),
         ("status", {"by_collage": 1}, "1 by_collage of 0"),
@@ -279,14 +268,16 @@ def test_a_wrong_summary_or_status_is_told(tmp_path: Path, file: str, change: di
     status["by_collage"] = 0
     right = {"summary": said_so, "status": {**status, "before": 0, "total": 2}}
     right["status"]["ranks"] = [{"rank": 1, "answers": 1, "tasks": 0}]
+    places = {"summary": tmp_path / "summary.json", "status": tmp_path / "status/0001.json"}
+    places["status"].parent.mkdir()
     for name, values in right.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(values))
-    assert wrong_files(tmp_path, made(), True) == []
+        places[name].write_text(json.dumps(values))
+    assert wrong_files(tmp_path, made(), [1], True) == []
     for name, value in change.items():
         was = right[file][name]
         right[file][name] = {**was, **value} if isinstance(value, dict) else value
-    (tmp_path / f"{file}.json").write_text(json.dumps(right[file]))
-    assert said in "; ".join(wrong_files(tmp_path, made(), True))
+    places[file].write_text(json.dumps(right[file]))
+    assert said in "; ".join(wrong_files(tmp_path, made(), [1], True))
 
 
 def calls(*asked: tuple[int, int]) -> list[witness.Call]:
@@ -298,16 +289,18 @@ def calls(*asked: tuple[int, int]) -> list[witness.Call]:
 def test_what_the_networks_were_asked_is_held_against_the_rows() -> None:
     run, right = made(), calls((1, 0), (2, 1))
     assert list(witness.unheard(run, right)) == []
-    assert list(witness.unlike_tasks(run, right)) == []
+    assert list(witness.unlike_tasks(run, [1], right)) == []
     assert "a rank that was not asked" in next(witness.unheard(run, calls((1, 0), (1, 1))))
-    assert list(witness.unlike_tasks(run, calls((1, 0), (2, 1), (2, 0)))) == [
+    assert list(witness.unlike_tasks(run, [1], calls((1, 0), (2, 1), (2, 0)))) == [
         "('rank 2', 'single') computed 2 images, of 1 in its tasks"
     ]
     assert list(witness.again(run, [(0, 1)], right)) == [
         "1 images were answered before, and were done again: (0, 1)"
     ]
     run.tables["tasks"]["outcome"][0] = 2
-    assert "a task that was not answered, and nothing went wrong" in next(witness.troubled(run))
+    assert "a task that was not answered, and nothing went wrong" in next(
+        witness.troubled(run, [1])
+    )
     assert "rank 1 is 1 on h0, not" in next(
         witness.other_processes(by_pid(run, 3), [each.process for each in calls((0, 0), (1, 0))])
     )
@@ -320,29 +313,35 @@ def by_pid(run: Run, pid: int) -> Run:
 
 def test_words_that_are_not_so_are_told() -> None:
     run, right = made(), "none: 2 of 2 images (100 %)\ncomplete: 2 of 2 images, 1 group\n"
-    assert list(wrong_words(run, right, 0)) == []
-    assert len(list(wrong_words(run, right.replace(": 2", ": 1"), 0))) == 2
-    assert list(wrong_words(run, "", 3)) == ["exit code 3 without a word"]
+    assert list(wrong_words(run, 1, right, 0)) == []
+    assert len(list(wrong_words(run, 1, right.replace(": 2", ": 1"), 0))) == 2
+    assert list(wrong_words(run, 1, "", 3)) == ["exit code 3 without a word"]
     run.manifest["sessions"][0]["final"]["lost"] = [{"rank": 2}]
-    assert list(wrong_words(run, right, 0)) == ["it does not tell that rank 2 is lost"]
-    assert list(wrong_words(run, f"{right}rank 2 (single) is lost: its process has ended", 0)) == []
+    assert list(wrong_words(run, 1, right, 0)) == ["it does not tell that rank 2 is lost"]
+    assert (
+        list(wrong_words(run, 1, f"{right}rank 2 (single) is lost: its process has ended", 0)) == []
+    )
 
 
 def test_a_status_that_runs_back_or_is_late_is_told(tmp_path: Path) -> None:
     told: list[str] = []
-    statuses = Statuses(tmp_path / "status.json", told.append)
+    statuses, place = Statuses(told.append), tmp_path / "status/0001.json"
     statuses.calm = True
-    status = {"run_id": "1", "session": 1, "count": 1, "done": 2, "total": 2, "errors": 0}
+    place.parent.mkdir()
+    status = {"run_id": "1", "owner": "a", "count": 1, "done": 2, "total": 2, "errors": 0}
     status |= {"elapsed_s": 1.0, "every_s": 5.0, "state": "running"}
     last = {"count": 4, "state": "complete"}
-    changes = ({}, {"count": 2}, {"count": 1}, {"count": 3}, last)
-    for at_s, change in zip((1, 2, 3, 30, 31), changes, strict=True):
-        (tmp_path / "status.json").write_text(json.dumps(status | change))
-        statuses.written(at_s * 1000 * MS)
+    changes = ({}, {"count": 2}, {"count": 1}, {"count": 3}, last, last | {"owner": "b"})
+    for at_s, change in zip((1, 2, 3, 30, 31, 32), changes, strict=True):
+        place.write_text(json.dumps(status | change))
+        if "owner" in change:
+            (tmp_path / "COMPLETE.1").touch()
+        statuses.written(place, at_s * 1000 * MS)
     assert told == [
-        "status.json: count was 2, and is 1",
-        "status.json was not written for 27000 ms",
-        "status.json: complete, and there is no marker",
+        "status/0001.json: count was 2, and is 1",
+        "status/0001.json was not written for 27000 ms",
+        "status/0001.json: complete, and there is no marker",
+        "status/0001.json is written by two jobs",
     ]
 
 
@@ -350,26 +349,17 @@ def test_what_a_later_session_forgets_is_told() -> None:
     before, after = (Run({"sessions": [{"session": 1, "status": "incomplete"}]}) for _ in range(2))
     after.manifest["sessions"].append({"session": 2, "status": "complete"})
     assert [*forgotten(before, after)] == []
-    before.manifest["thresholds"] = [{"session": 1, "since_ns": 5, "confidence": 0.9}]
+    before.manifest["thresholds"] = [{"confidence": 0.9, "proved": 4, "drawn": 5}]
     assert [*forgotten(before, after)] == [
-        "the manifest had [(1, 5, 0.9)] as thresholds, and has []"
-    ]
-
-
-def test_a_file_that_comes_before_what_it_needs_is_told(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"extras": {"top_k": 2}}')
-    part = "parts/images-0001-000001.npy"
-    assert [*too_early(tmp_path, "COMPLETE")] == ["a run is marked that has no summary"]
-    assert [*too_early(tmp_path, part)] == [
-        f"{part} is there before its vectors",
-        f"{part} is there, and the manifest does not say of which networks",
+        "the manifest had [(0.9, 4, 5)] as thresholds, and has []"
     ]
 
 
 def test_what_a_job_leaves_behind_is_told(tmp_path: Path) -> None:
-    for name in ("parts/a.npy", "COMPLETE", "summary.json"):
+    for name in ("parts/a.npy", "leases/0.0", "run.1.json", "COMPLETE.1", "summary.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert litter(tmp_path) == []
-    (tmp_path / "claim-1").touch()
-    assert litter(tmp_path) == ["the job leaves claim-1"]
+    (tmp_path / "beats").mkdir()
+    (tmp_path / "beats/a").touch()
+    assert litter(tmp_path) == ["the job leaves beats/a"]

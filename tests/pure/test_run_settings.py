@@ -196,7 +196,9 @@ def test_missing_inputs_are_named():
     with pytest.raises(UsageError, match="--shards"):
         parse().require_inputs()
     with pytest.raises(UsageError, match="--collage"):
-        parse("--shards", "x", "--single", "null", "--out", "o").require_inputs()
+        parse(
+            "--scheme", "collage", "--shards", "x", "--single", "null", "--out", "o"
+        ).require_inputs()
 
 
 def test_a_scheme_without_singles_needs_no_single_network():
@@ -309,20 +311,15 @@ def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
             RunSettings(**values)
 
 
-def test_a_lease_of_a_batch_fits_a_message():
-    assert RunSettings(teams=2, side=2, batch=1024).teams == 2
-    with pytest.raises(UsageError, match=r"batch is 1024 with teams 2 and side 3: the most is 455"):
-        RunSettings(teams=2, side=3, batch=1024)
-
-
-def test_a_backup_rank_gets_a_group_as_one_batch():
-    found = RunSettings(scheme="cascade-batch", placement="fixed", side=2, batch_cost=0.25)
+def test_a_rank_of_a_stage_gets_a_group_as_one_batch():
+    apart = {"scheme": "cascade", "first": ("q",), "placement": "fixed", "side": 2}
+    found = RunSettings(**apart, batch_cost=0.25)
     assert (found.n_singles, found.collage_ranks, found.world_size) == (4, 1, 6)
-    assert [found.most_inputs(kind) for kind in ("single", "backup")] == [1, 4]
-    assert found.batch_costs() == {"backup": 0.25}
-    found = RunSettings(scheme="cascade-batch", placement="fixed", side=2, batch=3, collage_ranks=2)
-    assert [found.most_inputs(kind) for kind in ("single", "backup")] == [3, 12]
-    assert found.batch_costs() == {"single": 1.0, "backup": 1.0}
+    assert [found.most_inputs(kind) for kind in ("single", "stage1")] == [1, 4]
+    assert found.batch_costs() == {"stage1": 0.25}
+    found = RunSettings(**apart, batch=3, collage_ranks=2)
+    assert [found.most_inputs(kind) for kind in ("single", "stage1")] == [3, 12]
+    assert found.batch_costs() == {"single": 1.0, "stage1": 1.0}
     assert "M = 2" in found.labels()["scheme"]
 
 

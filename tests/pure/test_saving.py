@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from rows_by_name import cells_of
 
 from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.training.threshold import TwoStages, find_savings, saving_of, told_savings
@@ -30,6 +31,10 @@ def half(counts: tuple[int, ...], lost: dict[float, list[int]]) -> list[tuple[bo
     return images
 
 
+def stages_of(single: list, collage: list, labels: np.ndarray) -> TwoStages:
+    return TwoStages(cells_of(single), cells_of(collage), labels, CELLS)
+
+
 def savings(chooses: list, measures: list, **more):
     """Groups of four, of the half that chooses and of the other in turn."""
     images = []
@@ -38,7 +43,7 @@ def savings(chooses: list, measures: list, **more):
     single = [(int(not alone), 1.0) for alone, _, _ in images]
     collage = [(int(not cell), score) for _, cell, score in images]
     labels = np.zeros(len(images), np.int64)
-    return find_savings(TwoStages(single, collage, labels, CELLS), RATIO, **more)
+    return find_savings(stages_of(single, collage, labels), RATIO, **more)
 
 
 SAME = half((250, 250, 250, 250), {})
@@ -91,7 +96,7 @@ def test_the_curve_runs_from_few_sure_cells_to_all():
     collage = [(int(s < 0.6), float(s)) for s in scores]  # the fifth that is least sure is wrong
     order = np.random.default_rng(0).permutation(2 * HALF)
     labels = np.zeros(2 * HALF, np.int64)
-    stages = TwoStages(right, [collage[i] for i in order], labels, CELLS)
+    stages = stages_of(right, [collage[i] for i in order], labels)
     curve = find_savings(stages, RATIO)["curve"]
     assert len(curve) == 10
     assert [round(at["share"], 1) for at in curve[:5]] == [0.3, 0.5, 0.6, 0.7, 0.8]
@@ -109,7 +114,7 @@ def test_the_curve_runs_from_few_sure_cells_to_all():
 def test_cells_without_an_answer_are_never_sure():
     single, labels = [(0, 1.0)] * 2 * HALF, np.zeros(2 * HALF, np.int64)
     collage = [None if i % 5 == 0 else (0, 0.9) for i in range(2 * HALF)]
-    found = find_savings(TwoStages(single, collage, labels, CELLS), RATIO)
+    found = find_savings(stages_of(single, collage, labels), RATIO)
     assert found["no_loss"]["share"] == pytest.approx(0.8)
     assert [at["share"] for at in found["curve"]] == pytest.approx([0.8, 0.8])
     assert [at["confidence"] for at in found["curve"]] == [0.9, 0.0]
@@ -136,5 +141,5 @@ def test_the_threshold_of_a_file_stands_beside_it():
 def test_too_few_images_tell_nothing():
     few = [(0, 1.0)] * 1999
     labels = np.zeros(1999, np.int64)
-    assert find_savings(TwoStages(few, few, labels, CELLS), RATIO) is None
+    assert find_savings(stages_of(few, few, labels), RATIO) is None
     assert "n/a (it needs 2,000 labelled images" in told_savings(None, "")

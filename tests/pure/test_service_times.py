@@ -23,11 +23,11 @@ from collage_mpi.workload.straggler_settings import (
     DelayModel,
     Spells,
     StragglerSettings,
-    bimodal,
     deaths_of,
     lognormal,
     make_delays,
-    markov,
+    slow_periods,
+    some_tasks,
     uniform,
 )
 
@@ -57,7 +57,7 @@ def test_uniform_is_uniform_and_keyed():
 @hypothesis_settings(max_examples=8, deadline=None)
 @given(st.floats(0.02, 0.5), st.floats(3, 10), st.integers(0, 9))
 def test_bimodal_has_its_share_and_factor(share, factor, seed):
-    found = draws_ms(bimodal(seed, 0.1, 0.1, share, factor))
+    found = draws_ms(lognormal(seed, 0.1, 0.1, some_tasks(seed, share, factor)))
     slow = found > 100 * math.sqrt(factor)
     assert slow.mean() == pytest.approx(share, abs=0.03)
     assert np.median(found[~slow]) == pytest.approx(100, rel=0.02)
@@ -69,7 +69,7 @@ def test_bimodal_has_its_share_and_factor(share, factor, seed):
 
 def test_markov_is_slow_in_spells_of_the_stated_length_and_share():
     spells_of = lambda rank: Spells(0, rank, 0.2, 3.0)  # noqa: E731
-    found = draws_ms(markov(0, 0.1, 0.0, 4.0, spells_of), ranks=40, groups=2000)
+    found = draws_ms(lognormal(0, 0.1, 0.0, slow_periods(4.0, spells_of)), ranks=40, groups=2000)
     assert set(found.ravel()) == {100.0, 400.0}
     slow = found == 400
     assert slow.mean() == pytest.approx(0.2, abs=0.04)

@@ -1,4 +1,4 @@
-"""What rank 0 checks before anything is sent, and what of the input a resumed run has left."""
+"""What rank 0 checks before anything is sent, and what of the input a run has left."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.job import plan as plan_module
+from collage_mpi.job import run as run_module
 from collage_mpi.job.handshake import (
     answer_bytes,
     check_same_weights,
@@ -29,16 +30,14 @@ from collage_mpi.job.handshake import (
 )
 from collage_mpi.job.messages import Hello
 from collage_mpi.job.plan import make_plan, warn_of_one_class_groups, warn_of_small_pictures
-from collage_mpi.job.provenance import make_manifest
+from collage_mpi.job.provenance import fixed_facts
 from collage_mpi.job.run import Ask, before_this, run_session, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder, open_reader
+from collage_mpi.ledger.records import Run
 from collage_mpi.models.asking import Described
 from collage_mpi.models.info import Declared, Geometry, own_info
 from collage_mpi.mpi.tasks import cancel_message_bytes
-from collage_mpi.results import RunWriter
-from collage_mpi.results.claim import read_claims
 from collage_mpi.results.writer import differences
-from collage_mpi.rows import KEY_ROW
 from collage_mpi.settings.batches import MostGroups
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
@@ -78,12 +77,12 @@ def test_what_does_not_fit_is_refused(shards, more, error, says):
         plan_of(shards, **more)
 
 
-@pytest.mark.parametrize(("limit", "rows"), [(None, 12), (6, 5)])
-def test_a_limited_run_stays_without_a_shard_that_was_mended_later(shards, caplog, limit, rows):
+@pytest.mark.parametrize(("limit", "images"), [(None, 12), (6, 5)])
+def test_a_limited_run_stays_without_a_shard_that_was_mended_later(shards, caplog, limit, images):
     at_first = plan_of(shards[:1], limit=limit)
-    plan = plan_of(shards, limit=limit, known={"session": 1, **make_manifest(at_first)})
-    assert len(plan.order) == rows
-    assert differences(make_manifest(at_first), make_manifest(plan)) == [] or limit is None
+    plan = plan_of(shards, limit=limit, known={"sessions": [], **fixed_facts(at_first)})
+    assert (len(plan.order), len(plan.shards)) == (5, images)  # a later run has the others
+    assert differences(fixed_facts(at_first), fixed_facts(plan, 1)) == []
     warn_of_bad_shards(plan.shards)
     told = f"warning: {shards[1]}: left out, because the run has a --limit"
     assert (told in caplog.text) == (limit is not None)
@@ -106,7 +105,7 @@ def test_where_a_rank_may_run_several_images_of_a_group_draws_are_by_image(more,
 
 def test_a_session_says_if_the_one_before_it_had_another_batch():
     assert before_this({}, 8) == before_this({"batch": 8}, 8) == ""
-    assert before_this({"batch": 4}, 8) == "; the session before had batch 4"
+    assert before_this({"batch": 4}, 8) == "; the job before had batch 4"
 
 
 def test_the_largest_batch_depends_on_what_rank_0_sends(shards):
@@ -132,11 +131,11 @@ def test_the_largest_batch_depends_on_what_rank_0_sends(shards):
 
 @pytest.mark.parametrize(
     ("scheme", "kept_bytes", "size"),
-    [("none", 1 << 20, 64), ("cascade-batch", 1 << 20, 16), ("none", 60 << 20, 1)],
+    [("none", 1 << 20, 64), ("cascade", 1 << 20, 16), ("none", 60 << 20, 1)],
 )
 def test_a_batch_is_chosen_whose_kept_values_fit_a_message(shards, scheme, kept_bytes, size):
     """Values of varying length are as long as the longest of their batch."""
-    more = {"backup": "null"} if scheme == "cascade-batch" else {}
+    more = {"first": ("null",)} if scheme == "cascade" else {}
     plan = plan_of(shards, scheme=scheme, side=2, batch=None, pixels="workers", **more)
     reading, encoder = plan.placement.workers, build_encoder(plan)
     column = KeptColumn("boxes", "<f4", (None, 4), kept_bytes - 4)
@@ -185,37 +184,38 @@ def test_the_order_is_a_seeded_permutation_cut_at_the_limit(shards):
 
 def test_a_run_keeps_the_permutation_that_its_manifest_names(shards):
     """A run of an earlier version names none: its images were shuffled by NumPy."""
-    known = {"session": 1, **make_manifest(plan_of(shards, order="shuffle:3"))}
+    known = {"sessions": [], **fixed_facts(plan_of(shards, order="shuffle:3"))}
     again = plan_of(shards, order="shuffle:3", known=known)
-    assert known["permutation"] == make_manifest(again)["permutation"] == 1
+    assert known["permutation"] == fixed_facts(again)["permutation"] == 1
     del known["permutation"]
     older = plan_of(shards, order="shuffle:3", known=known, limit=7)
     by_numpy = np.arange(12)
     np.random.default_rng(3).shuffle(by_numpy)
     assert images_of(older) == by_numpy[:7].tolist() != images_of(again)[:7]
-    assert "permutation" not in make_manifest(older)
-    assert "permutation" not in make_manifest(plan_of(shards))
+    assert "permutation" not in fixed_facts(older)
+    assert "permutation" not in fixed_facts(plan_of(shards))
     with pytest.raises(EnvironmentFault, match=r"shuffled by permutation 2; .* knows 1"):
         plan_of(shards, order="shuffle:3", known={**known, "permutation": 2})
 
 
 @pytest.mark.parametrize("order", ["file", "shuffle:1"])
-@pytest.mark.parametrize("limit", [None, 8])
-def test_what_is_left_is_what_has_no_row(shards, order, limit):
-    plan = plan_of(shards, order=order, limit=limit)
-    located = [plan.shards.locate(i) for i in images_of(plan)]
-    done = np.array([*located[:2], *located[3:5]], KEY_ROW)
-    end = len(plan.order)
-    assert plan.lacking(done) == [(2, 3), (5, end)]
-    assert plan.lacking(np.empty(0, KEY_ROW)) == [(0, end)]
-    assert plan.lacking(np.array(located, KEY_ROW)) == []
-    others = [plan.shards.locate(i) for i in {*range(12)} - {*images_of(plan)}]
-    assert plan.lacking(np.array(others, KEY_ROW)) == [(0, end)]
+def test_a_later_run_asks_for_images_again_and_then_for_those_of_new_shards(shards, order):
+    plan = plan_of(shards, order=order)
+    first = images_of(plan)
+    found = [
+        Run(1, 0, 12, 12, settings={"images": 12}),
+        Run(2, 12, 17, 5, again=((3, 5), (7, 8)), settings={"images_now": 14}),
+        Run(3, 17, 19, 2, again=((13, 14), (15, 16)), settings={"images_now": 14}),
+    ]
+    second, third = plan.at_run(found[:2]), plan.at_run(found)
+    assert images_of(second) == [first[3], first[4], first[7], 12, 13]
+    assert images_of(third) == [first[4], 12]
+    assert [plan.at_run(found[:1]).first, second.first, third.first] == [0, 12, 17]
 
 
 def test_the_manifest_expects_the_rows_of_the_plan(shards):
     plan = plan_of(shards, order="shuffle:1", limit=8)
-    manifest = make_manifest(plan)
+    manifest = fixed_facts(plan)
     located = np.array([plan.shards.locate(int(i)) for i in images_of(plan)])  # (8, 2)
     assert manifest["input_digest"] == input_digest(located[:, 0], located[:, 1])
     assert manifest["rows"] == 8
@@ -241,44 +241,47 @@ def test_one_class_groups_are_said(tmp_path, caplog):
     assert caplog.messages == []
 
 
+QUICK = {"scheme": "cascade", "first": ("null",)}
+
+
 def hello(host: str, **fingerprints: str) -> Hello:
     return replace(HELLO, host=host, fingerprints=fingerprints)
 
 
 def test_ranks_that_run_a_network_must_hold_the_same_weights():
-    specs = {"single": "w", "backup": "w", "collage": "c"}
+    specs = {"single": "w", "stage1": "w", "collage": "c"}
     same = {1: hello("n0", single="aa"), 2: hello("n1", single="aa"), 3: hello("n1", collage="bb")}
     check_same_weights(same, specs)
     with pytest.raises(CollageError, match=r"rank 4 on n2 .* than rank 1 on n0"):
         check_same_weights({**same, 4: hello("n2", single="cc")}, specs)
     with pytest.raises(CollageError, match=r"rank 4 on n2 .* than rank 1 on n0"):
-        check_same_weights({**same, 4: hello("n2", backup="cc")}, specs)
-    check_same_weights({**same, 4: hello("n2", backup="cc")}, {**specs, "backup": "small"})
+        check_same_weights({**same, 4: hello("n2", stage1="cc")}, specs)
+    check_same_weights({**same, 4: hello("n2", stage1="cc")}, {**specs, "stage1": "small"})
     with pytest.raises(CollageError, match="the same file on every host"):
         check_same_weights({**same, 4: hello("n2", single="cc")}, specs)
-    mine = {**specs, "single": "net:make", "backup": "net:make"}
+    mine = {**specs, "single": "net:make", "stage1": "net:make"}
     with pytest.raises(CollageError, match=r"net:make makes other .* seed its random numbers"):
         check_same_weights({**same, 4: hello("n2", single="cc")}, mine)
 
 
-def test_a_backup_batch_that_no_message_holds_is_refused(shards, monkeypatch):
+def test_a_batch_of_a_stage_that_no_message_holds_is_refused(shards, monkeypatch):
     monkeypatch.setattr(plan_module, "LARGEST_INPUT_BYTES", 200)
     with pytest.raises(UsageError, match=r"a message of 9 images takes .* choose a smaller --side"):
-        plan_of(shards, 11, scheme="cascade-batch", side=3, cell_px=2)
-    plan_of(shards, scheme="cascade-batch", side=2, cell_px=2).shards.close()
+        plan_of(shards, 11, **QUICK, side=3, cell_px=2)
+    plan_of(shards, **QUICK, side=2, cell_px=2).shards.close()
 
 
 def test_what_a_message_and_a_row_just_hold_is_taken(shards, monkeypatch):
     images = 9 * 36  # bytes
     monkeypatch.setattr(plan_module, "LARGEST_INPUT_BYTES", images)
-    plan_of(shards, 11, scheme="cascade-batch", side=3, cell_px=2).shards.close()
+    plan_of(shards, 11, **QUICK, side=3, cell_px=2).shards.close()
     monkeypatch.setattr(plan_module, "LARGEST_INPUT_BYTES", images - 1)
     with pytest.raises(UsageError, match=r"a message of 9 images takes 324 bytes"):
-        plan_of(shards, 11, scheme="cascade-batch", side=3, cell_px=2)
+        plan_of(shards, 11, **QUICK, side=3, cell_px=2)
 
 
 def test_a_task_has_no_more_images_than_its_row_can_count(shards):
-    asked = {"scheme": "cascade-batch", "backup": "null", "side": 16, "pixels": "workers"}
+    asked = {**QUICK, "side": 16, "pixels": "workers"}
     plan_of(shards, 258, batch=255, **asked).shards.close()
     with pytest.raises(UsageError, match=r"65,536 images in one .* --batch 255 or less"):
         plan_of(shards, 258, batch=256, **asked)
@@ -312,11 +315,12 @@ def test_ranks_are_told_how_many_they_are_in_all_teams(shards):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "files"), [("none", True), ("cascade-batch", False), ("collage", False)]
+    ("scheme", "files"), [("none", True), ("cascade", False), ("collage", False)]
 )
 def test_pictures_go_as_files_where_a_task_has_one_image(scheme, files, tmp_path):
     write_folder(tmp_path / "photos")
-    plan = plan_of((str(tmp_path / "photos"),), scheme=scheme)
+    more = QUICK if scheme == "cascade" else {"scheme": scheme}
+    plan = plan_of((str(tmp_path / "photos"),), **more)
     with open_reader(plan, build_encoder(plan), ()) as reader:
         assert reader._parts.files == files
 
@@ -330,22 +334,50 @@ def test_a_plan_that_fails_leaves_no_file_open(shards):
         assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
-def test_what_breaks_once_the_output_is_claimed_gives_it_back(shards, tmp_path, monkeypatch):
+def test_what_breaks_before_the_run_has_begun_leaves_no_folder(shards, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(RunWriter, "publish", broken)
-    world = SimpleNamespace(
-        transport=SimpleNamespace(size=6, library="none"),
-        detector=SimpleNamespace(describe=list),
-        others=None,
-    )
-    settings = RunSettings(shards=shards, single="null", collage="null", out=tmp_path, side=2)
+    monkeypatch.setattr("collage_mpi.job.run.StatusFiles", broken)
+    transport = SimpleNamespace(size=6, library="none")
+    world = SimpleNamespace(transport=transport, ranks=range(1, 6), others=None)
+    out = tmp_path / "out"
+    settings = RunSettings(shards=shards, single="null", collage="null", out=str(out), side=2)
     before = threading.active_count()
     with pytest.raises(RuntimeError, match="new thread"):
         run_session(settings, world, Ask())
-    assert not read_claims(tmp_path)
+    assert not out.exists()
     assert threading.active_count() == before
+
+
+def test_a_run_whose_name_is_seen_late_is_known_to_the_plan(shards, tmp_path, monkeypatch):
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "images-0001-000001.npy").touch()
+
+    def made(settings, size, known, team):
+        raise KeyError(known)
+
+    monkeypatch.setattr("time.sleep", lambda _: (tmp_path / "run.1.json").touch())
+    monkeypatch.setattr(run_module, "compose", lambda out: "the run of " + out.name)
+    monkeypatch.setattr(run_module, "make_plan", made)
+    world = SimpleNamespace(transport=SimpleNamespace(size=6), ranks=range(1, 6))
+    settings = RunSettings(shards=shards, single="null", collage="null", out=str(tmp_path), side=2)
+    with pytest.raises(KeyError, match=f"the run of {tmp_path.name}"):
+        run_session(settings, world, Ask())
+
+
+@pytest.mark.parametrize(("stopped", "status"), [(None, "complete"), ("SIGTERM", "incomplete")])
+def test_a_complete_run_is_waited_for_that_is_seen_late(monkeypatch, stopped, status):
+    first, second = Run(1, 0, 8, 8), Run(2, 8, 16, 8)
+    listed = iter([[first], [first, second], [first, second]])
+    statuses, slept = iter(["incomplete", "complete"]), list[float]()
+    monkeypatch.setattr(run_module, "read_runs", lambda _: next(listed))
+    monkeypatch.setattr(run_module, "compose", lambda _: {"status": next(statuses)})
+    monkeypatch.setattr("time.sleep", slept.append)
+    job = SimpleNamespace(out=Path("out"), run=second, _why_stop=lambda: stopped)
+    assert run_module.JobRun._seen_status(job) == status
+    assert len(slept) == (0 if stopped else 2)
 
 
 @pytest.fixture
@@ -365,14 +397,14 @@ def test_of_pictures_without_labels_a_network_of_ones_own_tells_the_classes(
     plan = plan_of(unlabelled, **OWN)
     assert plan.classes is None
     assert {w.geometry.classes for w in welcomes(plan, build_encoder(plan)).values()} == {None}
-    assert make_manifest(plan)["class_names"] is None
+    assert fixed_facts(plan)["class_names"] is None
     with pytest.raises(UsageError, match=r"--save scores.*--class-names-file FILE"):
         plan_of(unlabelled, **OWN, save="scores")
     names = tmp_path / "names.txt"
     names.write_text("crane\nowl\ncrane\n")
     plan = plan_of(unlabelled, **OWN, save="scores", class_names_file=str(names))
     assert (plan.classes, plan.class_names) == (3, ("crane (0)", "owl", "crane (2)"))
-    assert "class_names_file" in make_manifest(plan)["inputs"]
+    assert "class_names_file" in fixed_facts(plan)["inputs"]
 
 
 def told(classes: int, names: tuple[str, ...] = (), shape=(6, 6, 1)) -> Described:
@@ -450,8 +482,8 @@ def test_networks_of_ones_own_that_count_otherwise_are_refused():
     def hello(**classes: int) -> Hello:
         return replace(HELLO, classes=classes)
 
-    specs = {"single": "my:net", "collage": "my:other", "backup": "null"}
-    same = {1: hello(single=7), 2: hello(collage=7, backup=10)}
+    specs = {"single": "my:net", "collage": "my:other", "stage1": "null"}
+    same = {1: hello(single=7), 2: hello(collage=7, stage1=10)}
     assert counted_classes(same, specs) == 7
     assert counted_classes({1: hello(single=7)}, {"single": "null"}) is None
     with pytest.raises(DataFault, match=r"7 \(single, rank 1\), 8 \(collage, rank 2\)"):
@@ -472,7 +504,7 @@ def test_pictures_are_read_as_a_named_network_wants_them(tmp_path, monkeypatch):
     plan = plan_for(("cat", "bee", "ant"))
     assert plan.shards.infos[0].fit == "crop 8 x 8 x 3 from 9 by bicubic"
     assert plan.shards.labels().tolist() == [2, 2, 1, 1, 0, 0]
-    [entry] = make_manifest(plan)["shards"]
+    [entry] = fixed_facts(plan)["shards"]
     assert (entry["source"], entry["fit"]) == ("folder", "crop 8 x 8 x 3 from 9 by bicubic")
     assert plan_for(("cat", "dog", "elk")).shards.labels() is None
     assert plan_for(resize_px=12).shards.infos[0].fit == "crop 8 x 8 x 3 from 12 by bicubic"
@@ -489,3 +521,34 @@ def test_small_pictures_are_not_enlarged_without_a_word(tmp_path, caplog):
         warn_of_small_pictures(plan_of((str(tmp_path / "photos"),), scheme="none", image_px=px))
         said = f"{small} of 12 pictures looked at are smaller than the {px} x {px} px"
         assert (said in caplog.text) == bool(small) == ("enlarged" in caplog.text)
+
+
+@pytest.mark.parametrize(("complete", "written"), [(False, [0]), (True, [0, 1, 2])])
+def test_a_summary_waits_for_the_last_rows_of_a_complete_run_alone(monkeypatch, complete, written):
+    """Of a run on which others work rows may come for hours."""
+    part, counts, summaries = SimpleNamespace(table="images", session=1), [1, 2, 2], list[int]()
+
+    def found(count: int) -> SimpleNamespace:
+        manifest = {"sessions": [{"session": 1}]}
+        return SimpleNamespace(path="out", parts=(part,) * count, manifest=manifest)
+
+    monkeypatch.setattr(run_module, "open_run", lambda path: found(counts.pop(0)))
+    monkeypatch.setattr(run_module, "write_summary", lambda run: summaries.append(len(run.parts)))
+    run_module.last_summary(found(0), complete=complete)
+    assert summaries == written
+
+
+def test_a_summary_waits_for_what_each_job_with_rows_says(monkeypatch):
+    part, entries = SimpleNamespace(table="images", session=1), [[], [{"session": 1}]]
+    slept, summaries = list[float](), list[int]()
+
+    def found(sessions: list[dict[str, int]]) -> SimpleNamespace:
+        return SimpleNamespace(path="out", parts=(part,), manifest={"sessions": sessions})
+
+    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr(run_module, "open_run", lambda path: found(entries[len(slept) - 1]))
+    monkeypatch.setattr(
+        run_module, "write_summary", lambda run: summaries.append(len(run.manifest["sessions"]))
+    )
+    run_module.last_summary(found([]), complete=True)
+    assert (summaries, slept) == ([1], [1.0, 1.0])

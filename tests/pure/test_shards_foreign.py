@@ -75,7 +75,7 @@ def test_one_dataset_of_images_and_one_of_labels_are_found_by_their_shape(
     info = inspect_here(file_of(tmp_path / "a.h5", datasets), hash_file=True)
     assert info.storage == "foreign"
     assert info.layout is not None
-    assert info.layout["axes"] == axes
+    assert info.layout.axes == axes
     order = [7, 3, 3, 11, 0, 1, 2]
     with ShardSet([info]) as shards:
         pixels, labels = shards.read(order)
@@ -328,7 +328,7 @@ def test_a_pipe_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     os.mkfifo(tmp_path / "pipe")
     out = f"--out={tmp_path / 'o'}"
     assert main(["prep", "hdf5", str(tmp_path / "pipe"), out]) == ExitCode.ENVIRONMENT
-    assert "pipe: cannot be read: a folder, pipe or device, not a file" in capsys.readouterr().err
+    assert "pipe: cannot be read: it is a FIFO; a regular file is needed" in capsys.readouterr().err
 
 
 def test_axes_by_word(tmp_path: Path) -> None:

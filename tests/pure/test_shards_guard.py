@@ -65,13 +65,13 @@ def test_damage_is_told_or_harmless(tmp_path: Path, data: st.DataObject, beside:
             sidecar_path(path).write_bytes(sidecar_path(good).read_bytes())
         else:
             sidecar_path(path).unlink(missing_ok=True)
-    for path, answer in zip(paths, guard_module._ask("inspect", paths, 30.0), strict=True):
+    for path, (kind, told) in zip(paths, guard_module._ask("inspect", paths, 30.0), strict=True):
         changed = path.read_bytes() != raw
-        if "info" not in answer:
+        if kind != "found":
             assert changed
             continue
         assert not (beside and changed)
-        info = guard_module.ShardInfo.from_json(answer["info"])
+        info = guard_module.ShardInfo.from_json(told)
         try:
             with ShardSet([info]) as shards:
                 images, labels = shards.read_all()
@@ -207,7 +207,7 @@ def test_a_pipe_or_a_folder_is_no_shard(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.h5")
     (tmp_path / "folder.h5").mkdir()
     for name in ("pipe.h5", "folder.h5"):
-        with pytest.raises(EnvironmentFault, match="not a file"):
+        with pytest.raises(EnvironmentFault, match=r"a (regular )?file is needed"):
             inspect_shard(tmp_path / name)
 
 
@@ -230,8 +230,8 @@ def test_a_crash_is_blamed_on_its_file_and_the_rest_go_on(
     monkeypatch.setattr(guard_module, "CHILD_COMMAND", (sys.executable, "-c", CRASHING_CHILD))
     paths = [make_shard(tmp_path, name) for name in ("a.h5", "bad.h5", "c.h5")]
     answers = guard_module._ask("inspect", paths, 30.0)
-    assert ["info" in answer for answer in answers] == [True, False, True]
-    assert "bad.h5: reading it crashed" in answers[1]["problem"]
+    assert [kind for kind, _ in answers] == ["found", "data", "found"]
+    assert "bad.h5: reading it crashed" in answers[1][1]
     with pytest.raises(DataFault, match=r"bad\.h5: reading it crashed"):
         inspect_shard(paths[1])
     assert "crashed" in verify_shard(paths[1])[0]
@@ -265,7 +265,7 @@ def test_the_clock_ends_a_child_before_its_processor_time_does(tmp_path, monkeyp
 def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = (
         "from collage_mpi.shards import guard; import numpy\n"
-        "guard._answer = lambda task, path: {'problems': [str(numpy.ones(1 << 30).nbytes)]}\n"
+        "guard._answer = lambda task, path: ('found', [str(numpy.ones(1 << 30).nbytes)])\n"
         "guard.main()"
     )
     monkeypatch.setattr(guard_module, "CHILD_COMMAND", (sys.executable, "-c", child))

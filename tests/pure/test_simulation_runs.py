@@ -10,6 +10,7 @@ import signal
 
 import numpy as np
 import pytest
+from rows_by_name import cells_of
 from simulate_to import simulate_to
 
 from collage_mpi.cli import main
@@ -67,25 +68,25 @@ def test_a_quick_network_answers_first_and_the_single_one_where_it_is_unsure(tmp
     n = 24
     wrong, sure = (np.arange(n) % 4 + 1) % 4, np.arange(n) % 3 > 0
     quick = {
-        "backup_class": wrong.astype(np.int16), "backup_absent": np.zeros(n, bool),
-        "backup_score": np.where(sure, 0.8, 0.4).astype(np.float32),
+        "stage1_class": wrong.astype(np.int16), "stage1_absent": np.zeros(n, bool),
+        "stage1_score": np.where(sure, 0.8, 0.4).astype(np.float32),
     }  # fmt: skip
     without = {f"collage_{what}": None for what in ("class", "score", "absent")}
     path = fill(tmp_path / "a.npz", n, **quick, **without)  # a collage network is not needed
     settings = RunSettings(
-        scheme="cascade-batch", side=2, single="s", backup="q",
+        scheme="cascade", side=2, single="s", first=("q",),
         confidence=0.7, batch_cost=0.1, warmup_groups=0,
     )  # fmt: skip
     status, out = simulate_to(settings, tmp_path / "run", n, answers=path)
     rows = np.sort(read_results(out).images, order="row")
     assert status == "complete"
-    assert (rows["source"] == SOURCE_CODE["backup"]).tolist() == sure.tolist()
+    assert (rows["source"] == SOURCE_CODE["stage1"]).tolist() == sure.tolist()
     assert ((rows["predicted"] != rows["label"]) == sure).all()
-    for scheme, kind in (("cascade-batch", "backup"), ("cascade", "collage")):
-        arrays = dict.fromkeys(quick) if kind == "backup" else without
+    for first, kind, flag in ((("q",), "stage1", "first"), ((), "collage", "collage")):
+        arrays = dict.fromkeys(quick) if first else without
         other = fill(tmp_path / f"{kind}.npz", n, **arrays)
-        asked = dataclasses.replace(settings, scheme=scheme)
-        with pytest.raises(DataFault, match=f"no {kind} answers: .* --{kind} W --save-answers"):
+        asked = dataclasses.replace(settings, first=first)
+        with pytest.raises(DataFault, match=f"no {kind} answers: .* --{flag} W --save-answers"):
             simulate_to(asked, tmp_path / "other", n, answers=other)
 
 
@@ -96,7 +97,7 @@ def test_it_reads_what_evaluate_saves(tmp_path):
         tmp_path / "a.npz",
         3,
         np.arange(10),
-        {"single": single, "collage": collage},
+        {"single": cells_of(single), "collage": cells_of(collage)},
         list("abc") * 4,
     )
     found = read_answers(tmp_path / "a.npz", 3)
@@ -295,10 +296,10 @@ def as_if_real(tmp_path):
     )
     costs = Costs(70_000, 50_000, 90_000, 400_000, 3_000_000)
     _, out = simulate_to(settings, tmp_path / "run", 900, costs)
-    path = out / "manifest.json"
+    path = out / "jobs" / "0001.json"
     content = json.loads(path.read_text())
-    content["rank0"] = {"receive_ns": 70_000.4, "send_ns": 5e4, "encode_ns": 9e4}
-    content["idle_service_ns"] = {"single": 3_000_000}
+    content["facts"]["final"]["rank0"] = {"receive_ns": 70_000.4, "send_ns": 5e4, "encode_ns": 9e4}
+    content["facts"]["final"]["idle_service_ns"] = {"single": 3_000_000}
     path.write_text(json.dumps(content))
     return out, costs
 

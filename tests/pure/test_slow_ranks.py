@@ -108,7 +108,7 @@ def test_what_is_likely_slower_is_not_called_slow_without_being_sure() -> None:
 
 
 def test_kinds_are_not_compared_with_each_other() -> None:
-    kinds = {9: "collage", 10: "collage", 11: "backup"}
+    kinds = {9: "collage", 10: "collage", 11: "stage1"}
     factors = dict.fromkeys(range(1, 9), 1.0) | {9: 3.0, 10: 9.0, 11: 20.0}
     found = of(rank_speeds(a_run(factors, kinds=kinds)))
     assert {name for name, speed in found.items() if speed.slow} == {"rank 10"}
@@ -201,14 +201,14 @@ def test_a_batch_is_one_service_time_over_what_its_size_takes() -> None:
 def test_a_group_as_a_batch_is_one_service_time_over_what_its_images_take() -> None:
     given: dict[str, Any] = {"straggler": "pinned", "straggler_median_ms": 50.0, "batch_cost": 0.5}
     settings = RunSettings(
-        scheme="cascade-batch", placement="fixed", side=2, slow_ranks=("2:30",), **given
+        scheme="cascade", first=("q",), placement="fixed", side=2, slow_ranks=("2:30",), **given
     )
     run = simulate_in_memory(SimulatedJob(settings, 62))
-    items = run.tasks["items"][run.tasks["kind"] == KIND_CODE["backup"]]
+    items = run.tasks["items"][run.tasks["kind"] == KIND_CODE["stage1"]]
     assert len(set(items.tolist())) > 1
     found = service_times_ns(run)
-    (backup,) = [key for key in found if key[2] == "backup"]
-    assert found[backup] == pytest.approx(50e6)
+    (quick,) = [key for key in found if key[2] == "stage1"]
+    assert found[quick] == pytest.approx(50e6)
 
 
 def test_a_session_on_other_hosts_blames_those_that_were_there() -> None:
@@ -453,7 +453,7 @@ def test_of_a_run_with_too_few_answers_nothing_is_said(tmp_path, capsys) -> None
 def test_a_folder_that_is_no_run_is_left_out_where_others_are_runs(tmp_path, capsys) -> None:
     (tmp_path / "a").mkdir()
     make_run(tmp_path / "b", 18)
-    (make_run(tmp_path / "c", 18) / "manifest.json").write_text("{")
+    (make_run(tmp_path / "c", 18) / "run.1.json").write_text("{")
     paths = [str(tmp_path / name) for name in "abc"]
     assert main(["slow-ranks", *paths, "--json"]) == 0
     out, err = capsys.readouterr()

@@ -162,7 +162,7 @@ def test_links_hidden_files_and_doubles_are_counted(tmp_path, files, caplog) -> 
     with read(double) as found:
         assert found.read_checked(np.arange(4))[2].tolist() == [True, True, False, False]
         assert found.row_fault(2) == "cannot be read: No such file or directory"
-        assert found.row_fault(3) == "a folder, pipe or device, not a file"
+        assert found.row_fault(3) == "cannot be read: it is a folder; a file is needed"
         assert ids_of(found.infos[0])[2] == "gone.jpg"
     said = "2 lines for a picture that was named before, such as photos/ant/000.png"
     assert said in caplog.text

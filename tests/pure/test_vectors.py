@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from job_messages import HELLO
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 from wire_tasks import unpack_results
 
+from collage_mpi.cli import main
 from collage_mpi.encoding.collage import decode
 from collage_mpi.encoding.vectors import (
     MOST_BYTES,
@@ -31,7 +31,7 @@ from collage_mpi.encoding.vectors import (
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.job.handshake import answer_bytes, kept_columns
 from collage_mpi.job.plan import make_plan
-from collage_mpi.job.provenance import make_manifest
+from collage_mpi.job.provenance import fixed_facts
 from collage_mpi.job.session import build_encoder
 from collage_mpi.mpi.answers import (
     ANSWERED,
@@ -41,7 +41,6 @@ from collage_mpi.mpi.answers import (
 )
 from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.results import (
-    RunWriter,
     export,
     export_run,
     read_results,
@@ -49,6 +48,8 @@ from collage_mpi.results import (
     verify_run,
 )
 from collage_mpi.results.reader import open_run
+from collage_mpi.results.row_sink import RowSink
+from collage_mpi.results.sole import SoleWriter
 from collage_mpi.results.vectors import VectorBuffer, Write
 from collage_mpi.rows import IMAGES, KEY_ROW
 from collage_mpi.settings.run_settings import RunSettings
@@ -121,7 +122,7 @@ def settings(tmp_path: Path) -> Any:
     ("scheme", "world", "extras"),
     [
         ("collage", 6, {"top_k": 3, "save": "scores"}),
-        ("cascade-batch", 6, {"save": "scores"}),
+        ("cascade", 6, {"save": "scores", "first": ("null",)}),
         ("none", 5, {"save": "embeddings"}),
         ("none", 5, {"save": "embeddings", "batch": 8}),
     ],
@@ -129,13 +130,13 @@ def settings(tmp_path: Path) -> Any:
 def test_the_largest_answer_fits_its_message(settings, scheme, world, extras):
     plan = make_plan(settings(scheme=scheme, **extras), world)
     plan.shards.close()
-    kept = {name: value for name, value in extras.items() if name != "batch"}
-    assert make_manifest(plan)["extras"] == {"top_k": None, "save": "none", **kept}
+    kept = {name: value for name, value in extras.items() if name not in ("batch", "first")}
+    assert fixed_facts(plan)["extras"] == {"top_k": None, "save": "none", **kept}
     length = [KeptColumn("embedding", "<f4", (9000,))]
     kept = layout_of(plan.settings.extras.columns(plan.classes, length)).itemsize // 4
     columns = plan.settings.extras.columns(plan.classes, length)
     room = answer_bytes(plan, build_encoder(plan), columns)
-    items = 4 if scheme in ("collage", "cascade-batch") else extras.get("batch", 1)
+    items = 4 if scheme in ("collage", "cascade") else extras.get("batch", 1)
     result = WireResult(1, ANSWERED, cells=((1, 0.5),) * items, reason="x" * 480)
     result.vectors = np.zeros((items, kept), np.float32)
     assert room < max(UP_BYTES, 2 * items * 4 * kept) + 4096  # and is not many times too large
@@ -183,7 +184,7 @@ def test_an_answer_that_mpi_cannot_send_is_refused(settings):
 
 def test_whatever_keeps_vectors_from_the_disk_ends_the_run_by_name(tmp_path, monkeypatch):
     full = manifest(ROWS, extras=BOTH)
-    run = RunWriter.create(tmp_path / "run", full, rows_per_part=10)
+    run = SoleWriter(tmp_path / "run", full, rows_per_part=10)
 
     def refuses(*_: Any, **__: Any) -> None:
         raise ValueError("not a table")
@@ -196,12 +197,12 @@ def test_whatever_keeps_vectors_from_the_disk_ends_the_run_by_name(tmp_path, mon
         finally:
             run.close("complete")
 
-    with pytest.raises(EnvironmentFault, match=r"ValueError: not a table.*--resume"):
+    with pytest.raises(EnvironmentFault, match=r"ValueError: not a table.*Repeat"):
         whole()
 
 
 def session(out: Path, full: dict[str, Any], indices: range | list[int], status: str) -> None:
-    run = RunWriter.create(out, full, rows_per_part=10)
+    run = SoleWriter(out, full, rows_per_part=10)
     fill(run, full, indices)
     run.close(status)
 
@@ -246,7 +247,7 @@ def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatc
         go_on.wait(10)
         raise OSError(28, "No space left on device")
 
-    thread = row_sink.PartThread(tmp_path, 1, lambda: None)
+    thread = row_sink.PartThread(tmp_path, 1, lambda part: None)
     thread.put(IMAGES, rows, Write(0, slow))
     assert begun.wait(10)
     waiting = thread._queue
@@ -272,7 +273,7 @@ def test_a_kill_between_any_two_steps_leaves_no_row_without_its_vector(tmp_path,
     monkeypatch.setattr(row_sink, "PartThread", InlineThread)
     monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
     full, orphans = manifest(ROWS, extras=BOTH), 0
-    for step in range(1, 200):
+    for step in range(1, 400):
         out = tmp_path / f"kill-{step}"
         with monkeypatch.context() as patch:
             kill_at(step, patch)
@@ -281,31 +282,25 @@ def test_a_kill_between_any_two_steps_leaves_no_row_without_its_vector(tmp_path,
                 break
             except Kill:
                 pass
-        if not (out / "manifest.json").exists():
-            session(out, full, range(ROWS), "complete")
-        else:
-            before = verify_run(out)
-            assert before.status == "incomplete" or before.ok, before.problems
-            files_there = len(list((out / "vectors").glob("vectors-*.parquet")))
-            orphans += files_there > len(list((out / "parts").glob("images-*.npy")))
-            run, done = RunWriter.reopen(out, full)
-            each_once(out, len(done))  # at once: while the next session runs
-            first, keys = full["shards"][0]["count"], set(done.tolist())
-            places = ((i, (int(i >= first), i - first * (i >= first))) for i in range(ROWS))
-            fill(run, full, [i for i, place in places if place not in keys])
-            run.close("complete")
-        after = verify_run(out)
-        assert after.ok, after.problems
-        assert after.vectors == ROWS
-        each_once(out)
-        assert not [path for path in out.rglob("*") if files.TEMP_MARK in path.name]
-    assert step > 40
+        if (out / "run.1.json").exists():
+            found = verify_run(out)
+            assert found.status == "incomplete" or found.ok, found.problems
+            assert len(read_results(out).kept("scores")) == found.rows == found.vectors
+            orphans += len(list((out / "vectors").iterdir())) > -(-found.rows // 10)
+    assert step > 60
     assert orphans > 0  # such kills were among them
+
+
+def test_their_folder_outlives_a_loss_of_power(tmp_path, monkeypatch):
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_directory", synced.append)
+    RowSink(tmp_path, manifest(ROWS, extras=BOTH), 1, print).drain()
+    assert synced == [tmp_path]
 
 
 def test_they_are_there_while_the_run_goes_on(tmp_path):
     out, full = tmp_path / "run", manifest(ROWS, extras=BOTH)
-    run = RunWriter.create(out, full, rows_per_part=9)
+    run = SoleWriter(out, full, rows_per_part=9)
     fill(run, full, range(18))
     run.flush()
     run._thread.end()
@@ -399,44 +394,37 @@ def test_a_bit_that_flips_is_found(tmp_path):
         assert any("damaged" in problem for problem in verify_run(run).problems)
 
 
-def test_images_whose_vectors_are_gone_are_done_again(tmp_path):
-    """As where a part of rows is gone: the folder heals by --resume."""
-    full = manifest(ROWS, extras=BOTH)
-    out = tmp_path / "run"
+def test_images_whose_vectors_are_gone_are_done_again(tmp_path, capsys):
+    full, out = manifest(ROWS, extras=BOTH), tmp_path / "run"
     session(out, full, range(ROWS), "complete")
     gone = out / "vectors" / "vectors-0001-000002.parquet"
-    shutil.move(gone, tmp_path)
-    report = verify_run(out)
-    assert report.status == "damaged"
-    assert any(str(gone) in problem for problem in report.problems)
-    assert RunWriter.finished(out, full) is None
-    run, done = RunWriter.reopen(out, full)
-    assert len(done) == 17
-    keys = set(done.tolist())
-    first = full["shards"][0]["count"]
-    fill(run, full, [i for i in range(ROWS) if (int(i >= first), i % first) not in keys and
-                     (int(i >= first), i - first * (i >= first)) not in keys])  # fmt: skip
-    run.close("complete")
-    report = verify_run(out)
-    assert report.ok, report.problems
-    each_once(out)
+    gone.unlink()
+    assert main(["verify", str(out)]) == 4
+    assert str(gone) in capsys.readouterr().out
+    assert main(["verify", "--repair", str(out)]) == 6
+    told = capsys.readouterr().err
+    assert "it names images-0001-000002.npy, which is damaged or missing" in told
+    assert f"{ROWS} images will be done again" in told  # the cell was packed
+    session(out, full, range(ROWS), "complete")
+    assert main(["verify", str(out)]) == 0
+    assert verify_run(out).vectors == ROWS
 
 
-def test_a_closed_run_is_complete_only_with_its_vectors(tmp_path):
-    full = manifest(ROWS, extras=BOTH)
-    run = RunWriter.create(tmp_path / "run", full, rows_per_part=9)
-    fill(run, full, range(ROWS))
-    run.flush()
-    run._thread.end()
-    (tmp_path / "run" / "vectors" / "vectors-0001-000001.parquet").unlink()
-    assert "9 of 27 images have no row" in (run.close("complete") or "")
-    assert not (tmp_path / "run" / "COMPLETE").exists()
-
-
-def test_a_run_that_was_taken_back_leaves_no_folder(tmp_path):
-    run = RunWriter.create(tmp_path / "run", manifest(9, extras=BOTH))
-    run.discard()
-    assert not (tmp_path / "run").exists()
+def test_of_a_part_with_other_jobs_rows_only_the_vectors_of_its_own_count(tmp_path):
+    """Two jobs do the same images: the ledger gives each of them to one."""
+    full, out = manifest(ROWS, extras=BOTH), tmp_path / "run"
+    session(out, full, range(10), "incomplete")
+    early = read_results(out)
+    session(out, full, range(5, ROWS), "complete")
+    assert len(early.kept("scores")) == 10  # of what was read, though more has come
+    assert verify_run(out).ok
+    assert verify_run(out).vectors == ROWS
+    results = read_results(out)
+    assert len(results.others) == 5
+    for place in (7, 12):
+        best = results[place]["top_classes"][0]
+        assert best == results.images["predicted"][place]
+    assert (results.kept("top_classes")[:, 0] == results.images["predicted"]).all()
 
 
 def test_export_reads_some_rows_at_a_time_and_writes_images_in_the_order_of_the_input(
@@ -449,7 +437,7 @@ def test_export_reads_some_rows_at_a_time_and_writes_images_in_the_order_of_the_
     out = make_run(tmp_path / "run", 40, errors=frozenset({3, 30}), extras=BOTH, arrival=arrival,
                    status="complete_with_errors")  # fmt: skip
     images, run = read_results(out).images, open_run(out)
-    assert len(run.paths(IMAGES)) > 3
+    assert len(run.of_table(IMAGES)) > 3
     monkeypatch.setattr(export, "WINDOW", 7)
     monkeypatch.setattr(export, "_CHUNK_ROWS", 3)
     monkeypatch.setattr(export, "_GROUP_ROWS", 5)
@@ -507,11 +495,3 @@ def test_export_has_the_best_classes_by_name(tmp_path):
     vectors = results.to_pandas("vectors")
     joined = frame[answered].merge(vectors, on=["shard", "row"])
     assert (joined["top_1"] == [classes[0] for classes in joined["top_classes"]]).all()
-
-
-def test_another_top_k_is_another_run(tmp_path):
-    full = manifest(9, extras=BOTH, settings={"top_k": 3, "save": "scores"})
-    session(tmp_path / "run", full, range(4), "incomplete")
-    other = {**full, "settings": {"top_k": 2, "save": "scores"}, "extras": {**BOTH, "top_k": 2}}
-    with pytest.raises(UsageError, match=r"settings.top_k: 3 before, 2 now"):
-        RunWriter.reopen(tmp_path / "run", other)

@@ -59,9 +59,9 @@ def took_ns(network: Network, asked: WaitingNetwork, inputs: int = 1) -> int:
     [
         (3, "single", 1, 100),
         (2, "single", 1, 20),
-        (2, "backup", 1, 20 * 1.5),
+        (2, "stage1", 1, 20 * 1.5),
         (2, "single", 3, 20 * (1 + 2 * 0.25)),
-        (2, "backup", 3, 20 * 1.5 * 1.5),
+        (2, "stage1", 3, 20 * 1.5 * 1.5),
     ],
 )
 def test_a_call_takes_the_drawn_time_of_its_rank_kind_and_batch(rank, kind, inputs, wanted):
@@ -74,7 +74,7 @@ def test_a_call_takes_the_drawn_time_of_its_rank_kind_and_batch(rank, kind, inpu
 def test_without_costs_a_further_input_and_another_network_take_as_long_as_the_first():
     given = {"straggler": "pinned", "straggler_median_ms": 20.0}
     network = Network()
-    assert took_ns(network, waiting(network, kind="backup", **given), 3) == 60 * MS
+    assert took_ns(network, waiting(network, kind="stage1", **given), 3) == 60 * MS
 
 
 def test_a_network_that_takes_longer_than_the_drawn_time_does_not_wait():

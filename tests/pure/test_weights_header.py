@@ -17,7 +17,6 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageE
 from collage_mpi.models import describe
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.weights import (
-    ITEM_BYTES,
     METADATA_KEY,
     describe_weights,
     parse_metadata,
@@ -69,7 +68,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_single_takes_the_images_shape() -> None:
-    info = parse_metadata("w", header(record()), "f")
+    info = parse_metadata("w", json.dumps(record()), "f")
     assert (info.shape, info.side, info.cells) == ((28, 30, 1), None, 1)
 
 
@@ -103,12 +102,12 @@ def test_single_takes_the_images_shape() -> None:
 )
 def test_bad_records_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataFault, match=message):
-        parse_metadata("some.safetensors", header(record(**changes)), "f")
+        parse_metadata("some.safetensors", json.dumps(record(**changes)), "f")
 
 
 def test_bad_grids_are_refused() -> None:
     with pytest.raises(DataFault, match="side is 1"):
-        parse_metadata("w", header(record("collage", side=1)), "f")
+        parse_metadata("w", json.dumps(record("collage", side=1)), "f")
 
 
 json_values = st.recursive(
@@ -127,16 +126,15 @@ json_values = st.recursive(
 )
 def test_any_value_in_any_place_is_read_or_refused(key: str, value: Any, kind: str) -> None:
     try:
-        parse_metadata("w", header({**record(kind), key: value}), "f")
+        parse_metadata("w", json.dumps({**record(kind), key: value}), "f")
     except DataFault:
         pass
 
 
 @given(json_values)
-def test_any_header_is_refused(value: Any) -> None:
-    for candidate in ({"__metadata__": value}, header(value)):
-        with pytest.raises(DataFault):
-            parse_metadata("w", candidate, "f")
+def test_any_other_record_is_refused(value: Any) -> None:
+    with pytest.raises(DataFault):
+        parse_metadata("w", json.dumps(value), "f")
 
 
 @same_folder
@@ -179,56 +177,26 @@ def test_a_file_that_is_cut_short_is_found_by_its_header(tmp_path: Path, cut: in
     path = tmp_path / "w.safetensors"
     save_weights(path, {"m": np.ones((8, 8), np.float32), "b": np.ones(2, np.float32)}, record())
     path.write_bytes(path.read_bytes()[:-cut])
-    found = f"{136 - cut} bytes of tensors are there, 136 are needed"
-    with pytest.raises(DataFault, match=found):
-        describe_weights(path)
-
-
-@pytest.mark.parametrize("more", [0, 1])
-def test_a_header_is_read_up_to_its_limit(tmp_path: Path, more: int) -> None:
-    """That of a network with very many tensors is large; what is larger is not even read."""
-    path, limit = tmp_path / "w.safetensors", 4 * 1024 * 1024
-    text = json.dumps(header(record())).encode().ljust(limit + more)
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    if not more:
-        assert describe_weights(path).kind == "single"
-        return
-    with pytest.raises(DataFault, match="are not a safetensors file"):
+    with pytest.raises(DataFault, match=r"or damaged \(.*not fully covered"):
         describe_weights(path)
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    "entry",
     [
-        ({"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}, "'m' is no dtype"),
-        ({"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}, "'m' is no dtype"),
-        ({"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}, "overlap"),
-        ({"dtype": "F32", "shape": [2], "data_offsets": [0, True]}, "'m' is no dtype"),
-        ({"dtype": "F32", "shape": [2], "data_offsets": [0]}, "'m' is no dtype"),
-        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4, 8]}, "'m' is no dtype"),
-        ([], "'m' is no dtype"),
+        {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0]},
+        [],
     ],
 )
-def test_entries_of_tensors_are_checked(tmp_path: Path, entry: Any, message: str) -> None:
+def test_entries_of_tensors_are_checked(tmp_path: Path, entry: Any) -> None:
     path = tmp_path / "w.safetensors"
     text = json.dumps({**header(record()), "m": entry}).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
-    with pytest.raises(DataFault, match=message):
+    with pytest.raises(DataFault, match="or damaged"):
         describe_weights(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("F64", np.float64), ("F32", np.float32), ("F16", np.float16), ("I64", np.int64),
-     ("I32", np.int32), ("I16", np.int16), ("I8", np.int8), ("U8", np.uint8)],
-)  # fmt: skip
-def test_tensors_of_each_type_fill_their_bytes(tmp_path: Path, name: str, dtype: Any) -> None:
-    path, size = tmp_path / "w.safetensors", 3 * np.dtype(dtype).itemsize
-    entry = {"dtype": name, "shape": [3], "data_offsets": [0, size]}
-    text = json.dumps({**header(record()), "m": entry}).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
-    assert describe_weights(path).kind == "single"
-    assert set(ITEM_BYTES) == {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8"}
 
 
 def test_missing_file_says_what_to_do(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from collage_mpi.job.messages import (
     Measure,
     Measured,
     Rank0,
+    Release,
     Shards,
     Start,
     Stop,
@@ -50,7 +51,11 @@ from collage_mpi.job.worker_steps import (
 )
 from collage_mpi.models.info import MOST_BEGUN
 
-RANK_0, SHARDS, START = Rank0("host", None, None), Shards(("a",)), Start(1.0, {}, 1, 1, 1)
+RANK_0, SHARDS, START = (
+    Rank0("host", None, None),
+    Shards(("a",)),
+    Start({"collage": 1.0}, {}, 1, 1, 1),
+)
 MEASURE, MEASURED, CHANGED = Measure("single", 1), Measured(1, None), Changed("single", "torch", "")
 # The events that lead to a state.
 UNTIL: dict[str, list[Event]] = {NEW: [RANK_0, SHARDS], LOADING: [RANK_0, SHARDS, WELCOME]}
@@ -190,6 +195,7 @@ def test_every_transition_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for state in (NEW, READY, WORKING):
         Play(state, tolerant=True).step(Stop(0))
     Play(READY).step(End())
+    Play(WORKING).step(Release())
     Play(LOADING).step(Fault("no GPU", 3))
     Play(PARTING).step(now_ns=LATE_NS)
     Play(PARTING).step(Leave())

@@ -26,7 +26,7 @@ KINDS = {
     "disk error": 4,  # one change or read fails, or some of a kind
     "no descriptor": 1,  # a rank may open no file, for a while
     "no memory": 1,  # nor has it any for one, or for a thread
-    "second launch": 2,  # of the same run, at once
+    "second launch": 4,  # of the same run, at once
     "clock jump": 1,  # of a host's wall clock
     "slow disk": 1,
     "damage row": 2,  # of a shard, as the next three
@@ -36,7 +36,7 @@ KINDS = {
     "link shard": 1,  # it is a link from then on, to the same content
 }
 # A session completes all the same.
-HARMLESS = ("clock jump", "slow disk", "suspend job", "link shard")
+HARMLESS = ("clock jump", "slow disk", "suspend job", "link shard", "second launch", "take-over")
 # Between sessions, to what is on the disk.
 BETWEEN = ("lose part", "lose marker", "litter", "copy parts", *HARMS)
 
@@ -235,9 +235,11 @@ def wider(case: Case) -> Case:
     """The case with other settings, of which there are more. Of odd seeds all faults come while
     ranks work, which is but a part of a session."""
     rng = random.Random(f"wider {case.seed}")
-    work = (*_redundancy(rng, case.collages), *_kept(rng))
+    work, kept = _redundancy(rng, case.collages), _kept(rng)
+    work += () if "--agree" in work else kept
     pace = (*_delays(rng), *_intake(rng, case.teams))
     sessions = tuple(_wider_session(rng, each, case.seed % 2 == 1) for each in case.sessions)
+    sessions = tuple(_shared(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     sessions = tuple(_stalled(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     sessions = tuple(_cut(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
     sessions = tuple(_failing(f"{case.seed} {n}", each) for n, each in enumerate(sessions))
@@ -266,7 +268,7 @@ def _seldom(seed: int, work: tuple[str, ...]) -> tuple[str, ...]:
     words = [("--warmup-groups", "0"), ("--warmup-groups", "5"), ("--cost-ratio", "1.3")]
     if "none" in work and "cascade" not in work:
         words += [("--linger-ms", "30")]
-    if "cascade" in work and "--agree" not in work and "cascade-batch" not in work:
+    if "cascade" in work and "--agree" not in work and "--first" not in work:
         words += [("--deadline-ms", "60"), ("--linger-ms", "30")]
     return rng.choice(words) if rng.random() < 0.3 else ()
 
@@ -292,6 +294,20 @@ def _wider_session(rng: random.Random, session: Session, at_work: bool) -> Sessi
         faults.append(fault)
     more = rng.choice(((), ("--status-every-s", "0.2")))
     return replace(session, faults=tuple(faults), more=more, dry=rng.random() < 0.05)
+
+
+def _shared(seed: str, session: Session) -> Session:
+    """In some sessions jobs join while the first one works; one of them is killed or suspended."""
+    rng = random.Random(f"shared {seed}")
+    if rng.random() > 0.3:
+        return session
+    more = [Fault("second launch", rng.randint(0, 1000), number=rng.randrange(1000))]
+    for kind in rng.sample(("kill job", "kill job", "suspend job", "second launch"), 2):
+        for_ms = rng.choice((300, 3000, 40_000))
+        more.append(Fault(kind, rng.randint(0, 3000), 0, for_ms, rng.randrange(1000)))
+    more = [replace(each, at_work=rng.random() < 0.7) for each in more[: rng.choice((1, 2, 2, 3))]]
+    alone = rng.random() < 0.5  # nothing else happens
+    return replace(session, faults=(*more, *(() if alone else session.faults)))
 
 
 def _stalled(seed: str, session: Session) -> Session:
@@ -377,7 +393,7 @@ def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:
         words = (*words[:at], *words[at + 2 :], "--agree", rng.choice(("0.5", "0.8")))
         words += ("--audit", rng.choice(("0.2", "0.5", "0")))
     if scheme == "cascade" and "--agree" not in words and rng.random() < 0.2:
-        words += ("--scheme", "cascade-batch", "--backup", FIRST, "--collage-ranks", str(collages))
+        words += ("--first", FIRST, "--collage-ranks", str(collages))
         words += ("--placement", "fixed")
     if scheme == "collage" and rng.random() < 0.2:
         words += ("--confidence", "1")

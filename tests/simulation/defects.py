@@ -74,37 +74,7 @@ DEFECTS = (
     ),
     Defect(
         "a threshold is chosen by a bound that does not hold",
-        (("results/statistics.py", "if below > 1 - level:", "if below > level:"),),
-    ),
-    Defect(
-        "a team that was told to pause is never told again",
-        (
-            (
-                "job/lead.py",
-                "team.lease, team.paused = lease.number, False",
-                "team.lease = lease.number",
-            ),
-        ),
-    ),
-    Defect(
-        "a part of an epoch that is over counts",
-        (
-            (
-                "job/leases.py",
-                "if by is None or by.epoch != epoch:\n            return False",
-                "if by is None:\n            return True",
-            ),
-            (
-                "job/lead.py",
-                "        if team.gone is not None:\n            return\n        if part.table",
-                "        if part.table",
-            ),
-            ("job/lead.py", "            self._others.transport.drop(team.rank)\n", ""),
-        ),
-    ),
-    Defect(
-        "a file is renamed before its content is on the disk",
-        (("system/files.py", "            os.fsync(file.fileno())\n", ""),),
+        (("bounds/sample.py", "return -math.log(1 - self.sure)", "return -math.log(self.sure)"),),
     ),
     Defect(
         "a name is not on the disk when the next thing is done",
@@ -117,34 +87,18 @@ DEFECTS = (
         ),
     ),
     Defect(
-        "what an ended session did not sync is relied on",
-        (
-            (
-                "results/writer.py",
-                "        if folder.is_dir():\n            sync",
-                "        if False:\n            sync",
-            ),
-        ),
-    ),
-    Defect(
         "a run is marked that lacks rows",
         (
             (
-                "results/writer.py",
-                "            if status in COMPLETE:  # last",
-                "            if True:  # last",
+                "ledger/owner.py",
+                "not cells[start].free if start in cells else start in packed",
+                "True",
             ),
         ),
     ),
     Defect(
-        "an answer counts twice after a resume",
-        (
-            (
-                "results/writer.py",
-                "done = run.done_keys(answered=retry_errors)\n            if",
-                "done = run.done_keys(answered=retry_errors)[:-1]\n            if",
-            ),
-        ),
+        "a record names a part before it is on the disk",
+        (("system/files.py", "            os.fsync(file.fileno())\n", ""),),
     ),
     Defect(
         "a buffer is used again before its send is complete",
@@ -153,16 +107,6 @@ DEFECTS = (
                 "mpi/transport.py",
                 "complete = send.request.Test()",
                 "complete = send.request.Test() or True",
-            ),
-        ),
-    ),
-    Defect(
-        "the claim is not looked at before a rename",
-        (
-            (
-                "system/files.py",
-                "        if check is not None:\n            check()\n        try:\n",
-                "        try:\n",
             ),
         ),
     ),
@@ -197,26 +141,6 @@ DEFECTS = (
                 "core/ranks.py",
                 "self.credit = rank, kinds, host, credit\n",
                 "self.credit = rank, kinds, host, credit + 1\n",
-            ),
-        ),
-    ),
-    Defect(
-        "a part's name is used twice",
-        (
-            (
-                "results/row_sink.py",
-                "self._numbers[table.name] += 1",
-                "self._numbers[table.name] = 1",
-            ),
-        ),
-    ),
-    Defect(
-        "leases are not of the batch that was chosen",
-        (
-            (
-                "job/run.py",
-                "            lead.group_by(build_lease_book(plan, self.lacking))\n",
-                "",
             ),
         ),
     ),

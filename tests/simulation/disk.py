@@ -26,10 +26,11 @@ from tests.simulation.kernel import MS, SECOND, Host, Process
 from tests.simulation.standins import WORLD, StandIn, here, kernel
 
 WRITES = os.O_WRONLY | os.O_RDWR
-CHANGES = ("make", "write", "sync", "rename", "remove", "mkdir", "rmdir")
+CHANGES = ("make", "write", "sync", "link", "rename", "remove", "mkdir", "rmdir")
 LOOKS = ("read", "list", "stat")
 LIMITS = ("no descriptor until", "no memory until")  # of a process, in its `own`
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+BLOCK_BYTES = 512  # what is written in place is lost block by block
 LARGE_BYTES = 512  # a process without memory has none for so much
 UNSENT_NS = 30 * SECOND  # what is written is sent off by then though the file stays open
 
@@ -39,12 +40,12 @@ class Change:
     """A change of a name that may still be undone.
 
     Attributes:
-        folder: in which the name is.
+        path: the name.
         undo: makes it undone.
     """
 
     host: Host
-    folder: str
+    path: str
     undo: Callable[[], object]
 
 
@@ -136,9 +137,18 @@ class Disk:
                 continue
             with open(path, "rb") as file:
                 now = file.read()
-            ends = (content.certain, now, now[: rng.randint(0, len(now))], bytes(len(now)))
+            ends = [content.certain, now, now[: rng.randint(0, len(now))], bytes(len(now))]
+            if len(content.certain) == len(now):  # written in place
+                both = zip(_blocks(content.certain), _blocks(now), strict=True)
+                ends = [b"".join(rng.choice(pair) for pair in both)]
             with open(path, "wb") as file:
                 file.write(rng.choice(ends))
+
+    def lasts(self, path: Any) -> bool:
+        """Whether a file is there and would outlive a loss of power."""
+        found = os.path.abspath(path)
+        named = any(found == change.path for change in self._changes)
+        return os.path.exists(found) and found not in self._contents and not named
 
     # ---- what processes do --------------------------------------------------------
 
@@ -207,12 +217,16 @@ class Disk:
         Raises:
             FileNotFoundError: its name is not seen here yet.
         """
-        found = self._step(kind, path)
+        found = self._seen(self._step(kind, path))
+        return found if kind == "read" else None
+
+    def _seen(self, found: str) -> bytes | None:
+        """As `look`."""
         if not self.late_ns:
             return None
         late = self.late(found)
         if late is not None and late.unsent is not None:
-            return late.unsent if kind == "read" else None
+            return late.unsent
         if late is not None and not late.gone and here().host in late.asked:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), found)
         if not os.path.lexists(found):
@@ -238,7 +252,7 @@ class Disk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
 
     def _note(self, path: str, undo: Callable[[], object]) -> None:
-        self._changes.append(Change(here().host, os.path.dirname(os.path.abspath(path)), undo))
+        self._changes.append(Change(here().host, os.path.abspath(path), undo))
 
     def _written(self, path: str) -> None:
         """The content of a file is about to change."""
@@ -251,7 +265,28 @@ class Disk:
             self._contents[path] = Content(here().host, certain)
 
     def replace(self, source: Any, target: Any) -> None:
-        source, target = self._step("rename", source), os.fspath(target)
+        self._reply("rename", source, lambda: self._replace(os.fspath(source), os.fspath(target)))
+
+    def _reply(self, kind: str, path: Any, act: Callable[[], object]) -> None:
+        """Do something that a file server may do although its reply is an error."""
+        try:
+            self._step(kind, path)
+        except OSError:
+            if kernel().random.random() < 0.5:
+                act()
+            raise
+        act()
+
+    def link(self, source: Any, target: Any) -> None:
+        self._reply("link", source, lambda: self._link(os.fspath(source), os.fspath(target)))
+
+    def _link(self, source: str, target: str) -> None:
+        os.link(source, target)
+        self._tell_late(target)
+        self._note(target, lambda: os.path.exists(target) and os.unlink(target))
+        self.watch(here(), target)
+
+    def _replace(self, source: str, target: str) -> None:
         before = None
         if os.path.isfile(target):
             with open(target, "rb") as file:
@@ -338,13 +373,21 @@ class Disk:
         new = bool(flags & os.O_CREAT) and not os.path.lexists(path)
         if new:
             self._room(path)
+        seen = None if writes else self._seen(path)
         descriptor = os.open(path, flags, mode)
-        here().descriptors[descriptor] = Open(descriptor, path)
+        here().descriptors[descriptor] = Open(descriptor, path, seen)
         if new:
             self.watch(here(), path)
             self._tell_late(path)
             self._note(path, lambda: os.path.exists(path) and os.unlink(path))
         return descriptor
+
+    def read(self, descriptor: int, most: int) -> bytes:
+        opened = here().descriptors[descriptor]
+        if opened.seen is None:
+            return os.read(descriptor, most)
+        found, opened.seen = opened.seen[:most], opened.seen[most:]
+        return found
 
     def write(self, descriptor: int, data: Any) -> int:
         return self._put(descriptor, lambda: os.write(descriptor, data))
@@ -373,15 +416,9 @@ class Disk:
         self._room(path)
         self._sent(path)
         if os.path.isdir(path):
-            self._changes = [c for c in self._changes if c.folder != path]
+            self._changes = [c for c in self._changes if os.path.dirname(c.path) != path]
         else:
             self._contents.pop(path, None)
-
-    def dup(self, descriptor: int) -> int:
-        self._descriptor(here().descriptors[descriptor].path)
-        again = os.dup(descriptor)
-        here().descriptors[again] = Open(again, here().descriptors[descriptor].path)
-        return again
 
     def close(self, descriptor: int) -> None:
         closed = here().descriptors.pop(descriptor)
@@ -394,8 +431,9 @@ class Disk:
         def ask(name: str) -> Callable[..., Any]:
             return lambda *args, **kwargs: getattr(WORLD.disk, name)(*args, **kwargs)
 
-        names = ("replace", "unlink", "mkdir", "rmdir", "open", "write", "pwrite", "fsync", "dup")
-        found = {name: ask(name) for name in (*names, "close")}
+        names = ("replace", "unlink", "mkdir", "rmdir", "open", "read", "write", "pwrite", "fsync")
+        found = {name: ask(name) for name in (*names, "close", "link")}
+        found["listdir"] = ask("list")
 
         def look(name: str) -> Callable[[Any], bool]:
             def answered(path: Any) -> bool:
@@ -418,6 +456,10 @@ class Disk:
         return {**found, "rename": found["replace"], "remove": found["unlink"], "path": path}
 
 
+def _blocks(raw: bytes) -> list[bytes]:
+    return [raw[at : at + BLOCK_BYTES] for at in range(0, len(raw), BLOCK_BYTES)]
+
+
 def need_memory(nbytes: int) -> None:
     """Raises MemoryError where the process has no room for what is large."""
     if nbytes >= LARGE_BYTES and kernel().now_ns < here().own.get("no memory until", 0):
@@ -426,10 +468,11 @@ def need_memory(nbytes: int) -> None:
 
 @dataclass
 class Open:
-    """An open descriptor of a process."""
+    """An open descriptor of a process. `seen`: what is left of another content that it reads."""
 
     number: int
     path: str
+    seen: bytes | None = None
 
     def drop(self) -> None:
         """The process has closed it, or has ended."""

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 ERROR = 6
 SINGLE, COLLAGE = 0, 1  # kinds of task
-SOURCES = ("single", "collage", "replica", "hedge", "retry", "error", "endgame", "backup", "kept")
+SOURCES = ("single", "collage", "replica", "hedge", "retry", "error", "endgame", "stage1", "kept")
 SOURCE_CODES = dict(zip(SOURCES, (0, 1, 2, 3, 5, 6, 7, 8, 10), strict=True))
-BY_FIRST = {"collage_share": 1, "backup_share": 8}
+BY_FIRST = {"collage_share": 1, "stage1_share": 8}
 SECOND = 1_000_000_000
 TOGETHER = ("session", "rank", "sent_ns", "done_ns", "compute_ns", "kind")  # same: one message
 
@@ -51,7 +51,7 @@ def figures(run: Run) -> Json:
     }
     found |= _latencies("image", cold["latency_ns"])
     whole = all(entry["rows"] for entry in manifest["sessions"])  # else a last group may lack some
-    if whole and not manifest.get("teams"):
+    if whole and len(run.images) == len(run.lasting):  # rows that were replaced leave groups
         found |= _of_groups(run)
     right = rows["answered"] & rows["has_label"] & (rows["predicted"] == rows["label"])
     for name, code in SOURCE_CODES.items():
@@ -70,7 +70,7 @@ def figures(run: Run) -> Json:
             found[f"parts_ms/{name}/n"] = len(values)
             found[f"parts_ms/{name}/mean"] = float(values.mean() / 1e6)
             found[f"parts_ms/{name}/median"] = float(np.median(values) / 1e6)
-    if not manifest.get("teams"):
+    if run.alone:
         found |= _of_time(run, cold, warm)
     both = rows[(rows["audited"] == 1) & np.isin(rows["source"], (1, 8, 10))]
     if len(both):
@@ -83,7 +83,7 @@ def _of_time(run: Run, cold: np.ndarray, warm: np.ndarray) -> Json:
     """How many images a second, by the clock of the one session."""
     entry, found = run.manifest["sessions"][-1], {}
     world = (entry.get("final") or {}).get("world")
-    if len(run.manifest["sessions"]) > 1 or not world or not len(cold):
+    if not world or not len(cold):
         return {}
     began_ns = cold["t0_ns"].min()
     ended_ns = (cold["t0_ns"] + cold["latency_ns"]).max()
@@ -131,8 +131,9 @@ def _reasons(rows: np.ndarray) -> list[str]:
 
 
 def _of_groups(run: Run) -> Json:
+    """An image is of its group also where another job's row of it counts."""
     places: dict[tuple[int, int], list[int]] = {}
-    rows = run.images
+    rows = np.concatenate([rows for _, _, rows in run.files])
     for place, key in enumerate(zip(rows["session"].tolist(), rows["group"].tolist(), strict=True)):
         places.setdefault(key, []).append(place)
     groups = [rows[each] for each in places.values()]

@@ -20,6 +20,7 @@ HARMS = ("damage row", "truncate shard", "replace shard", "lose shard", "link sh
 MADE_S = 1_700_000_000
 NETWORK = f"null:height={PX},width={PX},cell_px={PX}"
 FIRST = f"{NETWORK},wrong=30"  # which errs where it is not sure
+CHOOSING = 8  # images that choose a threshold, of so few
 UNLABELLED = "unlabelled"  # the folder of shards without labels
 
 

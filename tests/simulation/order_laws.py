@@ -16,10 +16,10 @@ MS = 1_000_000
 SLACK_NS = 1 * MS
 TURN_NS = 5 * MS  # an image may be let in so long after its time
 LATE_NS = 250 * MS  # a timer may be looked at so late
-SINGLE, COLLAGE, REPLICA, HEDGE, RETRY, ERROR, ENDGAME, BACKUP, KEPT = 0, 1, 2, 3, 5, 6, 7, 8, 10
+SINGLE, COLLAGE, REPLICA, HEDGE, RETRY, ERROR, ENDGAME, STAGE1, KEPT = 0, 1, 2, 3, 5, 6, 7, 8, 10
 ANSWERED, FAILED, LOST = 0, 2, 3  # outcomes
 ALWAYS = {SINGLE, RETRY, ERROR, ENDGAME}
-PLAIN = ("none", "replicate", "hedge", "cascade-batch")  # schemes without collages
+PLAIN = ("none", "replicate", "hedge", "cascade --first")  # schemes without collages
 SOURCES = {  # scheme -> who may answer
     "none": ALWAYS,
     "replicate": ALWAYS | {REPLICA},
@@ -27,7 +27,7 @@ SOURCES = {  # scheme -> who may answer
     "collage": ALWAYS | {COLLAGE, KEPT},
     "collage-only": {COLLAGE, RETRY, ERROR, ENDGAME},
     "cascade": ALWAYS | {COLLAGE, KEPT},
-    "cascade-batch": ALWAYS | {BACKUP, KEPT},
+    "cascade --first": ALWAYS | {STAGE1, KEPT},
 }
 
 
@@ -44,12 +44,11 @@ def wrong_order(run: Run) -> Iterator[str]:
 
 
 def overdue(run: Run) -> Iterator[str]:
-    """Where nothing disturbs a session, an unsure answer that has come counts at the deadline."""
-    said, number = run.manifest["settings"], run.manifest["session"]
-    if said["deadline_ms"] is None or said["scheme"] != "collage" or run.manifest.get("teams"):
+    """Where nothing disturbs a job, an unsure answer that has come counts at the deadline."""
+    said = run.manifest["settings"]
+    if said["deadline_ms"] is None or said["scheme"] != "collage" or not run.alone:
         return
-    images = run.images[run.images["session"] == number]
-    tasks = run.tables["tasks"][run.tables["tasks"]["session"] == number]
+    images, tasks = run.images, run.tables["tasks"]
     came = tasks[(tasks["kind"] == 1) & (tasks["outcome"] == ANSWERED)]
     at_ns = dict(zip(came["group"].tolist(), came["done_ns"].tolist(), strict=True))
     for row in images:
@@ -65,13 +64,12 @@ class Session:
     def __init__(self, run: Run, entry: Json, images: np.ndarray, tasks: np.ndarray) -> None:
         self.manifest, self.said = run.manifest, run.manifest["settings"]
         self.final, self.tasks = entry["final"], tasks
-        self.ended = entry["status"] != "incomplete"
+        self.alone, self.ended = run.alone, run.complete
         self.images = images[np.lexsort((images["cell"], images["group"]))]
         self.answered = self.images[self.images["answered"]]
-        self.scheme = self.said["scheme"]
+        self.scheme = self.said["scheme"] + " --first" * bool(self.said.get("first"))
         self.batch = self.final.get("batch") or 1
         self.ends_ns = self.images["t0_ns"] + self.images["latency_ns"]
-        self.teams = run.manifest.get("teams") or 1
         self.closed = not run.manifest["open_loop"]
         self.kind_of = {m["rank"]: set(m["kinds"]) for m in self.final.get("world") or ()}
 
@@ -90,14 +88,14 @@ class Session:
     def _columns(self) -> Iterator[str]:
         """Rows and tasks, each by itself."""
         images, tasks = self.images, self.tasks
-        first = np.isin(images["source"], (SINGLE, REPLICA, HEDGE, BACKUP))
+        first = np.isin(images["source"], (SINGLE, REPLICA, HEDGE, STAGE1))
         again = images["attempt"] > 1
         late = images["source"] == RETRY
         reason = images["reason"] != b""
         of_one = tasks["kind"] == 0
         cells = self.manifest["side"] ** 2
         ended = tasks["outcome"] == ANSWERED
-        names = {0: "single", 1: "collage", 3: "backup"}
+        names = {0: "single", 1: "collage", 3: "stage1"}
         fits = [names[t["kind"]] in self.kind_of.get(t["rank"], names.values()) for t in tasks]
         for what, wrong in (
             (
@@ -142,7 +140,7 @@ class Session:
         t0 = np.diff(images["t0_ns"])
         _, counts = np.unique(images["group"], return_counts=True)
         whole = (counts[:-1] == self.manifest["side"] ** 2).all()  # no image was left out
-        if self.closed and self.teams == 1 and whole and (t0[step] != 0).any():
+        if self.closed and self.alone and whole and (t0[step] != 0).any():
             yield "images of a group came in at several times"
         if (t0 < 0).any():
             yield f"a later image came in earlier: {images[1:][t0 < 0][0]}"
@@ -153,8 +151,7 @@ class Session:
             and images["group"][warm].max() >= images["group"][~warm].min()
         ):
             yield "a group of the warm-up after others"
-        alone = self.teams == 1 and len(self.manifest["sessions"]) == 1
-        if alone and len(np.unique(images["group"][warm])) > self.manifest["warmup_groups"]:
+        if self.alone and len(np.unique(images["group"][warm])) > self.manifest["warmup_groups"]:
             yield "more groups of warm-up than there are"
         known = dict(zip(images["group"].tolist(), warm.tolist(), strict=True))
         for task in self.tasks:
@@ -163,7 +160,7 @@ class Session:
         place = images["shard"].astype(np.int64) * 1000 + images["row"].astype(np.int64)
         early = images[1:][np.diff(place) < 0]
         by_file = self.manifest["order"] == "file" and self.said["agree"] is None
-        if by_file and self.teams == 1 and len(early):
+        if by_file and self.alone and len(early):
             yield f"not in the order of files: {early[0]}"
 
     def _by_message(self) -> dict[tuple[int, int], list[Any]]:
@@ -201,7 +198,7 @@ class Session:
                 yield f"an answer counts at another time than it came, {done}: {row}"
         for kinds, sources in (
             (np.array([0]), (SINGLE, REPLICA, HEDGE)),
-            (np.array([1, 3]), (COLLAGE, BACKUP)),
+            (np.array([1, 3]), (COLLAGE, STAGE1)),
         ):
             for rank in np.unique(self.tasks["rank"]).tolist():
                 of = (self.tasks["rank"] == rank) & np.isin(self.tasks["kind"], kinds)
@@ -232,7 +229,7 @@ class Session:
             )
             if early.any():
                 yield f"an unsure answer before the deadline: {rows[early][0]}"
-        if said["between"] == "drain" and self.teams == 1 and self.closed:
+        if said["between"] == "drain" and self.alone and self.closed:
             silent_ns = (said["reply_timeout_s"] or 30) * 1000 * MS  # a silent rank is not awaited
             for t0 in np.unique(rows["t0_ns"]).tolist():
                 before = self.tasks[(self.tasks["sent_ns"] < t0) & (self.tasks["outcome"] < LOST)]
@@ -251,7 +248,7 @@ class Session:
     def _pace(self) -> Iterator[str]:
         """First tries leave in the order of their groups, where ranks pull."""
         tasks = self.tasks
-        if self.said["assign"] == "pull" and self.scheme == "none" and self.teams == 1:
+        if self.said["assign"] == "pull" and self.scheme == "none" and self.alone:
             one = tasks[(tasks["attempt"] == 1) & (tasks["outcome"] != LOST)]
             one = one[np.lexsort((one["task"], one["sent_ns"]))]
             if (np.diff(one["group"]) < 0).any():
@@ -272,9 +269,9 @@ class Session:
         images, cells = self.images, self.manifest["side"] ** 2
         numbers, starts, counts = np.unique(images["group"], return_index=True, return_counts=True)
         begins = images["t0_ns"][starts]
-        whole = len(self.manifest["sessions"]) == 1 and not self.final.get("lost")
+        whole = self.alone and not self.final.get("lost")
         whole &= self.ended  # a session that is stopped has images of later groups, too
-        if self.closed and self.teams == 1 and whole and (counts[:-1] < cells).any():
+        if self.closed and self.alone and whole and (counts[:-1] < cells).any():
             yield f"groups {numbers[:-1][counts[:-1] < cells]} are not full, nor the last"
         linger_ms = self.said["linger_ms"]
         if self.closed or linger_ms is None:
@@ -305,26 +302,23 @@ class Session:
                 yield f"lost after {silent_s} s, with a reply timeout of {limit_s}: {lost}"
 
     def _kept(self) -> Iterator[str]:
-        """No image has an error row whose group's collage, with all of its images, was answered."""
+        """No image gets an error row after its group's collage, with all of its images, was
+        answered."""
         tasks = self.tasks[(self.tasks["kind"] != SINGLE) & (self.tasks["outcome"] == ANSWERED)]
         sizes = dict(zip(*np.unique(self.images["group"], return_counts=True), strict=True))
         unread = np.char.startswith(self.images["reason"], b"on ")  # which no network was asked for
         for row in self.images[~self.images["answered"] & ~unread]:
-            for task in tasks[tasks["group"] == row["group"]]:
+            over_ns = row["t0_ns"] + row["latency_ns"]
+            for task in tasks[(tasks["group"] == row["group"]) & (tasks["done_ns"] < over_ns)]:
                 if task["items"] == sizes[row["group"]] and self.batch == 1:
                     yield f"an error row of an image that was answered by {task}: {row}"
 
     def _judged(self) -> Iterator[str]:
-        """An answer of the first network counts by the threshold of its time, and none before."""
-        told = self.manifest.get("thresholds") or []
-        if self.said["agree"] is None or self.teams > 1 or self.scheme != "cascade":
+        """An answer of the first network counts by the threshold that was chosen."""
+        told = self.manifest["thresholds"]
+        if self.said["agree"] is None or self.scheme != "cascade":
             return
-        number = int(self.images["session"][0])
-        ends_ns = self.images["t0_ns"] + self.images["latency_ns"]
-        for row, end_ns in zip(self.images, ends_ns.tolist(), strict=True):
-            if row["source"] != COLLAGE:
-                continue
-            past = [t for t in told if (t["session"], t["since_ns"]) <= (number, end_ns + SLACK_NS)]
-            least = (past[-1]["confidence"] or 2.0) if past else 2.0
+        least = (told[0]["confidence"] or 2.0) if told else 2.0
+        for row in self.images[self.images["source"] == COLLAGE]:
             if row["score"] < least - 1e-6:
-                yield f"an unsure answer counts, with {least} at that time: {row}"
+                yield f"an unsure answer counts, with {least}: {row}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def wrong_columns(run: Run) -> list[str]:
     """Columns that contradict the images, or the rows of other tables."""
     if not len(run.images):
         return []
-    faults = [*_labels(run), *_places(run), *_whole_batches(run)]
+    faults = [*_labels(run), *_places(run)]
     closed = {each["session"]: each for each in run.manifest["sessions"] if each["rows"]}
     for number, entry in closed.items():
         of = {name: rows[rows["session"] == number] for name, rows in run.tables.items()}
@@ -46,12 +46,14 @@ def wrong_columns(run: Run) -> list[str]:
 
 def _labels(run: Run) -> Iterator[str]:
     """Of a shard or an image that became unreadable an image may be answered, by an answer that was
-    kept too, whose label was not read yet."""
+    kept too, whose label was not read yet. A collage's answer for an image that another rank could
+    not read has no label either."""
     names = [Path(shard["path"]).name for shard in run.manifest["shards"]]
     worn = {*run.images["shard"][run.images["source"] == ERROR].tolist()}
     for row in run.images[run.images["answered"]]:
         right = answer(number_of(names[int(row["shard"])]), int(row["row"]))
         unread = int(row["shard"]) in worn or row["source"] == KEPT
+        unread |= run.misread and row["source"] in OF_FIRST
         lacks = run.labelled and not unread
         if not run.labelled or int(row["label"]) != right if row["has_label"] else lacks:
             yield f"another label than the image's: {row}"
@@ -64,30 +66,14 @@ def _places(run: Run) -> Iterator[str]:
             yield f"part {number} of session {session} has rows of another"
 
 
-def _whole_batches(run: Run) -> Iterator[str]:
-    """Of a launch of several teams each batch is one team's: of those teams that said how they
-    ended, since what another one had goes on in groups of other numbers."""
-    teams = run.manifest.get("teams") or 1
-    owners: dict[tuple[int, int], int] = {}
-    for entry in run.manifest["sessions"]:
-        number, batch = entry["session"], (entry.get("final") or {}).get("batch")
-        if teams == 1 or not batch or run.manifest.get("open_loop"):
-            continue
-        groups = run.images["group"][run.images["session"] == number].astype(np.int64)
-        for unit in np.unique(groups // batch).tolist():
-            other = owners.setdefault(((number - 1) // teams, unit), number)
-            if other != number:
-                yield f"batch {unit} of {batch} groups is of sessions {other} and {number}"
+def told_batch(session: int, entry: dict[str, Any], text: str) -> Iterator[str]:
+    """The batch that a job says to have chosen, in what rank 0 has told, is the one it has.
 
-
-def told_batch(run: Run, text: str) -> Iterator[str]:
-    """The batch that a session says to have chosen, in what rank 0 has told, is the one it has.
-
-    `text`: what was told in the last session.
+    Args:
+        entry: of the job of rank 0.
+        text: what it has told.
     """
-    session = run.manifest["session"]
-    before = {each["session"]: each.get("final") or {} for each in run.manifest["sessions"]}
-    batch = before.get(session, {}).get("batch")
+    batch = entry["final"].get("batch")
     if batch is not None and f"batch {batch}, chosen by --batch auto" not in text:
         yield f"session {session} has batch {batch}, and says nothing of it, or another one"
 
@@ -118,9 +104,9 @@ def _price(run: Run, summary: dict[str, Any]) -> Iterator[str]:
 def wrong_export(run: Run, folder: Path) -> Iterator[str]:
     """The tables that were exported have the rows of the run, in input order, column by column."""
     sources = {0: "single", 1: "collage", 2: "replica", 3: "hedge", 5: "retry", 6: "error"}
-    sources |= {7: "endgame", 8: "backup", 10: "kept"}
+    sources |= {7: "endgame", 8: "stage1", 10: "kept"}
     names = {"source": sources, "outcome": dict(enumerate(OUTCOMES))}
-    names["kind"] = {0: "single", 1: "collage", 3: "backup"}
+    names["kind"] = {0: "single", 1: "collage", 3: "stage1"}
     for name, rows in run.tables.items():
         keys = ("shard", "row") if name == "images" else ("session", "task")
         rows = run.lasting if name == "images" else rows
@@ -193,8 +179,7 @@ def facts(run: Run, out: Path, export: Path, *, exact: bool) -> dict[str, Any]:
         "classes": run.manifest["class_names"],
     }
     first = np.sort(run.images, order=["session", "group", "cell"])
-    alone = len(run.manifest["sessions"]) == 1 and run.manifest["settings"]["agree"] is None
-    alone = alone and not run.manifest.get("teams")
+    alone = run.alone and run.manifest["settings"]["agree"] is None
     found["order"] = [(names[row["shard"]], int(row["row"])) for row in first] if alone else None
     came = (first["t0_ns"] - first["t0_ns"].min()).tolist()
     found["arrivals"] = came if alone and run.manifest["open_loop"] else None
@@ -254,10 +239,12 @@ def _ranks(of: dict[str, np.ndarray], entry: dict[str, Any]) -> Iterator[str]:
         yield f"tasks of ranks {sorted(strange)}, which hold no network"
 
 
-def wrong_files(out: Path, run: Run, undisturbed: bool) -> list[str]:
-    """What the summary and the last status say of a run that has ended with its marker.
+def wrong_files(out: Path, run: Run, mine: Collection[int], undisturbed: bool) -> list[str]:
+    """What the summary and the statuses of a launch say of a run that has ended with its marker.
 
-    `undisturbed`: nothing kept the session from writing its last status.
+    Args:
+        mine: the sessions of the launch.
+        undisturbed: nothing kept it from writing its last status.
     """
     faults: list[str] = []
     rows = run.lasting
@@ -272,27 +259,28 @@ def wrong_files(out: Path, run: Run, undisturbed: bool) -> list[str]:
     faults += [*_price(run, summary), *wrong_figures(run, summary)]
     if not undisturbed:
         return faults
-    status = json.loads((out / "status.json").read_bytes())
-    if status["state"] != run.manifest["status"] or status["session"] != run.manifest["session"]:
-        faults.append(f"status.json says {status['state']} of session {status['session']}")
-    whole = status["before"] + status["total"]
-    if whole != run.manifest["rows"] and len(rows) == len(run.images):
-        faults.append(f"status.json says {status['before']} before and {status['total']} to do")
-    teams = run.manifest.get("teams") or 1
-    first = status["session"]
-    mine = run.images[(run.images["session"] >= first) & (run.images["session"] < first + teams)]
+    for number in mine:
+        faults += _wrong_status(json.loads((out / f"status/{number:04d}.json").read_bytes()), run)
+    return faults
+
+
+def _wrong_status(status: dict[str, Any], run: Run) -> Iterator[str]:
+    number = status["session"]
+    if status["state"] != run.manifest["status"]:
+        yield f"the status of session {number} says {status['state']}"
+    mine = run.images[run.images["session"] == number]
     both = mine[(mine["audited"] == AUDITED) & np.isin(mine["source"], OF_FIRST)]
     counts = {"done": len(mine), "audited": len(both)}
     counts["by_collage"] = int((mine["source"] == COLLAGE).sum())
     counts["differing"] = int((both["predicted"] != both["other"]).sum())
-    ended = run.tables["tasks"][run.tables["tasks"]["session"] == first]
-    for member in status["ranks"] if teams == 1 else ():
-        mine = ended[(ended["rank"] == member["rank"]) & (ended["outcome"] == ANSWERED)]
+    ended = run.tables["tasks"][run.tables["tasks"]["session"] == number]
+    for member in status["ranks"]:
+        of_rank = ended[(ended["rank"] == member["rank"]) & (ended["outcome"] == ANSWERED)]
         late = ended[(ended["rank"] == member["rank"]) & (ended["outcome"] > FAILED + 1)]
-        answers = len(np.unique(mine[["kind", "sent_ns", "done_ns"]]))  # messages
+        answers = len(np.unique(of_rank[["kind", "sent_ns", "done_ns"]]))  # messages
         if member["answers"] > answers or member["tasks"] > len(late):  # it tells of the latest
-            faults.append(f"status.json says {member}, of {answers} answers")
+            yield f"the status of session {number} says {member}, of {answers} answers"
     for name, count in counts.items():
-        if status[name] != count:
-            faults.append(f"status.json says {status[name]} {name} of {count}")
-    return faults
+        said = status.get(name, 0)  # a job that could not begin tells none
+        if said != count if run.alone else said < count:
+            yield f"the status of session {number} says {said} {name} of {count}"

@@ -234,6 +234,10 @@ class SimulatedThread:
         self._call = target, args, kwargs or {}
         self._thread: Thread | None = None
 
+    @property
+    def ident(self) -> int | None:
+        return None if self._thread is None else id(self._thread)
+
     def start(self) -> None:
         target, args, kwargs = self._call
         kernel().tick()
@@ -549,10 +553,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 def install(
-    found: dict[str, Any],
-    names: dict[str, Any],
-    changes: dict[str, Any],
-    instead: dict[str, str],
+    found: dict[str, Any], names: dict[str, Any], changes: dict[str, Any], instead: dict[str, str]
 ) -> None:
     """From now on the package is loaded so.
 

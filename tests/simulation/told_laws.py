@@ -14,42 +14,29 @@ if TYPE_CHECKING:
     from tests.simulation.laws import Run
 
 COUNTED = re.compile(r"(?i:complete)[^:\n]*: (\d+) of (\d+) images?,")
-BOTH = re.compile(r"(\d+) images went through both networks")
-GIVEN_UP = re.compile(r"team (\d+) \(rank \d+\) is given up")
 PROGRESS = re.compile(r": (\d+) of \d+ images? \(")
 START_NS = SECOND  # in which ranks start
 LATE_NS = 4 * SECOND  # a status that is due is written by then
 
 
-def wrong_words(run: Run, told: str, code: int | None) -> Iterator[str]:
-    """Of a session that a user started, what rank 0 tells at its end.
+def wrong_words(run: Run, session: int, told: str, code: int | None) -> Iterator[str]:
+    """What rank 0 tells at the end of a job.
 
-    `code`: its exit code.
+    Args:
+        session: number of its session.
+        told: what it told.
+        code: its exit code.
     """
     rows, expected = len(run.lasting), run.manifest["rows"]
     for found in COUNTED.findall(told) if code in (0, 5, 6) else ():
         if tuple(map(int, found)) != (rows, expected):
             yield f"it tells of {found} images, and has {rows} of {expected}"
-    mine = int((run.images["session"] == run.manifest["session"]).sum())
+    mine = int((run.images["session"] == session).sum())
     done = PROGRESS.findall(told)
-    if done and code in (0, 5, 6) and not run.manifest.get("teams") and int(done[-1]) != mine:
+    if done and code in (0, 5, 6) and run.alone and int(done[-1]) != mine:
         yield f"it tells of {done[-1]} images of this session, which has {mine}"
-    last = [each for each in run.manifest["sessions"] if each["session"] == run.manifest["session"]]
-    final = (last[0].get("final") if last else None) or {}
-    agree = run.manifest["settings"]["agree"]
-    ended = (run.tables["tasks"]["outcome"] <= 1).all()  # answered, or not needed any more
-    whole = agree and len(run.manifest["sessions"]) == 1 and not final.get("lost") and ended
-    for count in map(int, BOTH.findall(told)) if whole else ():
-        if count < 9 / (1 - agree) - 1e-6:
-            yield f"{count} images choose the threshold of agree {agree}"
-    if "parts were removed while the job ran" in told:
-        yield "it tells of parts that were removed, and nobody removed any"
-    entries = {each["session"]: each for each in run.manifest["sessions"]}
-    for team in map(int, GIVEN_UP.findall(told)):
-        entry = entries.get(run.manifest["session"] + team)
-        if entry is not None and entry["rows"] is not None:
-            yield f"team {team} was given up, and its session says {entry['rows']}"
-    if code == 6 and "--resume" not in told:
+    final = next(e["final"] for e in run.manifest["sessions"] if e["session"] == session)
+    if code == 6 and "go on with" not in told:
         yield "an incomplete job does not say how it goes on"
     if code in (2, 3, 4, 6) and not re.search(r"collage-mpi run:|incomplete:|warning:", told):
         yield f"exit code {code} without a word"
@@ -63,37 +50,38 @@ def wrong_words(run: Run, told: str, code: int | None) -> Iterator[str]:
 
 
 class Statuses:
-    """The status of a run while it is written.
+    """The statuses of jobs while they are written.
 
     Attributes:
         tell: of what is wrong.
         calm: nothing disturbs the present session.
-        falls: what a team could not write is done again by another one.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str], object]) -> None:
-        self._path, self.tell, self.calm, self.falls = path, tell, False, False
-        self._last: dict[str, Any] = {}
-        self._at_ns = 0
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self.tell, self.calm = tell, False
+        self._last: dict[str, tuple[dict[str, Any], int]] = {}
 
-    def written(self, now_ns: int) -> None:
-        """The file has just got its name."""
-        status = json.loads(self._path.read_bytes())
-        last, gap_ns = self._last, now_ns - self._at_ns
-        self._last, self._at_ns = status, now_ns
+    def written(self, path: Path, now_ns: int) -> None:
+        """A file has just got its name."""
+        status = json.loads(path.read_bytes())
+        last, at_ns = self._last.get(path.name, (status, now_ns))
+        self._last[path.name] = status, now_ns
+        name, gap_ns = f"status/{path.name}", now_ns - at_ns
         if not 0 <= status["done"] <= status["total"]:
-            self.tell(f"status.json: {status['done']} done of {status['total']}")
+            self.tell(f"{name}: {status['done']} done of {status['total']}")
         if status.get("errors", 0) > status["done"]:
-            self.tell(f"status.json: {status['errors']} errors of {status['done']}")
-        if status["state"].startswith("complete") and not self._path.with_name("COMPLETE").exists():
-            self.tell(f"status.json: {status['state']}, and there is no marker")
-        if (last.get("run_id"), last.get("session")) != (status["run_id"], status["session"]):
+            self.tell(f"{name}: {status['errors']} errors of {status['done']}")
+        if status["state"].startswith("complete") and not [*path.parents[1].glob("COMPLETE.*")]:
+            self.tell(f"{name}: {status['state']}, and there is no marker")
+        if last["owner"] != status["owner"]:  # one that could not begin leaves no trace
+            if last["run_id"] == status["run_id"]:
+                self.tell(f"{name} is written by two jobs")
             return
-        for name in ("count", "elapsed_s", *(() if self.falls else ("done", "errors"))):
-            if status.get(name, 0) < last.get(name, 0):  # the first one counts no errors
-                self.tell(f"status.json: {name} was {last[name]}, and is {status.get(name)}")
+        for each in ("count", "elapsed_s", "done", "errors"):
+            if status.get(each, 0) < last.get(each, 0):  # the first one counts no errors
+                self.tell(f"{name}: {each} was {last[each]}, and is {status.get(each)}")
         from_begin = (last["state"], status["state"]) == ("starting", "ending")
         if self.calm and from_begin and gap_ns > status["every_s"] * SECOND + START_NS:
-            self.tell(f"status.json was not written while {status['total']} images were done")
+            self.tell(f"{name} was not written while {status['total']} images were done")
         if self.calm and gap_ns > status["every_s"] * 1.1 * SECOND + LATE_NS:
-            self.tell(f"status.json was not written for {gap_ns // MS} ms")
+            self.tell(f"{name} was not written for {gap_ns // MS} ms")

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tests.simulation.standins import kernel
+from tests.simulation.standins import WORLD, kernel
 
 UNREAD, BAD_ROW = 2, 3  # states of a cell
+TURN_NS = 10_000_000  # of rank 0: it looks who is silent, and then takes what has arrived
 
 
 def watched(core: type) -> type:
@@ -31,6 +32,18 @@ def watched(core: type) -> type:
     return Watched
 
 
+def released(held: type) -> type:
+    """The class that holds pixels, which notes those that it keeps of resolved images."""
+
+    class Released(held):  # type: ignore[misc]
+        def release(self, resolved: Any) -> None:
+            super().release(resolved)
+            if kept := {*resolved.positions.tolist()} & self._stretches.keys():
+                kernel().violations.append(f"pixels of resolved images are kept: {kept}")
+
+    return Released
+
+
 class Laws:
     """What has happened to each image, task and rank, counted here once more."""
 
@@ -48,6 +61,7 @@ class Laws:
         self.message: dict[int, int] = {}  # task -> the first task of its message
         self.lost: set[int] = set()
         self.silent: set[int] = set()
+        self.heard_ns: dict[int, int] = {}  # when a silent rank was heard again
         self.retired: set[int] = set()
         self.tries: dict[tuple[int, str], int] = {}  # image, kind -> the attempt that failed
         self.failures: Counter[tuple[int, str]] = Counter()
@@ -93,7 +107,9 @@ class Laws:
         elif name == "RankSilent" and any(t.rank == event.rank for t in self.live.values()):
             self.silent.add(event.rank)
         elif name in ("Answered", "Failed", "Skipped"):
-            self.silent.discard(event.rank)
+            if event.rank in self.silent:
+                self.silent.discard(event.rank)
+                self.heard_ns[event.rank] = self.now_ns
             for number in event.tasks if name == "Answered" else [event.task]:
                 task = self.live.pop(number, None)
                 self.over.add(number)
@@ -107,7 +123,9 @@ class Laws:
         elif name == "RankLost":
             if event.rank in self.lost:
                 self.broken("a rank is lost twice", event)
-            if event.why.startswith("no answer for") and event.rank not in self.silent:
+            heard_ns = self.heard_ns.get(event.rank, -TURN_NS)  # it may have come in the same turn
+            told = event.rank in self.silent or self.now_ns - heard_ns < TURN_NS
+            if event.why.startswith("no answer for") and not told:
                 self.broken("a rank is lost for a silence that was not told", event)
             self.lost.add(event.rank)
             self.reported.add(event.rank)
@@ -171,6 +189,7 @@ class Laws:
         self._retired_too_late()
         able = self.credit.keys() - self.lost - self.retired
         idle = able and not (self.live or self.silent or self.core.stopping or self.finished)
+        idle = idle and not WORLD.disk.full  # the ledger cannot say that no image comes
         if not idle or not self.arrived - self.resolved:
             self.idle_ns = None
         elif self.idle_ns is None:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 Image = tuple[int, int]  # the number of a shard, and a row of it
 BY_FIRST = {
     1: "collage",
-    8: "backup",
+    8: "stage1",
 }  # source -> its network; that of the others is the single one
 EITHER, COLLAGE_ONLY = (5, 7, 10), "collage-only"  # sources of any network
-KINDS = {0: "single", 1: "collage", 3: "backup"}  # of tasks
+KINDS = {0: "single", 1: "collage", 3: "stage1"}  # of tasks
 ANSWERED, SKIPPED, UNFINISHED = 0, 1, 4  # outcomes
 AT_END_NS = 900_000_000  # a late answer is waited for, when all images have theirs
 
@@ -96,11 +96,8 @@ def again(run: Run, done: Collection[Image], calls: Collection[Call]) -> Iterato
         yield f"{len(twice)} images were answered before, and were done again: {min(twice)}"
 
 
-def unlike_tasks(run: Run, calls: Collection[Call]) -> Iterator[str]:
+def unlike_tasks(run: Run, sessions: Sequence[int], calls: Collection[Call]) -> Iterator[str]:
     """Each rank computed as many images as its tasks say, of a session that nothing disturbed."""
-    sessions = range(
-        run.manifest["session"], run.manifest["session"] + (run.manifest.get("teams") or 1)
-    )
     tasks = run.tables["tasks"]
     tasks = tasks[np.isin(tasks["session"], sessions)]
     said, late = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
@@ -115,11 +112,8 @@ def unlike_tasks(run: Run, calls: Collection[Call]) -> Iterator[str]:
             yield f"{who} computed {found[who]} images, of {said[who]} in its tasks"
 
 
-def troubled(run: Run) -> Iterator[str]:
-    """What a session that nothing disturbed has no reason for."""
-    sessions = range(
-        run.manifest["session"], run.manifest["session"] + (run.manifest.get("teams") or 1)
-    )
+def troubled(run: Run, sessions: Sequence[int]) -> Iterator[str]:
+    """What a launch that nothing disturbed has no reason for."""
     rows, tasks = run.images, run.tables["tasks"]
     rows = rows[np.isin(rows["session"], sessions)]
     tasks = tasks[np.isin(tasks["session"], sessions)]
@@ -142,10 +136,8 @@ def troubled(run: Run) -> Iterator[str]:
 
 
 def other_processes(run: Run, ranks: Sequence[Process]) -> Iterator[str]:
-    """The manifest names the processes of the last session, and the last status their answers."""
-    for entry in run.manifest["sessions"]:
-        if entry["session"] < run.manifest["session"]:
-            continue
+    """The entries of a launch name its processes."""
+    for entry in run.sessions_of(ranks).values():
         for member in (entry.get("final") or {}).get("world") or ():
             process = ranks[member["rank"]]
             if (member["pid"], member["host"]) != (process.pid, process.host.name):

@@ -16,10 +16,11 @@ from typing import Any
 
 from tests.simulation import disk, network, standins
 from tests.simulation.disk import Disk, SimulatedPath
+from tests.simulation.inputs import CHOOSING
 from tests.simulation.kernel import FOREVER_NS, MS, SECOND, Host, Kernel, Process
 from tests.simulation.network import Network
 from tests.simulation.standins import StandIn, here, kernel
-from tests.simulation.watch import watched
+from tests.simulation.watch import released, watched
 from tests.simulation.witness import Call, images_in
 
 START_LIMIT_NS = 120 * SECOND  # as launch has it
@@ -297,7 +298,12 @@ def install(instead: dict[str, str] | None = None) -> None:
         # each process asks anew, and is told the same: a third of what a seed takes
         "typing": StandIn("typing", typing, get_type_hints=cache(typing.get_type_hints)),
         "ctypes": StandIn("ctypes", ctypes, PyDLL=standins.Libc, CDLL=standins.no_library),
-        "gc": StandIn("gc", None, isenabled=lambda: False, disable=_nothing, freeze=_nothing),
+        "gc": StandIn(
+            "gc",
+            None,
+            isenabled=lambda: False,
+            **dict.fromkeys(("disable", "freeze", "unfreeze", "collect"), _nothing),
+        ),
         "concurrent.futures": StandIn(
             "concurrent.futures",
             concurrent.futures,
@@ -320,6 +326,7 @@ def install(instead: dict[str, str] | None = None) -> None:
             "remove_shared_memory": lambda *args: [],
         },
         "collage_mpi.job.session": {"Core": standins.Around(watched)},
+        "collage_mpi.job.packing": {"Held": standins.Around(released)},
         "collage_mpi.models.null": {"NullPredictor": standins.Around(slow)},
         "collage_mpi.system.table": {"to_text": _table_text},  # no law reads how a table is drawn
         "collage_mpi.commands.parser": {"build_parser": standins.Around(_once)},  # each process's
@@ -332,6 +339,7 @@ def install(instead: dict[str, str] | None = None) -> None:
             "finalize": lambda comm, mpi, code: mpi.Finalize(),
         },
         "collage_mpi.settings.batches": {"BATCHES_A_RANK": 2},  # a seed has few images
+        "collage_mpi.bounds.sample": {"CHOOSING": CHOOSING, "LOOK": 4},
         "collage_mpi.results.row_sink": {"RowSink": standins.Around(_in_small_parts)},
         "collage_mpi.job.coordinator": {"ROWS": 16, "WRITE_EVERY_NS": 200 * MS},
         "collage_mpi.faults.process_monitor": {
@@ -344,7 +352,8 @@ def install(instead: dict[str, str] | None = None) -> None:
     argparse._ = str  # type: ignore[attr-defined]  # looks for translations on the disk
     ast.literal_eval = lru_cache(1024)(ast.literal_eval)  # numpy reads an array's header by it
     standins.install(modules, names, changes, instead or {})
-    for name in ("cli", "commands.run", "job.main", "job.run", "report.page", "results.verify"):
+    roles = "job.main", "job.run", "job.worker", "job.teams"
+    for name in ("cli", "commands.run", *roles, "report.page", "results.verify"):
         importlib.import_module(f"collage_mpi.{name}")
     gc.collect()
     gc.freeze()
@@ -383,7 +392,7 @@ def slow(network: type) -> type:
             if fails and here().own.get("has work"):
                 raise RuntimeError("the network fails")
             if here().own.get("has work"):
-                name = "backup" if self.kind == "single" and self._wrong else self.kind
+                name = "stage1" if self.kind == "single" and self._wrong else self.kind
                 images = tuple(images_in(item, self.cells) for item in batch)
                 call = Call(here(), name, began_ns, kernel().now_ns, images)
                 here().own["job"].calls.append(call)
@@ -458,7 +467,7 @@ def _uuid4() -> Any:
     return uuid.UUID(bytes=kernel().random.randbytes(16), version=4)
 
 
-def _ask_here(task: str, paths: Sequence[Any], limit_s: float | None) -> list[dict[str, Any]]:
+def _ask_here(task: str, paths: Sequence[Any], limit_s: float | None) -> list[tuple[str, Any]]:
     """Of `shards.guard`: shards are first opened in this process."""
     limits = {name: here().own.pop(name, 0) for name in disk.LIMITS}  # a child has its own
     try:
@@ -467,7 +476,7 @@ def _ask_here(task: str, paths: Sequence[Any], limit_s: float | None) -> list[di
         here().own.update(limits)
 
 
-def _answer(task: str, path: str) -> dict[str, Any]:
+def _answer(task: str, path: str) -> tuple[str, Any]:
     """What is said of a shard; of a good one that has not changed since, what was said of it."""
     from collage_mpi.shards.guard import _answer as answer
 
@@ -477,12 +486,12 @@ def _answer(task: str, path: str) -> dict[str, Any]:
         key = path, found.st_ino, found.st_mtime_ns, found.st_size
     if key in _GOOD:
         return _GOOD[key]
-    said: dict[str, Any] = answer(task, SimulatedPath(path))
-    if key is not None and "info" in said:
+    said = answer(task, SimulatedPath(path))
+    if key is not None and said[0] == "found":
         if len(_GOOD) > 64:
             _GOOD.clear()
         _GOOD[key] = said
     return said
 
 
-_GOOD: dict[Any, dict[str, Any]] = {}
+_GOOD: dict[Any, tuple[str, Any]] = {}

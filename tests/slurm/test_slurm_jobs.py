@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import sys
 from collections import Counter
@@ -18,7 +17,8 @@ from PIL import Image
 from slurm_cluster import ROOT, Cluster, cluster
 
 from collage_mpi.launch.mpiexec import Mpi
-from collage_mpi.results import verify_run
+from collage_mpi.results import read_results, verify_run
+from collage_mpi.results.manifest import compose
 from collage_mpi.slurm import SlurmSettings, render
 
 pytest_plugins = ["second_try"]
@@ -60,14 +60,14 @@ def pmi(mpi: Mpi) -> str:
 
 def hosts(run: Path) -> list[str]:
     """Host of every rank but 0."""
-    world = json.loads((run / "manifest.json").read_text())["world"]
+    world = compose(run)["world"]
     return [member["host"] for member in world[1:]]
 
 
 def exact(run: Path, rows: int) -> bool:
     report = verify_run(run)
     assert report.ok, report.problems
-    return json.loads((run / "manifest.json").read_text())["rows"] == rows
+    return compose(run)["rows"] == rows
 
 
 # ---- every script to its end ------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_run_in_teams(slurm: Cluster, pmi: str, nodes: int, spread: str) -> None
     assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.text(slurm.log("run_teams", job))
     run = slurm.folder / f"runs/run_teams-{job}"
     assert exact(run, ROWS)
-    world = json.loads((run / "manifest.json").read_text())["world"]
+    world = compose(run)["world"]
     assert " ".join(member["host"].removeprefix("n") for member in world) == spread
 
 
@@ -194,10 +194,10 @@ def test_signalled_job_is_requeued_and_completes(slurm: Cluster, pmi: str, launc
     assert facts["JobState"] == "COMPLETED", text[-3000:]
     assert facts["Restarts"] == "1"
     assert re.search(r"incomplete: stopped by SIG(USR2|TERM)", text)
-    assert re.search(r"^start 2 of job .* run --resume ", text, re.MULTILINE)
+    assert re.search(r"^start 2 of job .* run ", text, re.MULTILINE)
     run = slurm.folder / f"runs/run_nodes-{job}"
     assert exact(run, ROWS)
-    assert json.loads((run / "manifest.json").read_text())["session"] == 2
+    assert len(compose(run)["sessions"]) == 2
 
 
 @pytest.mark.any_mpi
@@ -219,7 +219,7 @@ def test_what_is_staged_is_read_by_each_node_and_survives_a_requeue(
     stage = f"/dev/shm/collage-mpi-{job}"
     assert text.count(f"staged to {stage} on 2 nodes") == 2
     assert exact(slurm.folder / f"runs/run_nodes-{job}", ROWS)
-    manifest = json.loads((slurm.folder / f"runs/run_nodes-{job}/manifest.json").read_text())
+    manifest = compose(slurm.folder / f"runs/run_nodes-{job}")
     assert [shard["path"] for shard in manifest["shards"]] == [f"{stage}/fashion_demo.h5"]
     assert "rank 0 sends" not in text  # every host reads its own copy
 
@@ -249,6 +249,22 @@ def test_cancelled_job_is_not_requeued_and_can_be_gone_on_with(slurm: Cluster, p
     again = slurm.submit("run_nodes.sbatch", *lasting(4.0), CM_LAUNCHER=pmi, CM_OUT=run, **NULL)
     assert slurm.wait(again)["JobState"] == "COMPLETED", slurm.text(slurm.log("run_nodes", again))
     assert exact(slurm.folder / run, ROWS)
+
+
+@pytest.mark.any_mpi
+def test_jobs_of_an_array_share_a_run_and_one_that_is_cancelled_costs_no_row(
+    slurm: Cluster, pmi: str
+) -> None:
+    given = {**NULL, "CM_LAUNCHER": pmi, "CM_OUT": "runs/array"}
+    array = slurm.submit("run_one_node.sbatch", *lasting(12.0), flags=("--array=1-3",), **given)
+    run = slurm.folder / "runs/array"
+    slurm.wait_for_text(run / "status/0003.json", "running")
+    slurm.command("scancel", f"{array}_2")
+    slurm.wait(array)
+    codes = [slurm.facts(f"{array}_{n}")["ExitCode"] for n in (1, 3)]
+    assert codes == ["0:0", "0:0"]
+    assert exact(run, ROWS)
+    assert len({row["session"] for row in read_results(run).images}) > 1
 
 
 def test_exit_codes_are_kept(slurm: Cluster, pmi: str) -> None:

@@ -6,7 +6,7 @@ trap 'while ((SECONDS < 15)); do sleep 1; done; kill -USR2 "$job"' USR2
 job=$!
 while wait "$job" && code=0 || code=$?; ((code == 140)); do :; done   # 140: woken by the signal
 
-# --- 6 is incomplete: this job again, later, with --resume. Not if it was cancelled. ----------
+# --- 6 is incomplete: this job again, later. Not if it was cancelled. ----------
 if ((code == 6 && ${SLURM_RESTART_COUNT:-0} < ${CM_MAX_RESTARTS:-20})) \
     && [[ $(squeue -h -j "$SLURM_JOB_ID" -o %T | sort -u) == RUNNING ]]; then
     scontrol requeue "$SLURM_JOB_ID" \

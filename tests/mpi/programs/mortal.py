@@ -4,15 +4,14 @@ Usage: mortal.py FOLDER DEATHS ARGUMENT ...
 
 DEATHS is RANK:MOMENT:HOW[:COUNT], several joined by commas; the moments and the ways are the
 functions below, COUNT the call at which it happens (default 1). "apart" among them makes
-every rank believe that it is on a machine of its own, "only-mpi" and "only-processes" blind the
-other one of the two for what they see of a death; "in-turn", the last of them, lets no rank
-compute before those have died that are to at an earlier call. FOLDER/RANK.death holds the clock
-just before, FOLDER/losses a line for each loss that rank 0 notices: rank, layer, clock;
-FOLDER/silences one for each rank that it finds silent.
+every rank believe that it is on a machine of its own, "hasty" lets ranks go soon, "only-mpi" and
+"only-processes" blind the other one of the two for what they see of a death; "in-turn", the last of
+them, lets no rank compute before those have died that are to at an earlier call. FOLDER/RANK.death
+holds the clock just before, FOLDER/losses a line for each loss that rank 0 notices: rank, layer,
+clock; FOLDER/silences one for each rank that it finds silent.
 """
 
 import dataclasses
-import functools
 import os
 import signal
 import subprocess
@@ -22,8 +21,9 @@ from pathlib import Path
 
 from collage_mpi import __main__, cli
 from collage_mpi.faults import failure_detector, process_monitor
-from collage_mpi.job import main, networks, run, worker_group
+from collage_mpi.job import coordinator, main, networks, worker_group
 from collage_mpi.launch.supervisor import JOB_VARIABLE
+from collage_mpi.ledger import owner
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import transport
 from collage_mpi.system import hard_exit, process_tree
@@ -79,8 +79,9 @@ def stop():
 
 
 def nap():
-    """This coordinator alone is stopped, until the lead has given its team up."""
-    wait = f"for _ in $(seq 600); do [ -e {FOLDER}/{RANK}.gone ] && break; sleep 0.1; done"
+    """This coordinator alone is stopped, until others have completed the run."""
+    done = Path(ARGUMENTS[ARGUMENTS.index("--out") + 1], "COMPLETE.1")
+    wait = f"for _ in $(seq 600); do [ -e {done} ] && break; sleep 0.1; done"
     wake = f"kill -STOP {os.getpid()}; {wait}; kill -CONT {os.getpid()}"
     subprocess.Popen(["sh", "-c", wake], start_new_session=True)
     time.sleep(1.0)  # so that the moment is this one
@@ -143,9 +144,9 @@ def throw():
 # ---- moments ------------------------------------------------------------------
 
 
-def before(owner, name, act, count, only=lambda *args: True):
+def before(holder, name, act, count, only=lambda *args: True):
     """Act before the count-th call of a method whose arguments `only` accepts."""
-    plain, left = getattr(owner, name), [count]
+    plain, left = getattr(holder, name), [count]
 
     def patched(*args, **options):
         if only(*args):
@@ -154,7 +155,7 @@ def before(owner, name, act, count, only=lambda *args: True):
                 act()
         return plain(*args, **options)
 
-    setattr(owner, name, patched)
+    setattr(holder, name, patched)
 
 
 def mpi(act, count):
@@ -230,13 +231,6 @@ def images(act, count):
     )
 
 
-def others(act, count):
-    """The lead, once the other teams have said that so many of their images are done."""
-    from collage_mpi.job import lead
-
-    before(lead.Lead, "look", act, 1, lambda self: self.progress.images >= count)
-
-
 AT_WORK = ("receive", "compute", "reply")
 WAIT_LIMIT_S = 20.0
 
@@ -291,25 +285,16 @@ def note_losses():
     failure_detector.FailureDetector._lose, failure_detector.FailureDetector.look = noting, looking
 
 
-def note_given_up():
-    """FOLDER/RANK.gone appears when the lead gives up the team of that coordinator."""
-    from collage_mpi.job import lead
-
-    plain = lead.Lead._give_up
-
-    def noting(self, team, why, **how):
-        plain(self, team, why, **how)
-        Path(FOLDER, f"{team.rank}.gone").touch()
-
-    lead.Lead._give_up = noting
-
-
 def only_mpi():
     process_monitor.ProcessMonitor.look = lambda self: []
 
 
 def only_processes():
     failure_detector.FailureDetector.gone = lambda self, found: None
+
+
+def hasty():
+    coordinator.RELEASE_NS = 500_000_000
 
 
 def apart():
@@ -327,17 +312,14 @@ def apart():
 
 
 for death in DEATHS:
-    if death in ("apart", "only-mpi", "only-processes", "in-turn"):
+    if death in ("apart", "hasty", "only-mpi", "only-processes", "in-turn"):
         globals()[death.replace("-", "_")]()
     elif death and int(death.split(":")[0]) == RANK:
         _, moment, how, *count = death.split(":")
         globals()[moment](noted(globals()[how]), int(count[0]) if count else 1)
 worker_group.HERE_LIMIT_S, main.SHORT_STOP_S, transport.MEET_LIMIT_S = 5.0, 2.0, 2.0
-# The claim of a rank 0 that died apart: nobody holds it, and it need not be watched for 30 s.
-run.Patience = functools.partial(run.Patience, still_s=3.0)
+owner.SILENT_S = 5.0  # of a job that died apart
 note_losses()
 note_relay()
-if ":nap" in sys.argv[2]:
-    note_given_up()
 sys.argv[1:] = ARGUMENTS
 sys.exit(__main__.main())

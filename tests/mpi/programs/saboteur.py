@@ -11,10 +11,11 @@ import time
 
 import numpy as np
 
-from collage_mpi import cli, results
+from collage_mpi import cli
 from collage_mpi.core.core import Core
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.job import coordinator, main, networks, run, worker, worker_group
+from collage_mpi.job import coordinator, networks, run, worker, worker_group
+from collage_mpi.ledger import owner
 from collage_mpi.models.null import NullPredictor
 from collage_mpi.mpi import protocol, transport
 from collage_mpi.results import row_sink
@@ -121,7 +122,7 @@ def disk_full():
 
 
 def close():
-    results.RunWriter.close = boom
+    run.Share.leave = boom
 
 
 def kill():
@@ -164,7 +165,13 @@ def freeze():
         plain(self, dataclasses.replace(settings, end_ns=500_000_000), *more)
 
     Core.__init__ = impatient
-    main.STOP_LIMIT_S = 2.0
+    worker_group.STOP_LIMIT_S = 2.0
+
+
+def hasty():
+    """Ranks are let go, and jobs count as dead, after less time."""
+    coordinator.RELEASE_NS = 1_000_000_000
+    owner.SILENT_S = 8.0
 
 
 def slow():

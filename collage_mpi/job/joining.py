@@ -1,6 +1,6 @@
-"""The settings of a resumed run: those of its manifest, overridden by the given ones.
+"""The settings of a job that joins a run: those of the run, overridden by the given ones.
 
-`results/manifest` says which differences are refused.
+`results/writer` says which differences are refused.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, UsageError
-from collage_mpi.job.provenance import digests, named_files
-from collage_mpi.results import MANIFEST, MARKER, RunWriter
-from collage_mpi.results.manifest import read_manifest, recorded_settings
-from collage_mpi.results.writer import refuse_foreign
+from collage_mpi.results import has_run
+from collage_mpi.results.manifest import COMPLETE, compose, recorded_settings
+from collage_mpi.results.writer import differences, refuse_foreign
 from collage_mpi.settings.run_settings import FILE_SETTINGS, RunSettings, with_profile
 from collage_mpi.shards.inputs import expand_paths, source_of
 from collage_mpi.system.printable import counted
@@ -26,16 +25,8 @@ from collage_mpi.system.tell import tell
 Json = dict[str, Any]
 
 
-def has_run(out: str) -> bool:
-    """Whether the folder has a run."""
-    return (Path(out) / MANIFEST).exists()
-
-
-def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | None) -> RunSettings:
-    """The settings of the run in the given `out`, overridden by the given settings.
-
-    If the folder has no run, the given settings alone are used, and `--resume` begins a run. So a
-    job script may always use `--resume`.
+def joined_settings(given: Mapping[str, Any], source: str, world_size: int | None) -> RunSettings:
+    """The settings of a job: the given ones, and for the rest those of the run in the given `out`.
 
     Args:
         given: settings from flags and a file, as `from_mapping` takes them.
@@ -44,29 +35,15 @@ def resumed_settings(given: Mapping[str, Any], source: str, world_size: int | No
             team is fitted to it. None if no ranks were started.
 
     Raises:
-        UsageError: `out` is missing; the folder has no run, and other settings are missing; or as
-            in RunSettings.
-        EnvironmentFault: the manifest cannot be read, or another version began the run.
-        DataFault: the manifest is damaged.
+        UsageError: as in RunSettings.
+        EnvironmentFault: the run cannot be read, or another version began it.
+        DataFault: the run is damaged.
     """
-    out = given.get("out")
-    if not out:
-        raise UsageError("--out is missing: it names the folder of the run that --resume continues")
-    if not has_run(out):
-        settings = RunSettings.for_world(given, source, world_size)
-        try:
-            settings.require_inputs()
-        except UsageError as error:
-            raise UsageError(
-                f"{out}: no run here yet, so --resume begins a new run and needs all settings: "
-                f"{error}"
-            ) from error
-        return settings
-    # First check whose folder this is: the manifest may name a network whose code is imported.
+    out = given["out"]
+    # First check whose folder this is: the run may name a network whose code is imported.
     refuse_foreign(Path(out), given.get("shared_out") == "on")
-    manifest = read_manifest(Path(out))
-    values = {**_known(manifest), **with_profile(given, source)}
-    settings = RunSettings.from_mapping(values, f"{out}/{MANIFEST} and {source}")
+    values = {**_known(compose(Path(out))), **with_profile(given, source)}
+    settings = RunSettings.from_mapping(values, f"{out} and {source}")
     if world_size is None or "singles" in given:
         return settings
     found = fitted(settings, world_size // settings.teams)
@@ -81,16 +58,20 @@ def finished_status(settings: RunSettings, *, retry_errors: bool) -> str | None:
     can say without loading a network; otherwise None, and then the ranks find out.
 
     Args:
-        settings: of the resumed run.
+        settings: of the job.
         retry_errors: a run with error rows is not finished.
 
     Raises:
-        EnvironmentFault, DataFault: the manifest cannot be read, or is damaged.
+        EnvironmentFault, DataFault: the run cannot be read, or is damaged.
     """
+    from collage_mpi.job.provenance import digests, named_files
+
     out = Path(settings.out)
-    if not (out / MARKER).exists():
+    if not has_run(out):
         return None
-    before = read_manifest(out)
+    before = compose(out)
+    if before["status"] != "complete" and (retry_errors or before["status"] not in COMPLETE):
+        return None
     known = Counter(shard["fingerprint"] for shard in before["shards"])
     try:
         places = map(source_of, expand_paths(settings.shards))
@@ -100,7 +81,7 @@ def finished_status(settings: RunSettings, *, retry_errors: bool) -> str | None:
     except (CollageError, OSError):
         return None
     now = {**before, "settings": settings.to_dict(), "inputs": files}
-    return RunWriter.finished(out, now, retry_errors=retry_errors)
+    return None if differences(before, now) else before["status"]
 
 
 def _known(manifest: Json) -> Json:

@@ -1,0 +1,183 @@
+"""The threshold of `--agree` that the jobs of a run share: `thresholds/1.json`, made by link.
+
+Every job decides by its own pairs and by the rows that others have committed. Who is quicker makes
+the record; all go by it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+
+from collage_mpi.bounds.promise import Answer, Promise, Threshold
+from collage_mpi.bounds.sample import least_images
+from collage_mpi.errors import CollageError
+from collage_mpi.job.pairs import Pair, pairs_of
+from collage_mpi.job.plan import Plan
+from collage_mpi.ledger import spans as sp
+from collage_mpi.ledger.owner import LOOK_S
+from collage_mpi.ledger.records import Damage
+from collage_mpi.ledger.store import FolderStore
+from collage_mpi.results.manifest import threshold_name
+from collage_mpi.results.parts import PartName, counted, read_part
+from collage_mpi.rows import IMAGES
+from collage_mpi.system.files import make_directory
+from collage_mpi.system.printable import counted as counted_words
+from collage_mpi.system.tell import tell
+
+NAME = threshold_name(1)
+ALONE = "the single network classifies every image"
+
+
+@dataclass(frozen=True)
+class Held(Threshold):
+    """A threshold, and in which runtime and number format the first stage's answers proved it."""
+
+    how: str
+
+
+class Agreed:
+    """A job's part in the choice of the threshold. `turn` is called in the thread of the ledger."""
+
+    def __init__(
+        self,
+        store: FolderStore,
+        plan: Plan,
+        session: int,
+        promise: Promise,
+        how: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare. Raises OSError.
+
+        Args:
+            store: of the run's folder.
+            plan: of the job.
+            session: number of this job's session.
+            promise: decides.
+            how: in which runtime and number format the first stage answers here.
+            clock: monotonic, in s.
+        """
+        make_directory((Path(plan.settings.out) / NAME).parent)
+        self._store, self._plan, self._session = store, plan, session
+        self._promise, self._how, self._clock = promise, how, clock
+        self._pairs: deque[Pair] = deque()
+        self._seen: set[Path] = set()
+        self._held: Threshold | None = None
+        self._look_s = clock()
+
+    def pairs(self, pairs: Iterable[Pair]) -> None:
+        """Images that both networks have classified; called in rank 0's loop."""
+        self._pairs.extend(pairs)
+
+    def turn(self) -> list[Threshold]:
+        """The threshold, once.
+
+        Raises:
+            OSError: the folder does not work; repeat it.
+            CollageError: the folder is damaged.
+        """
+        if self._held is not None:
+            return []
+        if self._clock() >= self._look_s:
+            self._look_s = self._clock() + LOOK_S
+            if (raw := self._store.read(NAME)) is not None:
+                return [self._adopted(raw)]
+            self._take(self._of_others())
+        while self._pairs:
+            self._take([self._pairs.popleft()])
+        mine = self._promise.threshold
+        if mine is None:
+            return []
+        raw = msgspec.json.encode(Held(**asdict(mine), how=self._how))
+        found = self._adopted(self._store.settled(NAME, raw))
+        if found == mine:
+            tell(f"collage-mpi run: agree {self._promise.asked.agree:g}: {told(self._promise)}")
+        return [found]
+
+    @property
+    def number(self) -> int:
+        """Of the threshold that applies; 0 before it is known."""
+        return int(self._held is not None)
+
+    def _take(self, pairs: Iterable[Pair]) -> None:
+        for pair in pairs:
+            answers = () if pair.score is None else (Answer(pair.score, pair.differs),)
+            self._promise.take(pair.place, answers)
+
+    def _adopted(self, raw: bytes) -> Threshold:
+        try:
+            found = msgspec.json.decode(raw, type=Held)
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise Damage(NAME, f"it is damaged ({error})") from error
+        confidence = found.confidence
+        if confidence is not None and found.how != self._how:
+            tell(
+                f"collage-mpi run: the threshold is for a first stage in {found.how}, and here it "
+                f"answers in {self._how}: {ALONE} of this job"
+            )
+            confidence = None
+        self._held = Threshold(confidence, found.proved, found.drawn)
+        return self._held
+
+    def _of_others(self) -> list[Pair]:
+        """The pairs of drawn images that have rows of other sessions, as far as they are new."""
+        found = list[Pair]()
+        for part in counted(Path(self._plan.settings.out)):
+            if part.session != self._session and part.path not in self._seen:
+                self._seen.add(part.path)
+                if sp.common(part.spans, ((0, self._plan.front),)):
+                    found += self._pairs_in(part)
+        return found
+
+    def _pairs_in(self, part: PartName) -> list[Pair]:
+        with suppress(CollageError):  # verify tells of a part that is damaged
+            rows = read_part(part.path, IMAGES)
+            return pairs_of(rows[rows["position"] < self._plan.front])
+        return []
+
+
+def told(promise: Promise) -> str:
+    """What was decided, and why, as a sentence."""
+    asked, held = promise.asked, promise.threshold
+    assert held is not None
+    if not promise.tried:
+        return _too_small(promise)
+    both = f"{counted_words(held.drawn, 'drawn image')} went through both networks"
+    changed, audited, _ = promise.audited()
+    if held.confidence is not None:
+        return (
+            f"an answer of the first stage counts from a score of {held.confidence:.4g} on. "
+            f"{both}; {_percent(promise.counting())} of the answers count, and {changed:,} of "
+            f"{audited:,} audited ones differ. With 95 % probability at most "
+            f"{_percent(1 - asked.agree)} of all answers change"
+        )
+    if audited:
+        return f"{both}, and {changed:,} of {audited:,} audited answers differ: {ALONE}"
+    why = "what the first stage is sure of would not pay for it"
+    if promise.chosen is not None:
+        why = f"no score is proved to change at most {_percent(1 - asked.agree)} of the answers"
+    return f"{both}, and {why}: {ALONE}"
+
+
+def _too_small(promise: Promise) -> str:
+    asked, candidates = promise.asked, promise.candidates
+    least = [least_images(asked, each) for each in candidates]
+    images = min((each for each in least if each is not None), default=None)
+    if images is None:
+        ratio = min(each.image_s for each in candidates) / asked.image_s
+        return f"an image takes {ratio:.2f} times as long on the first stage: {ALONE}"
+    return (
+        f"the job has {counted_words(asked.images, 'image')}, and a first stage pays from "
+        f"{images:,} on: {ALONE}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
