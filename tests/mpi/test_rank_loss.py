@@ -25,6 +25,8 @@ pytestmark = pytest.mark.mpi
 
 IMAGES = 123
 COMPLETE, INCOMPLETE = int(ExitCode.COMPLETE), int(ExitCode.INCOMPLETE)
+# Work of two seconds, so that a job is not over before its end is noticed.
+SLOW = ("--straggler", "pinned", "--straggler-median-ms", "50")
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +357,7 @@ def test_when_the_launcher_dies_no_rank_is_left(job, tolerant, forked):
 
 @pytest.mark.parametrize(("how", "forked"), [("kill", False), ("leave", True)])
 def test_a_rank_that_dies_under_a_plain_launch_is_named(job, how, forked):
-    ended = job(f"2:receive:{how}:3", tolerant=False, forked=forked)
+    ended = job(f"2:receive:{how}:3", *SLOW, tolerant=False, forked=forked)
     assert ended.code == INCOMPLETE, ended.said
     end = {"kill": "was ended by SIGKILL", "leave": "has ended with code "}[how]
     assert f"rank 2 {end}" in ended.said
@@ -371,7 +373,7 @@ def test_ranks_that_are_killed_leave_nothing_in_shared_memory(job, tolerant):
 
 
 def test_abort_ends_the_job_resumably(job):
-    ended = job("2:receive:kill:5", "--on-rank-loss", "abort")
+    ended = job("2:receive:kill:5", *SLOW, "--on-rank-loss", "abort")
     ended.check(INCOMPLETE)
     assert "rank 2 (single)" in ended.said
     assert "Go on with the same command" in ended.said
