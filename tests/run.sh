@@ -42,7 +42,7 @@ make_venv() {
         rm -rf "$venv"/lib/python*/site-packages/{mpich,collage_mpi,__editable__}*
     fi
     "${LIMIT[@]}" "$venv/bin/python" -m pip install --quiet --no-compile \
-        -e ".[$mpi,plot,parquet,test$extra]"
+        -e ".[$mpi,plot,test$extra]"
     # By all cores: by pip it is half of the time. What few tests import compiles itself. Some
     # packages hold what is no Python of today.
     "$venv/bin/python" -m compileall -qq -j 0 -x '/(tests?|testing|transformers/models|pip|mypyc?)/' \

@@ -18,7 +18,7 @@ from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.commands.run import proof_of
 from collage_mpi.encoding.vectors import OUTPUTS
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.results import VECTORS_FOLDER
+from collage_mpi.results import PARTS_FOLDER
 from collage_mpi.settings.flags import (
     Values,
     add_setting_flags,
@@ -106,12 +106,8 @@ def execute(args: ClassifyArguments) -> int:
     """Start the run, or go on with it, and export its predictions when it is complete. Returns the
     exit code of the run.
     """
-    from collage_mpi.results.vectors import require_pyarrow
-
     if args.out.suffix[1:] not in FORMATS:
         raise UsageError(f"--out {args.out}: its name must end in .csv or .parquet")
-    if args.top_k or args.out.suffix == ".parquet":
-        require_pyarrow("--top-k, or an --out that ends in .parquet,")
     if args.first and args.agree is None:
         raise UsageError("--first names what answers before the network: add --agree 0.995")
     if args.id:
@@ -254,7 +250,7 @@ def execute_map(args: MapArguments) -> int:
     code = check_and_launch(LaunchArguments(words=words, mpi=args.mpi))
     out = Path(values["out"])
     if code in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
-        say(f"outputs in {out / VECTORS_FOLDER}; {proof_of(out)}")
+        say(f"outputs in {out / PARTS_FOLDER}; {proof_of(out)}")
     elif code == ExitCode.INCOMPLETE:
         say("repeat the command to continue, with any number of --ranks")
     if code == ExitCode.COMPLETE_WITH_ERRORS:

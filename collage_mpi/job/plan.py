@@ -36,7 +36,6 @@ from collage_mpi.models.runtimes import candidates
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results import INDEX_FOLDER
 from collage_mpi.results.statistics import ADVICE, weaker_by
-from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.rows import MOST_ITEMS
 from collage_mpi.settings.run_settings import (
     Placement,
@@ -163,8 +162,6 @@ def make_plan(
         UsageError, EnvironmentFault, DataFault: the first fault that is found.
     """
     settings.require_inputs()
-    if settings.extras:
-        require_pyarrow("--top-k and --save", "leave them out")
     placement = settings.place_team(world_size, team, launcher_size() if launched else None)
     networks = check_without_images(settings, world_size)
     for network in networks.values():

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -413,7 +413,12 @@ class JobRun:
     ) -> tuple[ev.Finish, bool]:
         self.share = share
         manifest = {**self.known, **self.run.settings}
-        rows = RowSink(self.out, manifest, self.session, share.wrote)
+        hellos = session.hellos.values()
+        about = {
+            "networks": dict(ChainMap(*(hello.fingerprints for hello in hellos))),
+            "runtimes": dict(ChainMap(*(hello.tuning for hello in hellos))),
+        }
+        rows = RowSink(self.out, manifest, self.session, share.wrote, about=about)
         status, whole = ev.INCOMPLETE, False
         try:
             finish = session.work(start, share, rows)

@@ -19,7 +19,7 @@ MOST_CELLS = 1 << 17
 BEAT_BYTES = 1024
 MARK_BYTES = 64
 COMPLETE = b"complete"  # what the news say then
-FORMAT = 3  # of the whole folder; folders of 1 and 2 have no ledger
+FORMAT = 4  # of the whole folder; folders of 1 and 2 have no ledger, 3 has other parts
 DEATHS = 3  # positions that so many holders died with are taken one by one
 
 Owner = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -54,15 +54,17 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         errors: those of them whose rows are error rows.
         threshold: the number of the threshold by which they were done.
         reason: why the rows replace older rows of the same positions; empty: they replace none.
+        rows: number of all rows in the file.
     """
 
-    file: Annotated[str, Meta(pattern=r"^images-[0-9]{4,5}-[0-9]{6,18}\.(npy|parquet)\Z")]
+    file: Annotated[str, Meta(pattern=r"^images-[0-9]{4,5}-[0-9]{6,18}\.parquet\Z")]
     size: Number
     crc: Annotated[int, Meta(ge=0, lt=1 << 32)]
     spans: Spans
     errors: Spans = ()
     threshold: Number = 0
     reason: Annotated[str, Meta(pattern=r"^[ -~]{0,80}\Z")] = ""
+    rows: Number = 0
 
 
 class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -26,11 +26,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.plugins import optional
 from collage_mpi.results import EXPORT, INDEX_FOLDER, MANIFEST
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.vectors import (
-    KeptValues,
-    extras_of,
-    require_pyarrow,
-)
+from collage_mpi.results.vectors import KeptValues, extras_of
 from collage_mpi.rows import (
     IMAGES,
     NAMES,
@@ -113,9 +109,7 @@ class InputColumns:
 
         Raises:
             UsageError: a source has no such column, or a value is missing or is there twice.
-            EnvironmentFault: pyarrow is not installed.
         """
-        require_pyarrow("--id")
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -746,7 +740,6 @@ def _csv_cells(values: Any) -> list[Any]:
 
 def _to_parquet(path: Path, found: Iterable[_Columns], raw: bool) -> Path:
     """Write one table. An absent value is null; a name is dictionary-encoded."""
-    require_pyarrow("export to parquet", "export to csv or hdf5")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

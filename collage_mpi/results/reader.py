@@ -19,22 +19,14 @@ from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.records import run_name
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.plugins import optional
-from collage_mpi.results import parts
+from collage_mpi.results.columns import ADVICE, array_of, rows_of
 from collage_mpi.results.manifest import Json, compose, finals
 from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
 from collage_mpi.results.parts import Ledger, LedgerReader, PartName, read_ledger, rows_at
-from collage_mpi.results.vectors import (
-    KeptValues,
-    array_of,
-    extras_of,
-    in_input_order,
-    keys_in,
-    require_pyarrow,
-)
+from collage_mpi.results.vectors import KeptValues, extras_of, in_input_order, keys_in
 from collage_mpi.rows import (
     GROUPS,
     IMAGES,
-    NAMES,
     SOURCE_CODE,
     STORED,
     TABLES,
@@ -196,7 +188,7 @@ class StoredRun(Run):
     @cached_property
     def kept_values(self) -> KeptValues:
         """The scores, embeddings or outputs of the answered images, read a file at a time."""
-        return KeptValues(self.path, self.parts, self.manifest)
+        return KeptValues(self.parts, self.manifest)
 
     def kept_of_piece(
         self, number: int, images: np.ndarray, names: Sequence[str]
@@ -212,14 +204,14 @@ class StoredRun(Run):
 
 def _rows_of(part: PartName, table: TableLayout, *, counted: bool = True) -> np.ndarray:
     """The rows of a part that count, or those that do not. Raises as `read_results`."""
-    rows = _stored(part.path, table)
+    rows = rows_of(part.path, table)
     if table is not IMAGES:
         return rows
     count = rows_at(rows, part.spans)
     if int(count.sum()) != sp.count(part.spans):
         raise DataFault(
             f"{part.path}: {int(count.sum()):,} of its rows are at the {sp.count(part.spans):,} "
-            f"positions that the ledger names. {parts.ADVICE}"
+            f"positions that the ledger names. {ADVICE}"
         )
     return rows if count.all() and counted else rows[count == counted]
 
@@ -282,7 +274,7 @@ class Results(Run):
     @cached_property
     def kept_values(self) -> KeptValues:
         """The scores, embeddings or outputs of the answered images, read a file at a time."""
-        return KeptValues(self.path, self.parts, self.manifest)
+        return KeptValues(self.parts, self.manifest)
 
     def __len__(self) -> int:
         """The number of images that have a row, errors included. With `[i]` this makes a map-style
@@ -362,7 +354,6 @@ class Results(Run):
         """
         from collage_mpi.results.export import as_arrow, columns
 
-        require_pyarrow("to_arrow", "use to_pandas")
         if table == "vectors":
             return in_input_order(self.kept_values.table())
         return as_arrow(columns(self, *self._asked(table, names)))
@@ -492,21 +483,9 @@ def _batch(run: StoredRun, part: PartName) -> dict[str, np.ndarray]:
     found = {"shard": rows["shard"], "row": rows["row"]}
     if extras.classifies:
         found |= {"class": rows["predicted"], "score": rows["score"]}
-    for kept in KeptValues(run.path, [part], run.manifest) if extras else ():
+    for kept in KeptValues([part], run.manifest) if extras else ():
         found |= {name: values for name, values in kept.items() if name not in KEYS}
     return found
-
-
-def _stored(path: Path, table: TableLayout) -> np.ndarray:
-    """The rows of a part. Raises as read_results."""
-    rows = parts.read_part(path, table)
-    for column in table.coded:
-        if len(rows) and int(rows[column].max()) >= len(NAMES[column]):
-            raise DataFault(
-                f"{path}: {column} {int(rows[column].max())} is unknown; this version knows "
-                f"{', '.join(NAMES[column])}."
-            )
-    return rows
 
 
 _OF_GROUP = IMAGES.only(

@@ -16,12 +16,11 @@ from collage_mpi.ledger.reading import View, runs
 from collage_mpi.ledger.records import LARGEST_CELL, Part, Run
 from collage_mpi.ledger.spans import Spans, count
 from collage_mpi.ledger.store import FolderStore
-from collage_mpi.results import PARTS_FOLDER, VECTORS_FOLDER
+from collage_mpi.results import PARTS_FOLDER
 from collage_mpi.results.jobs import entry
 from collage_mpi.results.reader import open_run
 from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.summary import write_summary
-from collage_mpi.results.vectors import extras_of
 from collage_mpi.system.files import make_directory
 
 Json = dict[str, Any]
@@ -57,8 +56,7 @@ class SoleWriter(RowSink):
         try:
             make_directory(out)
             store.make()
-            for folder in (PARTS_FOLDER, *([VECTORS_FOLDER] if extras_of(fixed) else ())):
-                (out / folder).mkdir(exist_ok=True)
+            (out / PARTS_FOLDER).mkdir(exist_ok=True)
             known = runs(store)
             first = known[-1].stop if known else 0
             rows = count(again) if again else fixed["rows"]

@@ -18,18 +18,17 @@ from collage_mpi.ledger.damage import examine, repair
 from collage_mpi.ledger.jobs import jobs, note
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import EXPORT, PARTS_FOLDER
+from collage_mpi.results.columns import rows_of
 from collage_mpi.results.manifest import COMPLETE, Json, compose, finals, resume_command
 from collage_mpi.results.number_sets import Draw, InputCoverage, NumberSet, draw_of
 from collage_mpi.results.parts import (
     list_parts,
     read_ledger,
-    read_part,
     read_runs,
-    rows_at,
 )
 from collage_mpi.results.reader import Inventory, Run, open_run
 from collage_mpi.results.status import find_writer
-from collage_mpi.results.vectors import check_file, extras_of, vectors_path
+from collage_mpi.results.vectors import check_kept, extras_of
 from collage_mpi.rows import (
     ASKED_FIRST,
     AUDIT_CODE,
@@ -166,7 +165,7 @@ class _FoundRows:
         for part in listed:
             if part.table == IMAGES.name and part.path.name not in named:
                 try:
-                    self._add_written(IMAGES, read_part(part.path, IMAGES))
+                    self._add_written(IMAGES, rows_of(part.path, IMAGES))
                 except CollageError:  # it does not count
                     self.sessions.pop(part.session, None)
 
@@ -238,14 +237,8 @@ def _check_vectors(run: Run, report: VerifyReport) -> None:
     """Checks that exactly the answered images have a vector, each one."""
     report.vectors = 0
     for part in (part for part in run.parts if part.table == IMAGES.name):
-        path = vectors_path(run.path, part.session, part.number)
-        try:
-            rows = read_part(part.path, IMAGES)
-            _, wrong = check_file(path, rows, run.manifest)
-        except CollageError as error:
-            report.problems.append(str(error))
-            continue
-        report.vectors += int((rows["answered"] & rows_at(rows, part.spans)).sum())
+        found, wrong = check_kept(part, rows_of(part.path, IMAGES), extras_of(run.manifest))
+        report.vectors += found
         report.problems += wrong
 
 
@@ -263,14 +256,14 @@ def _look_for_a_writer(report: VerifyReport) -> None:
 
 
 def _bad_parts(out: Path) -> dict[str, str]:
-    """The parts and files of vectors that records name and that cannot be read: name -> why."""
+    """The parts that records name and that cannot be read: name -> why."""
     found = dict[str, str]()
     manifest = compose(out)
     for part in (part for part in read_ledger(out).parts if part.table == IMAGES.name):
         try:
-            rows = read_part(part.path, IMAGES)
+            rows = rows_of(part.path, IMAGES)
             if extras_of(manifest):
-                check_file(vectors_path(out, part.session, part.number), rows, manifest)
+                check_kept(part, rows, extras_of(manifest))
         except CollageError as error:
             found[part.path.name] = str(error)
     return found
@@ -345,7 +338,7 @@ def _without_bad_tasks(out: Path, store: FolderStore) -> list[str]:
         if part.table != TASKS.name:
             continue
         try:
-            rows[part.session] += len(read_part(part.path, TASKS))
+            rows[part.session] += len(rows_of(part.path, TASKS))
         except CollageError as error:
             store.move(f"{PARTS_FOLDER}/{part.path.name}", f"orphans/{part.path.name}")
             told.append(str(error))

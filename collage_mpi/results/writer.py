@@ -24,7 +24,6 @@ from collage_mpi.results import (
     MANIFEST,
     PARTS_FOLDER,
     STATUS_FOLDER,
-    VECTORS_FOLDER,
     has_run,
     parts,
 )
@@ -56,7 +55,7 @@ def refuse_foreign(out: Path, shared: bool) -> None:
     """
     for path in (
         out,
-        *(out / name for name in (*FOLDERS, VECTORS_FOLDER, "leases", "beats", "jobs")),
+        *(out / name for name in (*FOLDERS, "leases", "beats", "jobs")),
     ):
         try:
             found = path.lstat()

@@ -650,7 +650,7 @@ def test_what_was_written_before_an_error_is_consistent():
 
 
 def test_what_is_kept_of_images_is_handed_over_before_it_takes_much_memory(monkeypatch):
-    monkeypatch.setattr(coordinator, "VECTORS_PER_PART_BYTES", 8 * 100)
+    monkeypatch.setattr(coordinator, "PART_BYTES", 8 * 100)
 
     def keeps(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
         answer = truthful(rank, task, pixels)

@@ -34,7 +34,7 @@ class Detect:
         '''At its 25th image, once so many parts are on the disk.'''
         parts = os.environ.get("DIE_AT")
         while parts and self.seen > 24:
-            if len([*Path("out/parts").glob("images-*.npy")]) >= int(parts):  # after their vectors
+            if len([*Path("out/parts").glob("images-*.parquet")]) >= int(parts):
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.01)
     def __call__(self, batch):

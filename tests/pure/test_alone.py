@@ -36,7 +36,7 @@ def test_without_hard_links_a_job_alone_does_its_run_and_others_are_told_of_it(t
     for alone in (False, True):
         with pytest.raises(EnvironmentFault, match="has this folder for itself"):
             open_folder(tmp_path, shared=False, alone=alone)
-    owner.wrote(Part("images-0001-000001.npy", 1, 1, ((0, 8),)))
+    owner.wrote(Part("images-0001-000001.parquet", 1, 1, ((0, 8),)))
     owner.turn()
     assert owner.settle()
     leave_alone(tmp_path)

@@ -17,7 +17,6 @@ ALSO_A_WORD = {
     results.INDEX_FOLDER,
     results.JOBS_FOLDER,
     results.STATUS_FOLDER,
-    results.VECTORS_FOLDER,
 }
 
 

@@ -1,0 +1,413 @@
+"""Rows and kept values as columns of Parquet files, and back.
+
+A file of images has a column for each one of `IMAGES`, the fingerprint of the image's shard, and
+the values that the run keeps. Codes are texts. What an image does not have is null. Names of kept
+values that rows have too get the prefix KEPT. `pyarrow.array` and `to_numpy` are not used for
+numbers, because they import pandas if that is installed, which takes a second of processor time.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.encoding.vectors import is_text, objects, unpack, varied_in
+from collage_mpi.errors import DataFault
+from collage_mpi.rows import IMAGES, NAMES, TableLayout
+from collage_mpi.system.files import reading
+
+ADVICE = (
+    "Restore it from a copy, or type collage-mpi verify --repair: its images are then done again."
+)
+FINGERPRINT = "fingerprint"
+KEPT = "kept_"
+_SEAL = struct.Struct("<8sII")
+_MARK = b"CMPIseal"
+_LARGEST_BYTES = 1 << 30
+ABOUT = b"collage_mpi"  # key of the metadata of a file
+_KEPT = b"kept"  # key of the metadata of a kept column: its own name
+_TAKEN = {FINGERPRINT, *(IMAGES.dtype.names or ())}
+# Column of images -> the column, and its value, with which it has a value.
+PRESENT_WITH = {
+    **dict.fromkeys(("predicted", "score", "rank"), ("answered", True)),
+    "label": ("has_label", True),
+    **dict.fromkeys(("other", "other_score"), ("audited", 1)),
+}
+
+
+@dataclass
+class Form:
+    """What the files of a job have in common.
+
+    Attributes:
+        fingerprints: of the shards.
+        about: said in the metadata of each file, as JSON: networks, runtimes, digests.
+        layout: structured dtype of an image's kept values; None if none are kept, or until the
+            ranks have told it.
+    """
+
+    fingerprints: Sequence[str] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+    layout: np.dtype | None = None
+
+
+def as_table(
+    rows: np.ndarray, table: TableLayout, form: Form, vectors: Sequence[np.ndarray] = ()
+) -> Any:
+    """Rows as a pyarrow.Table.
+
+    Args:
+        rows: (n,) of the table's dtype.
+        form: of the file.
+        vectors: (floats,) float32 for each answered image: its kept values.
+    """
+    import pyarrow as pa
+
+    columns, fields = list[Any](), list[Any]()
+
+    def add(name: str, column: Any, about: Any = None) -> None:
+        columns.append(column)
+        fields.append(pa.field(name, column.type, metadata=about))
+
+    if table is IMAGES:
+        add(FINGERPRINT, _chosen(form.fingerprints, rows["shard"]))
+    for name in rows.dtype.names or ():
+        values, (of, there) = rows[name], PRESENT_WITH.get(name, ("", None))
+        if name in NAMES:
+            add(name, _chosen(NAMES[name], values))
+        elif values.dtype.kind == "S":
+            add(name, _texts(values.tolist()))
+        else:
+            add(name, numbers(values, rows[of] == there if table is IMAGES and of else None))
+    if form.layout is not None and table is IMAGES:
+        for name, column in _kept(form.layout, vectors, rows["answered"]):
+            stored = name
+            while stored in _TAKEN or (stored != name and stored in (form.layout.names or ())):
+                stored = f"{KEPT}{stored}"
+            add(stored, column, {_KEPT: name})
+    about = {ABOUT: json.dumps(dict(form.about))}
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields, about))
+
+
+def _kept(
+    layout: np.dtype, vectors: Sequence[np.ndarray], answered: np.ndarray
+) -> Iterator[tuple[str, Any]]:
+    """Yields the names and pyarrow.Arrays of kept columns; null for images without an answer."""
+    import pyarrow as pa
+
+    places = numbers(np.cumsum(answered, dtype=np.int64) - 1, answered)
+    varied = varied_in(layout)
+    for name, values in unpack(layout, vectors).items():
+        if is_text(layout, name):
+            column = pa.array(values, pa.string())
+        else:
+            like = varied.get(name)
+            column = _as_arrow(values) if like is None else _as_lists(values, like)
+        if answered.all():
+            yield name, column
+        elif isinstance(column.type, pa.FixedShapeTensorType):
+            yield name, pa.ExtensionArray.from_storage(column.type, column.storage.take(places))
+        else:
+            yield name, column.take(places)
+
+
+def numbers(values: np.ndarray, there: np.ndarray | None = None) -> Any:
+    """The flattened values as a pyarrow.Array; null where `there` is false."""
+    import pyarrow as pa
+
+    flat = np.ascontiguousarray(values).reshape(-1)
+    data = np.packbits(flat, bitorder="little") if flat.dtype == bool else flat
+    valid = None if there is None else pa.py_buffer(np.packbits(there, bitorder="little"))
+    kind = pa.from_numpy_dtype(flat.dtype)
+    return pa.Array.from_buffers(kind, flat.size, [valid, pa.py_buffer(data)])
+
+
+def _texts(values: Sequence[bytes]) -> Any:
+    """UTF-8 as a pyarrow.Array of texts; bytes that are none become question marks."""
+    import pyarrow as pa
+
+    known = [value.decode("utf-8", "replace").encode() if value else value for value in values]
+    ends = np.cumsum([0, *map(len, known)], dtype=np.int32)
+    return pa.StringArray.from_buffers(
+        len(known), pa.py_buffer(ends), pa.py_buffer(b"".join(known))
+    )
+
+
+def _chosen(texts: Sequence[str], codes: np.ndarray) -> Any:
+    """The texts that codes stand for, "" for unknown ones, as a pyarrow.DictionaryArray."""
+    import pyarrow as pa
+
+    used, places = np.unique(codes, return_inverse=True)
+    known = _texts([texts[code].encode() if code < len(texts) else b"" for code in used.tolist()])
+    return pa.DictionaryArray.from_arrays(numbers(places.astype(np.int32)), known)
+
+
+def _as_arrow(values: np.ndarray) -> Any:
+    """(n, *shape) as an Arrow array of numbers, lists or fixed-shape tensors; see `array_of`."""
+    import pyarrow as pa
+
+    flat = numbers(values)
+    if values.ndim == 1:
+        return flat
+    if values.ndim == 2:
+        offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+        return pa.ListArray.from_arrays(numbers(offsets), flat)
+    shape = values.shape[1:]
+    rows = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(flat.type, shape), rows)
+
+
+def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
+    """(n,) arrays of varying length as an Arrow array of large lists. `like`: see `varied_in`."""
+    import pyarrow as pa
+
+    flat = np.concatenate([np.empty(like.shape, like.base), *values])
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    inner = numbers(flat)
+    for size in reversed(like.shape[1:]):
+        inner = pa.FixedSizeListArray.from_arrays(inner, size)
+    return pa.LargeListArray.from_arrays(numbers(offsets), inner)
+
+
+def parquet_bytes(table: Any) -> Sequence[bytes | memoryview]:
+    """A pyarrow.Table as the content of a Parquet file with one row group, in pieces: the pages, a
+    seal, the footer. The seal is in a place that no reader of Parquet looks at: a magic number, and
+    the CRC-32 of what is before and behind it. So any change of the file is found."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    # Dictionary encoding wastes space on floats, which are nearly all different. It saves space
+    # on texts of codes, and on 8-bit integers, which Parquet otherwise stores in 32 bits.
+    found = [each.name for each in table.schema if _has_few_values(each.type)]
+    few = [f"{name}{'.list.element' * depth}" for name in found for depth in range(4)]
+    pq.write_table(
+        table, sink, row_group_size=max(1, len(table)), use_dictionary=few, write_page_checksum=True
+    )
+    raw = memoryview(sink.getvalue())
+    pages, footer = raw[: -_footer_bytes(raw)], raw[-_footer_bytes(raw) :]
+    return pages, _SEAL.pack(_MARK, zlib.crc32(pages), zlib.crc32(footer)), footer
+
+
+def _footer_bytes(raw: bytes | memoryview) -> int:
+    """The size of the footer of a Parquet file, with its length and the magic number behind it."""
+    return 8 + int.from_bytes(raw[-8:-4], "little")
+
+
+def _check_seal(path: Path, raw: bytes) -> None:
+    """Raise DataFault if a file was changed."""
+    at = len(raw) - _footer_bytes(raw)
+    if len(raw) < 12 or at < _SEAL.size:
+        raise DataFault(f"{path}: truncated or not a part of a run. {ADVICE}")
+    mark, *recorded = _SEAL.unpack(raw[at - _SEAL.size : at])
+    found = [zlib.crc32(raw[: at - _SEAL.size]), zlib.crc32(raw[at:])]
+    if mark != _MARK or found != recorded:
+        raise DataFault(f"{path}: damaged (CRC-32 {found} found, {recorded} recorded). {ADVICE}")
+
+
+def _has_few_values(kind: Any) -> bool:
+    """Whether a column of this type, which may be nested, has texts of codes or small integers."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.FixedShapeTensorType):
+        kind = kind.storage_type
+    while pa.types.is_nested(kind):
+        kind = kind.value_type
+    return pa.types.is_dictionary(kind) or kind in (pa.int8(), pa.uint8())
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
+    """Read a file as a pyarrow.Table, or some of its columns. Its checksum is verified.
+
+    Raises:
+        EnvironmentFault: the file cannot be read.
+        DataFault: the file is damaged or missing, or lacks one of the columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with reading(path):
+        if not path.exists():
+            raise DataFault(f"{path}: missing, though the ledger names it. {ADVICE}")
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise DataFault(f"{path}: far too large for a part of a run. {ADVICE}")
+        raw = path.read_bytes()
+    _check_seal(path, raw)
+    try:
+        with pq.ParquetFile(pa.py_buffer(raw)) as file:
+            table = file.read(columns, use_threads=False)
+        table.validate(full=True)  # checks that texts are UTF-8
+    except (pa.ArrowException, ValueError, OSError) as error:
+        why = " ".join(str(error).split())
+        raise DataFault(f"{path}: undamaged, but no part of a run: {why}") from error
+    if lacking := sorted({*(columns or ())} - {*table.column_names}):
+        raise DataFault(f"{path}: undamaged, but it has no column {lacking[0]}. {ADVICE}")
+    return table
+
+
+def rows_of(path: Path, table: TableLayout, found: Any = None) -> np.ndarray:
+    """The rows in a file: (n,) of the table's dtype. What is null is 0.
+
+    Args:
+        found: what was read of the file, a pyarrow.Table with all columns of rows.
+
+    Raises:
+        EnvironmentFault, DataFault: as `read_table`; the columns are those of another version, or
+            have unknown codes.
+    """
+    found = read_table(path) if found is None else found
+    names = [name for name in found.column_names if name != FINGERPRINT]
+    if table is IMAGES:
+        names = [name for name in names if not is_kept(found.schema.field(name))]
+    whole = np.zeros(len(found), table.dtype)
+    wanted = {name: table.dtype[name] for name in table.dtype.names or ()}
+    wrong = [name for name in names if name not in wanted]
+    for name, dtype in wanted.items():
+        if name not in names or not _fits(found.schema.field(name).type, name, dtype):
+            wrong.append(name)
+            continue
+        at = 0
+        for chunk in found[name].chunks:
+            whole[name][at : at + len(chunk)] = _column_of(path, name, chunk)
+            at += len(chunk)
+    if wrong:
+        raise DataFault(
+            f"{path}: undamaged, but its columns are not those of this version of collage-mpi: "
+            f"{', '.join(wrong)} (needed: {', '.join(wanted)}). Read it with the version that "
+            "wrote it, or a later one."
+        )
+    return whole
+
+
+def _fits(kind: Any, name: str, dtype: np.dtype) -> bool:
+    import pyarrow as pa
+
+    if name in NAMES:
+        return bool(pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type))
+    if dtype.kind == "S":
+        return bool(pa.types.is_string(kind))
+    return bool(kind == pa.from_numpy_dtype(dtype))
+
+
+def _column_of(path: Path, name: str, chunk: Any) -> Any:
+    """The values of a pyarrow.Array of rows; codes for texts that stand for them."""
+    if name not in NAMES:
+        return flat_of(chunk)
+    texts, known = chunk.dictionary.to_pylist(), NAMES[name]
+    if unknown := [text for text in texts if text not in known]:
+        raise DataFault(
+            f"{path}: {name} {unknown[0]!r} is unknown; this version knows {', '.join(known)}."
+        )
+    return np.array([*map(known.index, texts)], np.uint8)[flat_of(chunk.indices)]
+
+
+def flat_of(chunk: Any) -> Any:
+    """(n,) values of a pyarrow.Array of numbers or texts; 0 for null."""
+    import pyarrow as pa
+
+    if pa.types.is_string(chunk.type):
+        return [(text or "").encode() for text in chunk.to_pylist()]
+    valid, data = chunk.buffers()
+    end = chunk.offset + len(chunk)
+
+    def bits(buffer: Any) -> np.ndarray:
+        return np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little", count=end)
+
+    if not len(chunk):
+        return np.empty(0, chunk.type.to_pandas_dtype())
+    if pa.types.is_boolean(chunk.type):
+        flat = bits(data).astype(bool)
+    else:
+        flat = np.frombuffer(data, chunk.type.to_pandas_dtype(), end)
+    if chunk.null_count:
+        flat = np.where(bits(valid), flat, flat.dtype.type(0))
+    return flat[chunk.offset :]
+
+
+def is_kept(column: Any) -> bool:
+    """Whether a pyarrow.Field is of kept values."""
+    return _KEPT in (column.metadata or {})
+
+
+def kept_name(column: Any) -> str:
+    """The own name of a kept column, a pyarrow.Field."""
+    return str(column.metadata[_KEPT].decode())
+
+
+def can_be_kept(column: Any, lists: bool) -> bool:
+    """Whether a pyarrow.Field has a type that `array_of` supports.
+
+    Args:
+        lists: it must be a list.
+    """
+    import pyarrow as pa
+    from pyarrow import types
+
+    kind = column.type
+    if lists and not types.is_list(kind):
+        return False
+    tensor = isinstance(kind, pa.FixedShapeTensorType)
+    inner = kind.value_type if types.is_list(kind) or tensor or types.is_large_list(kind) else kind
+    while types.is_large_list(kind) and types.is_fixed_size_list(inner):
+        inner = inner.value_type
+    number = types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner)
+    return bool(number or types.is_string(kind))
+
+
+def array_of(column: Any) -> np.ndarray:
+    """A pyarrow.ChunkedArray as numpy array: (n, ...) for numbers, and for lists or tensors of
+    equal shape; (n,) objects for texts and large lists.
+
+    Raises:
+        DataFault: the lists have different lengths, or values are null.
+    """
+    import pyarrow as pa
+
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    shape: tuple[int, ...] = ()
+    if any(map(_nulls_in, chunks)):
+        raise DataFault("nulls among the vectors of a file")
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        shape, chunks = tuple(column.type.shape), [chunk.storage for chunk in chunks]
+    elif pa.types.is_list(column.type):
+        lengths = {n for chunk in chunks for n in chunk.value_lengths().unique().to_pylist()}
+        if len(lengths) > 1 or 0 in lengths:
+            raise DataFault("vectors of different lengths in one file")
+        shape = tuple(lengths or (0,))
+    if pa.types.is_string(column.type) or pa.types.is_large_list(column.type):
+        return objects([value for chunk in chunks for value in _values_of(chunk)])
+    # By chunk, because all numbers together may exceed the 32-bit offsets of lists.
+    parts = [flat_of(chunk.flatten() if shape else chunk) for chunk in chunks]
+    whole: np.ndarray = np.concatenate(parts) if parts else np.empty(0)
+    return whole.reshape(len(column), *shape)
+
+
+def _nulls_in(array: Any) -> int:
+    """The number of null values in a pyarrow.Array and in its nested arrays."""
+    import pyarrow as pa
+
+    array = array.storage if isinstance(array.type, pa.FixedShapeTensorType) else array
+    inner = _nulls_in(array.flatten()) if pa.types.is_nested(array.type) else 0
+    return int(array.null_count) + inner
+
+
+def _values_of(chunk: Any) -> list[Any]:
+    """The values of a pyarrow.Array of texts or of large lists."""
+    import pyarrow as pa
+
+    if pa.types.is_string(chunk.type):
+        return list(chunk.to_pylist())
+    inner, shape = chunk.values, []
+    while pa.types.is_fixed_size_list(inner.type):
+        shape.append(inner.type.list_size)
+        inner = inner.flatten()
+    values, ends = flat_of(inner).reshape(-1, *shape), flat_of(chunk.offsets)
+    return [values[start:end] for start, end in pairwise(ends)]
