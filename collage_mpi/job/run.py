@@ -62,6 +62,7 @@ from collage_mpi.ledger.store import FolderStore
 from collage_mpi.models.info import TORCH
 from collage_mpi.results import INDEX_FOLDER, SUMMARY, has_run
 from collage_mpi.results.jobs import entry
+from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.manifest import COMPLETE, compose
 from collage_mpi.results.number_sets import keys_digest
 from collage_mpi.results.parts import read_runs
@@ -372,7 +373,8 @@ class JobRun:
         unit, rate = plan.settings.group_size * plan.settings.batch_size, expected_rate(plan, costs)
         self.run = run = self._joined(run, unit, rate)
         self._same_networks(networks)
-        owner = Owner(self.store, run, unit, name=self.owner)
+        files = LeaseFiles(self.out, run)
+        owner = Owner(self.store, run, unit, name=self.owner, files=files)
         work = plan.order.part([(0, len(plan.order))])
         change = Changeover(plan, session.hellos, session.encoder, costs, work)
         tell_tunings(session.hellos, change.told)

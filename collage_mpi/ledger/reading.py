@@ -7,7 +7,7 @@ what it has missed is missing. So what a reader sees may be a minute old while j
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -95,6 +95,27 @@ def replaced(run: Run, counted: Spans) -> Spans:
             _, end, shift = next(next_tile)
         found.append((first + shift, stop + shift))
     return sp.union(found)
+
+
+def at_home(runs: Sequence[Run], spans: Spans) -> dict[int, Spans]:
+    """Start of a cell -> those of the positions whose rows lie in its file. A row that replaces an
+    older one lies where that one lay. `runs`: all, by their numbers."""
+    found = dict[int, Spans]()
+    for run in runs:
+        at = run.first
+        for first, stop in run.again:
+            here = sp.common(spans, ((at, at + stop - first),))
+            older = tuple((one + first - at, end + first - at) for one, end in here)
+            for start, old in at_home(runs[: run.number - 1], older).items() if older else ():
+                own = tuple((one + at - first, end + at - first) for one, end in old)
+                found[start] = sp.union(found.get(start, ()), own)
+            at += stop - first
+        for one, end in sp.common(spans, ((at, run.stop),)):
+            begin = one - (one - run.first) % run.cell
+            for start in range(begin, end, run.cell):
+                own = ((max(one, start), min(end, run.end(start))),)
+                found[start] = sp.union(found.get(start, ()), own)
+    return found
 
 
 class View:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.errors import EnvironmentFault
+from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.ledger.records import LARGEST_BYTES
 from collage_mpi.system.files import TEMP_MARK
 
@@ -35,7 +35,7 @@ class FolderStore:
 
     def make(self) -> None:
         """Make the folders of the ledger."""
-        for folder in ("leases", "beats", "jobs"):
+        for folder in ("leases", "beats", "jobs", "rows"):
             with suppress(FileExistsError):
                 self._disk.mkdir(self._at(folder))
 
@@ -58,8 +58,8 @@ class FolderStore:
             sleep(1.0)
         raise FileNotFoundError(errno.ENOENT, "it is there and cannot be seen", name)
 
-    def link(self, name: str, data: bytes) -> bool:
-        """Make a file whole. False: there is one.
+    def link(self, name: str, data: bytes | Iterable[bytes | memoryview]) -> bool:
+        """Make a file whole, of its content or of pieces of it. False: there is one.
 
         No reply is certain: who made a file, what is there tells.
 
@@ -115,13 +115,13 @@ class FolderStore:
         file = self._disk.open(self._at(name), os.O_WRONLY | os.O_CREAT, 0o666)
         self._write(file, data)
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes | Iterable[bytes | memoryview]) -> None:
         """Put a whole file in the place of another one, or of none."""
         temp = self._temporary(name)
         try:
             self._write_new(temp, data)
             self._disk.rename(temp, self._at(name))
-        except OSError:
+        except (OSError, CollageError):
             with suppress(OSError):
                 self._disk.unlink(temp)
             raise
@@ -152,14 +152,17 @@ class FolderStore:
         mark = f"{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}"
         return self._at(f"{folder}{slash}.{last}{mark}")
 
-    def _write_new(self, path: str, data: bytes) -> None:
+    def _write_new(self, path: str, data: bytes | Iterable[bytes | memoryview]) -> None:
         self._write(self._disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), data)
 
-    def _write(self, file: int, data: bytes) -> None:
+    def _write(self, file: int, data: bytes | Iterable[bytes | memoryview]) -> None:
         try:
             at = 0
-            while at < len(data):
-                at += self._disk.pwrite(file, data[at:], at)
+            for piece in (data,) if isinstance(data, bytes) else data:
+                left = memoryview(piece)
+                while left:
+                    done = self._disk.pwrite(file, left, at)
+                    at, left = at + done, left[done:]
             self._disk.fsync(file)
         finally:
             self._disk.close(file)

@@ -8,14 +8,16 @@ numbers, because they import pandas if that is installed, which takes a second o
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -31,7 +33,7 @@ FINGERPRINT = "fingerprint"
 KEPT = "kept_"
 _SEAL = struct.Struct("<8sII")
 _MARK = b"CMPIseal"
-_LARGEST_BYTES = 1 << 30
+_BLOCK_BYTES = 1 << 20
 ABOUT = b"collage_mpi"  # key of the metadata of a file
 _KEPT = b"kept"  # key of the metadata of a kept column: its own name
 _TAKEN = {FINGERPRINT, *(IMAGES.dtype.names or ())}
@@ -178,23 +180,64 @@ def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
 
 
 def parquet_bytes(table: Any) -> Sequence[bytes | memoryview]:
-    """A pyarrow.Table as the content of a Parquet file with one row group, in pieces: the pages, a
-    seal, the footer. The seal is in a place that no reader of Parquet looks at: a magic number, and
-    the CRC-32 of what is before and behind it. So any change of the file is found."""
-    import pyarrow as pa
+    """A pyarrow.Table as the content of a Parquet file with one row group, in pieces."""
+    return [*written(table.schema, [table])]
+
+
+def written(schema: Any, groups: Iterable[Any]) -> Iterator[bytes | memoryview]:
+    """The content of a Parquet file, in pieces: pages, a seal, the footer. The seal is in a place
+    that no reader of Parquet looks at: a magic number, and the CRC-32 of what is before and behind
+    it. So any change of the file is found.
+
+    Args:
+        schema: of the file.
+        groups: row groups, a pyarrow.Table each.
+    """
     import pyarrow.parquet as pq
 
-    sink = pa.BufferOutputStream()
     # Dictionary encoding wastes space on floats, which are nearly all different. It saves space
     # on texts of codes, and on 8-bit integers, which Parquet otherwise stores in 32 bits.
-    found = [each.name for each in table.schema if _has_few_values(each.type)]
+    found = [each.name for each in schema if _has_few_values(each.type)]
     few = [f"{name}{'.list.element' * depth}" for name in found for depth in range(4)]
-    pq.write_table(
-        table, sink, row_group_size=max(1, len(table)), use_dictionary=few, write_page_checksum=True
-    )
-    raw = memoryview(sink.getvalue())
+    sink, crc = _Sink(), 0
+    writer = pq.ParquetWriter(sink, schema, use_dictionary=few, write_page_checksum=True)
+    for table in groups:
+        writer.write_table(table.unify_dictionaries(), row_group_size=max(1, len(table)))
+        pages = sink.take()
+        crc = zlib.crc32(pages, crc)
+        yield pages
+    writer.close()
+    raw = sink.take()
     pages, footer = raw[: -_footer_bytes(raw)], raw[-_footer_bytes(raw) :]
-    return pages, _SEAL.pack(_MARK, zlib.crc32(pages), zlib.crc32(footer)), footer
+    yield pages
+    yield _SEAL.pack(_MARK, zlib.crc32(pages, crc), zlib.crc32(footer))
+    yield footer
+
+
+class _Sink(io.RawIOBase):
+    """A file that is only written, and whose content is taken away meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pieces: list[bytes] = []
+        self._at = 0
+
+    def write(self, data: Any) -> int:
+        self._pieces.append(bytes(data))
+        self._at += len(self._pieces[-1])
+        return len(self._pieces[-1])
+
+    def tell(self) -> int:
+        return self._at
+
+    def writable(self) -> bool:
+        return True
+
+    def take(self) -> bytes:
+        """What was written since it was taken last."""
+        found = b"".join(self._pieces)
+        self._pieces.clear()
+        return found
 
 
 def _footer_bytes(raw: bytes | memoryview) -> int:
@@ -202,13 +245,24 @@ def _footer_bytes(raw: bytes | memoryview) -> int:
     return 8 + int.from_bytes(raw[-8:-4], "little")
 
 
-def _check_seal(path: Path, raw: bytes) -> None:
-    """Raise DataFault if a file was changed."""
-    at = len(raw) - _footer_bytes(raw)
-    if len(raw) < 12 or at < _SEAL.size:
+def _check_seal(path: Path, stream: BinaryIO, size: int) -> None:
+    """Raise DataFault if a file of so many bytes was changed. Reads a block at a time."""
+    stream.seek(max(0, size - 8))
+    footer = _footer_bytes(stream.read())
+    at = size - footer - _SEAL.size
+    if size < 8 or at < 0:
         raise DataFault(f"{path}: truncated or not a part of a run. {ADVICE}")
-    mark, *recorded = _SEAL.unpack(raw[at - _SEAL.size : at])
-    found = [zlib.crc32(raw[: at - _SEAL.size]), zlib.crc32(raw[at:])]
+
+    def crc(n: int) -> int:
+        found = 0
+        while n > 0 and (block := stream.read(min(n, _BLOCK_BYTES))):
+            found, n = zlib.crc32(block, found), n - len(block)
+        return found
+
+    stream.seek(0)
+    pages = crc(at)
+    mark, *recorded = _SEAL.unpack(stream.read(_SEAL.size))
+    found = [pages, crc(footer)]
     if mark != _MARK or found != recorded:
         raise DataFault(f"{path}: damaged (CRC-32 {found} found, {recorded} recorded). {ADVICE}")
 
@@ -224,6 +278,37 @@ def _has_few_values(kind: Any) -> bool:
     return pa.types.is_dictionary(kind) or kind in (pa.int8(), pa.uint8())
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Yields the pyarrow.parquet.ParquetFile. Raises as `read_table`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        raise DataFault(f"{path}: missing, though the ledger names it. {ADVICE}")
+    with reading(path), path.open("rb") as stream:
+        _check_seal(path, stream, path.stat().st_size)
+        try:
+            with pq.ParquetFile(stream) as file:
+                yield file
+        except (pa.ArrowException, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise DataFault(f"{path}: undamaged, but no part of a run: {why}") from error
+
+
+def groups_in(path: Path, column: str) -> Iterator[np.ndarray]:
+    """Yields the numbers in a column, a row group at a time. Raises as `read_table`."""
+    with _opened(path) as file:
+        for number in range(file.num_row_groups):
+            yield flat_of_column(file.read_row_group(number, [column], use_threads=False)[column])
+
+
+def read_schema(path: Path) -> Any:
+    """The pyarrow.Schema of a file. Raises as `read_table`."""
+    with _opened(path) as file:
+        return file.schema_arrow
+
+
 def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
     """Read a file as a pyarrow.Table, or some of its columns. Its checksum is verified.
 
@@ -231,23 +316,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
         EnvironmentFault: the file cannot be read.
         DataFault: the file is damaged or missing, or lacks one of the columns.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with reading(path):
-        if not path.exists():
-            raise DataFault(f"{path}: missing, though the ledger names it. {ADVICE}")
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise DataFault(f"{path}: far too large for a part of a run. {ADVICE}")
-        raw = path.read_bytes()
-    _check_seal(path, raw)
-    try:
-        with pq.ParquetFile(pa.py_buffer(raw)) as file:
-            table = file.read(columns, use_threads=False)
+    with _opened(path) as file:
+        table = file.read(columns, use_threads=False)
         table.validate(full=True)  # checks that texts are UTF-8
-    except (pa.ArrowException, ValueError, OSError) as error:
-        why = " ".join(str(error).split())
-        raise DataFault(f"{path}: undamaged, but no part of a run: {why}") from error
     if lacking := sorted({*(columns or ())} - {*table.column_names}):
         raise DataFault(f"{path}: undamaged, but it has no column {lacking[0]}. {ADVICE}")
     return table
@@ -330,6 +401,12 @@ def flat_of(chunk: Any) -> Any:
     if chunk.null_count:
         flat = np.where(bits(valid), flat, flat.dtype.type(0))
     return flat[chunk.offset :]
+
+
+def flat_of_column(column: Any) -> np.ndarray:
+    """(n,) values of a pyarrow.ChunkedArray of numbers."""
+    found: np.ndarray = np.concatenate([flat_of(chunk) for chunk in column.chunks] or [np.empty(0)])
+    return found
 
 
 def is_kept(column: Any) -> bool:

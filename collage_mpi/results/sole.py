@@ -18,6 +18,7 @@ from collage_mpi.ledger.spans import Spans, count
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import PARTS_FOLDER
 from collage_mpi.results.jobs import entry
+from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.reader import open_run
 from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.summary import write_summary
@@ -71,7 +72,9 @@ class SoleWriter(RowSink):
             raise unwritable(out, error) from error
         ticks = count_up()  # it waits for nobody, so its time is the number of its steps
         self._store, self.run = store, run
-        self._owner = Owner(store, run, clock=lambda: next(ticks) / 100, name=name)
+        self._owner = Owner(
+            store, run, clock=lambda: next(ticks) / 100, name=name, files=LeaseFiles(out, run)
+        )
         found = View(store, run).look()
         free = run.stop - run.first - count(found.counted) - sum(map(count, found.holds.values()))
         while free > (taken := sum(count(grant.spans) for grant in self._owner.grants)):

@@ -16,7 +16,7 @@ from collage_mpi.results.columns import (
     ADVICE,
     array_of,
     can_be_kept,
-    flat_of,
+    flat_of_column,
     is_kept,
     kept_name,
     numbers,
@@ -86,12 +86,6 @@ def read_kept(part: PartName, extras: Extras, only: str = "") -> Any:
     table = table.select([kept[name].name if name in kept else name for name in names])
     keep = said["answered"] & rows_at(said, part.spans)
     return table.rename_columns(names).filter(numbers(keep))
-
-
-def flat_of_column(column: Any) -> np.ndarray:
-    """(n,) values of a pyarrow.ChunkedArray of numbers."""
-    found: np.ndarray = np.concatenate([flat_of(chunk) for chunk in column.chunks] or [np.empty(0)])
-    return found
 
 
 class KeptValues:

@@ -16,9 +16,11 @@ import numpy as np
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
 from collage_mpi.ledger.damage import examine, repair
 from collage_mpi.ledger.jobs import jobs, note
+from collage_mpi.ledger.records import Run as Numbered
 from collage_mpi.ledger.store import FolderStore
-from collage_mpi.results import EXPORT, PARTS_FOLDER
+from collage_mpi.results import EXPORT, PARTS_FOLDER, ROWS_FOLDER
 from collage_mpi.results.columns import rows_of
+from collage_mpi.results.lease_files import LeaseFiles, closed, rows_name, wrong_with
 from collage_mpi.results.manifest import COMPLETE, Json, compose, finals, resume_command
 from collage_mpi.results.number_sets import Draw, InputCoverage, NumberSet, draw_of
 from collage_mpi.results.parts import (
@@ -228,6 +230,9 @@ def _check(report: VerifyReport, run: Run) -> None:
         )
     if extras_of(run.manifest):
         _check_vectors(run, report)
+    if run.complete:
+        wrong = (wrong_with(run.path, *each) for each in closed(FolderStore(run.path)).items())
+        report.problems += filter(None, wrong)
     for session in found.sessions.values():
         _check_session(session, found.inventory, report)
     _conclude(run, report)
@@ -320,10 +325,28 @@ def repair_run(out: Path) -> list[str]:
                         f"{counted(len(found.orphans), 'file')} moved to {out / 'orphans'}; "
                         f"{counted(found.again, 'image')} will be done again"
                     )
-        told += _without_bad_tasks(out, store)
+        told += [*_without_bad_tasks(out, store), *_with_lease_files(out, runs[-1], store)]
         folders = [path for path in out.iterdir() if path.is_dir() and path.name != EXPORT]
         if removed := sum(remove_leftovers(folder, ".*") for folder in (out, *folders)):
             told.append(f"{counted(removed, 'temporary file')} of jobs that were killed: removed")
+    return told
+
+
+def _with_lease_files(out: Path, run: Numbered, store: FolderStore) -> list[str]:
+    """Make files of closed leases that are missing or wrong, and move those of others away.
+
+    Returns:
+        What was done, a sentence each.
+    """
+    told, files = list[str](), LeaseFiles(out, run)
+    there = closed(store)
+    for start in (int(path.stem) for path in (out / ROWS_FOLDER).glob("[0-9]*.parquet")):
+        if start not in there:
+            store.move(rows_name(start), f"orphans/rows-{start}.parquet")
+            told.append(f"{out / rows_name(start)}: moved to {out / 'orphans'}")
+    for start, parts in there.items():
+        if files.mend(start, parts):
+            told.append(f"{out / rows_name(start)}: made anew")
     return told
 
 

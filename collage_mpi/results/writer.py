@@ -9,7 +9,7 @@ import pwd
 import shlex
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from collage_mpi.results import (
     INDEX_FOLDER,
     MANIFEST,
     PARTS_FOLDER,
+    ROWS_FOLDER,
     STATUS_FOLDER,
     has_run,
     parts,
@@ -55,7 +56,7 @@ def refuse_foreign(out: Path, shared: bool) -> None:
     """
     for path in (
         out,
-        *(out / name for name in (*FOLDERS, "leases", "beats", "jobs")),
+        *(out / name for name in (*FOLDERS, ROWS_FOLDER, "leases", "beats", "jobs")),
     ):
         try:
             found = path.lstat()
@@ -119,7 +120,7 @@ def check_place(out: Path, *, shared: bool) -> None:
 class LoneStore(FolderStore):
     """The files of a run that one job has for itself, on a file system without hard links."""
 
-    def link(self, name: str, data: bytes) -> bool:
+    def link(self, name: str, data: bytes | Iterable[bytes | memoryview]) -> bool:
         """See `FolderStore`."""
         if self.read(name) is not None:
             return False

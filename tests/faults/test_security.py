@@ -155,12 +155,12 @@ def ways_in(out: Path, **settings: Any) -> list[Callable[[], Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", [".", "parts", "vectors", "leases", "jobs"])
+@pytest.mark.parametrize("name", [".", "parts", "rows", "leases", "jobs"])
 def test_a_link_in_the_place_of_a_results_folder_is_refused(tmp_path: Path, name: str) -> None:
     """Rows would go where the one who made it says, so whoever owns it and whatever is shared."""
     private = tmp_path / "private"
     make_run(private, 18)
-    (private / "vectors").mkdir()
+    (private / "rows").mkdir()
     before = sorted(private.rglob("*"))
     out = tmp_path / "out"
     if name != ".":
@@ -181,7 +181,7 @@ def test_a_link_above_the_results_folder_is_the_users_own(tmp_path: Path) -> Non
     assert verify_run(make_run(tmp_path / "runs" / "first", 18)).ok
 
 
-@pytest.mark.parametrize("name", [".", "parts", "vectors", "leases", "jobs"])
+@pytest.mark.parametrize("name", [".", "parts", "rows", "leases", "jobs"])
 def test_a_results_folder_of_another_user_wants_a_flag(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,7 +127,7 @@ def test_who_joins_second_gets_the_run_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="of format 4; this version has format 2"):
         join(store, Run(1, 0, 7, 7, format=2))
     (tmp_path / "run.2.json").write_text('{"format": 2, "what": "is not known here"}')
-    with pytest.raises(EnvironmentFault, match="of format 2; this version has format 3"):
+    with pytest.raises(EnvironmentFault, match="of format 2; this version has format 4"):
         join(store, Run(2, 0, 7, 7))
 
 

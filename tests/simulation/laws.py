@@ -71,7 +71,7 @@ _READ |= {"answered": "?", "has_label": "?", "label": "i8", "predicted": "i8"}
 _READ |= {"audited": "u1", "other": "i8", "score": "f4", "position": "i8"}
 _READ |= {"t0_ns": "i8", "latency_ns": "i8", "sent_ns": "i8", "done_ns": "i8", "rank": "i4"}
 NO_ROWS = np.dtype([*_READ.items()])  # of a table without a part
-LASTING = r"(parts|index|jobs|leases|status|thresholds)/|summary\.json$|report\.html$"
+LASTING = r"(parts|rows|index|jobs|leases|status|thresholds)/|summary\.json$|report\.html$"
 LASTING += r"|((run|networks)\.\d+\.json|(news|COMPLETE)\.\d+)$"
 HISTORY = {"sessions": ("session", "owner"), "thresholds": ("confidence", "proved", "drawn")}
 MOST_OPEN = 16  # files of a process at once
@@ -220,12 +220,28 @@ def broken(out: Path, run: Run | None, *, whole: bool) -> list[str]:
         faults.append(f"a marker, and {len(set(keys))} of {run.manifest['rows']} rows")
     if whole:
         faults += _sessions(run) or [*wrong_columns(run), *wrong_order(run)]
-    faults += _thresholds(run)
+    faults += [*_thresholds(run), *_lease_files(out, run, whole=whole)]
     if run.manifest.get("extras"):
         faults += _vectors(out, run)
     if run.complete and (run.manifest.get("audit") or {}).get("share"):
         faults += _audits(run)
     return faults
+
+
+def _lease_files(out: Path, run: Run, *, whole: bool) -> Iterator[str]:
+    """Other programs read rows/: no image twice, and in a complete run each one as it lasts."""
+    found: list[tuple[int, int]] = []
+    for path in sorted(out.glob("rows/[0-9]*.parquet")):
+        rows = _part(path)
+        if rows is None:
+            yield f"rows/{path.name} is damaged"
+            return
+        found += zip(keys_of(rows), rows["answered"].tolist(), strict=True)
+    if len({key for key, _ in found}) < len(found):
+        yield f"{len(found) - len({key for key, _ in found})} images twice in rows/"
+    lasting = [*zip(keys_of(run.lasting), run.lasting["answered"].tolist(), strict=True)]
+    if run.marked and whole and sorted(found) != sorted(lasting):
+        yield f"a marker, and {len(found)} rows in rows/, where {len(lasting)} last"
 
 
 def _wrong_answers(run: Run) -> list[str]:

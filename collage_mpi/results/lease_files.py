@@ -1,0 +1,169 @@
+"""Files of leases: `rows/START.parquet` holds the rows of a closed cell of the ledger, and what is
+kept of their images, for whoever reads Parquet.
+
+A file is made by one link, and its name is that of its cell, so that no image is in two of them at
+any moment. A row that a later run has asked again replaces the older row in the file of that one,
+which is put in the place of the older file by one rename, before the later run is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collage_mpi.errors import DataFault
+from collage_mpi.ledger import spans as sp
+from collage_mpi.ledger.cells import Cell
+from collage_mpi.ledger.reading import at_home, counted, last_rows, runs, without
+from collage_mpi.ledger.records import Part, Run
+from collage_mpi.ledger.store import FolderStore
+from collage_mpi.results import PARTS_FOLDER, ROWS_FOLDER
+from collage_mpi.results.columns import (
+    ABOUT,
+    flat_of_column,
+    groups_in,
+    numbers,
+    read_schema,
+    read_table,
+    written,
+)
+from collage_mpi.results.number_sets import NumberSet
+from collage_mpi.results.parts import rows_at
+
+GROUP_BYTES = 8 << 20  # of a row group, in memory
+
+
+class LeaseFiles:
+    """Makes the files of leases. A job calls it before it packs a cell, and before it marks a run
+    as complete. A part that is damaged stays where it is, for `verify` to tell; the file of its
+    lease is then not made.
+    """
+
+    def __init__(self, out: Path, run: Run) -> None:
+        """`out`: the folder of the runs, the last of which is `run`."""
+        self._out, self._run, self._store = out, run, FolderStore(out)
+
+    def make(self, store: FolderStore, cell: Cell, alive: Callable[[], object]) -> None:
+        """Make the file of a closed cell unless it is there.
+
+        Args:
+            store: the folder of the runs.
+            cell: with its last record.
+            alive: is called again and again.
+
+        Raises:
+            OSError: it may have been made nevertheless. FileNotFoundError: a part is not to be
+                seen.
+        """
+        first, name = self._run.first, rows_name(cell.start)
+        parts = without(last_rows(cell.parts), ((first, first + sp.count(self._run.again)),))
+        if parts and not (self._out / name).exists():
+            with suppress(DataFault):
+                store.link(name, self._content(parts, alive))
+
+    def finish(self, alive: Callable[[], object] = tuple) -> None:
+        """Let the rows that the run has asked again replace the older ones. All its cells are
+        closed. Raises as `make`."""
+        asked = ((self._run.first, self._run.first + sp.count(self._run.again)),)
+        for start, parts in closed(self._store).items() if self._run.again else ():
+            if any(sp.common(part.spans, asked) for part in parts):
+                self.mend(start, parts, alive)
+
+    def mend(self, start: int, parts: Sequence[Part], alive: Callable[[], object] = tuple) -> bool:
+        """Make the file of a cell, or put another one in its place, unless it is as it should be.
+        Returns whether it was not. Raises as `make`."""
+        right = wrong_with(self._out, start, parts) is None
+        if not right:
+            with suppress(DataFault):
+                self._store.replace(rows_name(start), self._content(parts, alive))
+        return not right
+
+    def _content(
+        self, parts: Sequence[Part], alive: Callable[[], object]
+    ) -> Iterator[bytes | memoryview]:
+        """The file's content, a row group at a time."""
+        import pyarrow as pa
+
+        schemas = [read_schema(self._path(part)) for part in parts]
+        try:
+            schema = pa.unify_schemas([each.remove_metadata() for each in schemas])
+        except pa.ArrowException as error:
+            raise DataFault(f"jobs of the run keep different columns: {error}") from error
+        facts = [json.loads(each.metadata[ABOUT]) for each in schemas]
+        jobs = {number: job for fact in facts for number, job in fact["jobs"].items()}
+        schema = schema.with_metadata({ABOUT: json.dumps({**facts[0], "jobs": jobs})})
+
+        def groups() -> Iterator[Any]:
+            waiting = [schema.empty_table()]
+            for part in parts:
+                alive()
+                table = read_table(self._path(part))
+                table = table.filter(numbers(rows_at(positions_of(table), part.spans)))
+                waiting.append(table.replace_schema_metadata(schema.metadata))
+                if sum(each.nbytes for each in waiting) >= GROUP_BYTES:
+                    yield pa.concat_tables(waiting, promote_options="default")
+                    waiting = []
+            if waiting:
+                yield pa.concat_tables(waiting, promote_options="default")
+
+        return written(schema, groups())
+
+    def _path(self, part: Part) -> Path:
+        path = self._out / PARTS_FOLDER / part.file
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return path
+
+
+def rows_name(start: int) -> str:
+    """The file of a lease, by the start of its cell."""
+    return f"{ROWS_FOLDER}/{start}.parquet"
+
+
+def closed(store: FolderStore) -> dict[int, list[Part]]:
+    """Start of each closed cell -> the rows that lie in its file. Raises OSError, Damage."""
+    known = runs(store)
+    found = dict[int, list[Part]]()
+    for part in counted(store):
+        for start, spans in at_home(known, part.spans).items():
+            errors = sp.common(part.errors, spans)
+            found.setdefault(start, []).append(Part(part.file, part.size, part.crc, spans, errors))
+    needed = dict[int, int]()
+    for run in known:
+        begin = run.first + sp.count(run.again)
+        needed |= {start: run.end(start) - max(start, begin) for start in run.starts}
+    return {
+        start: parts
+        for start, parts in sorted(found.items())
+        if sum(sp.count(part.spans) for part in parts) == needed[start]
+    }
+
+
+def positions_of(table: Any) -> dict[str, Any]:
+    """The positions of rows in a pyarrow.Table, as `rows_at` takes them."""
+    return {"position": flat_of_column(table["position"])}
+
+
+def wrong_with(out: Path, start: int, parts: Sequence[Part]) -> str | None:
+    """What is wrong with the file of a closed cell; None if it has the rows of these parts."""
+    path = out / rows_name(start)
+    if not path.exists():
+        return f"{path}: missing, though its images have rows. collage-mpi verify --repair makes it"
+    wanted = sp.union(*(part.spans for part in parts))
+    wrong, found = 0, NumberSet(wanted[-1][1] - wanted[0][0])
+    try:
+        for positions in groups_in(path, "position"):
+            again = found.add(positions.astype(np.int64) - wanted[0][0])
+            wrong += int((again | ~rows_at({"position": positions}, wanted)).sum())
+    except DataFault as error:
+        return str(error)
+    if wrong or len(found) != sp.count(wanted):
+        return f"{path}: has other rows than the ledger says. collage-mpi verify --repair mends it"
+    return None

@@ -1,0 +1,238 @@
+"""rows/: a file for each closed lease, for other readers; whatever breaks, no image is in two."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
+
+from collage_mpi.cli import main
+from collage_mpi.ledger.cells import Cell
+from collage_mpi.ledger.reading import at_home
+from collage_mpi.ledger.records import Part, Record, Run
+from collage_mpi.ledger.store import FolderStore
+from collage_mpi.results import lease_files, read_results, row_sink, verify_run
+from collage_mpi.results.columns import Form, parquet_bytes
+from collage_mpi.results.lease_files import LeaseFiles, closed
+from collage_mpi.results.parts import read_ledger, write_part
+from collage_mpi.results.sole import SoleWriter
+from collage_mpi.rows import IMAGES
+from collage_mpi.system import files
+
+EXTRAS = {"top_k": 2, "save": "scores"}
+PAGE = Path(__file__).parents[2] / "docs" / "run-folder.md"
+MOST_LINES = 40
+
+
+def found(out: Path) -> dict[tuple[str, int], dict]:
+    """What another program reads in rows/, by image. No image is there twice."""
+    rows = [row for path in (out / "rows").glob("*.parquet") for row in read(path).to_pylist()]
+    by_key = {(row["fingerprint"], row["row"]): row for row in rows}
+    assert len(by_key) == len(rows)
+    return by_key
+
+
+def read(path: Path) -> pa.Table:
+    return pq.ParquetFile(path, page_checksum_verification=True).read()
+
+
+def test_another_reader_finds_what_the_page_says(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(import pandas.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(program.splitlines()) <= MOST_LINES
+    assert "collage_mpi" not in program
+    run = make_run(tmp_path / "OUT", 27, errors=frozenset({4}), extras=EXTRAS,
+                   status="complete_with_errors")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    results = read_results(run)
+    classes = np.unique(results.images["predicted"][results.images["answered"]])
+    assert done.stdout.splitlines() == [
+        "27 images, 1 without an answer: crc32 of row wrong",
+        f"{len(classes)} classes",
+        "26 rows of scores, each of 10",
+    ]
+
+
+def test_the_page_names_every_column() -> None:
+    page = PAGE.read_text()
+    for name in IMAGES.dtype.names:
+        assert f"`{name}`" in page, name
+
+
+def test_a_file_has_the_rows_of_its_lease_and_what_is_kept_of_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 27, errors=frozenset({4}), extras=EXTRAS,
+                   status="complete_with_errors")  # fmt: skip
+    rows, results = found(run), read_results(run)
+    assert len(rows) == 27
+    for image in results.images:
+        row = rows[results.fingerprints[image["shard"]], image["row"]]
+        answered = bool(image["answered"])
+        assert (row["answered"], row["position"]) == (answered, image["position"])
+        assert row["predicted"] == (image["predicted"] if answered else None)
+        assert row["source"] == ("error" if not answered else row["source"])
+        assert (row["scores"] is not None) == answered
+        assert row["reason"] == image["reason"].decode()
+    schema = read(run / "rows/0.parquet").schema
+    assert b'"run_id": "test-run"' in schema.metadata[b"collage_mpi"]
+
+
+def test_a_row_that_was_asked_again_is_in_the_place_of_the_older_one(tmp_path: Path) -> None:
+    full, out = manifest(27, extras=EXTRAS), tmp_path / "run"
+    first = SoleWriter(out, full, rows_per_part=5)
+    fill(first, full, range(27), errors=frozenset({3, 20}))
+    first.close("complete_with_errors")
+    again = SoleWriter(out, full, read_ledger(out).errors)
+    fill(again, full, [3, 20], errors=frozenset({20}))
+    again.close("complete_with_errors")
+    third = SoleWriter(out, full, read_ledger(out).errors)
+    fill(third, full, [20])
+    third.commit()
+    assert [row["position"] for row in found(out).values() if not row["answered"]] == [28]
+    third = SoleWriter(out, full)
+    third.close("complete")
+    assert verify_run(out).ok
+    rows = found(out)
+    assert len(rows) == 27
+    assert all(row["answered"] for row in rows.values())
+    assert {*(row["position"] for row in rows.values())} == {*range(27), 27, 29} - {3, 20}
+    assert [path.name for path in (out / "rows").iterdir()] == ["0.parquet"]
+
+
+def test_a_kill_between_any_two_steps_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
+    monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
+    full, without = manifest(9, extras=EXTRAS), 0
+
+    def story(out: Path) -> None:
+        run = SoleWriter(out, full, rows_per_part=5)
+        fill(run, full, range(9), errors=frozenset({3}))
+        run.close("complete_with_errors")
+        again = SoleWriter(out, full, read_ledger(out).errors)
+        fill(again, full, [3])
+        again.close("complete")
+
+    for step in range(1, 600):
+        out = tmp_path / f"kill-{step}"
+        with monkeypatch.context() as patch:
+            kill_at(step, patch)
+            try:
+                story(out)
+                break
+            except Kill:
+                pass
+        if not (out / "run.1.json").exists():
+            continue
+        rows = found(out)
+        assert len(rows) in (0, 9)
+        if [*out.glob("COMPLETE.*")]:
+            assert len(rows) == 9
+            assert verify_run(out).rows == 9
+        without += not rows and len(closed(FolderStore(out))) == 1
+    assert step > 60
+    assert without > 0  # the cell was closed, and its file not made
+
+
+@pytest.mark.parametrize("how", ["gone", "changed", "other rows"])
+def test_a_file_that_is_wrong_is_told_and_made_anew(tmp_path: Path, capsys, how: str) -> None:
+    run = make_run(tmp_path / "run", 27, extras=EXTRAS)
+    path, whole = run / "rows/0.parquet", found(run)
+    raw = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    elif how == "changed":
+        path.write_bytes(raw[:999] + bytes([raw[999] ^ 1]) + raw[1000:])
+    else:
+        table = read(path)
+        path.write_bytes(b"".join(parquet_bytes(table.slice(1))))
+    assert main(["verify", str(run)]) == 4
+    assert f"{path}: " in capsys.readouterr().out
+    assert main(["verify", "--repair", str(run)]) == 0
+    assert f"{path}: made anew" in capsys.readouterr().err
+    assert found(run) == whole
+
+
+def test_the_file_of_a_lease_that_is_done_again_is_moved_away(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 27)
+    next((run / "parts").glob("images-*")).unlink()
+    assert main(["verify", "--repair", str(run)]) == 6
+    assert found(run) == {}
+    assert (run / "orphans/rows-0.parquet").exists()
+
+
+def test_row_groups_are_bounded_and_dictionaries_of_parts_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_files, "GROUP_BYTES", 4000)
+    full, run = manifest(90, extras=EXTRAS), tmp_path / "run"
+    writer = SoleWriter(run, full, rows_per_part=20)
+    fill(writer, full, [*range(45, 90), *range(45)])
+    writer.close("complete")
+    file = pq.ParquetFile(run / "rows/0.parquet")
+    assert file.num_row_groups > 1
+    assert len({row["fingerprint"] for row in found(run).values()}) == 2
+    assert verify_run(run).ok
+
+
+def test_jobs_that_keep_other_columns_leave_their_rows_in_parts(tmp_path: Path) -> None:
+    full, run = manifest(27, extras=EXTRAS), tmp_path / "run"
+    writer = SoleWriter(run, full, rows_per_part=13)
+    fill(writer, full, range(27))
+    writer.close("complete")
+    (run / "rows/0.parquet").unlink()
+    first, *_ = sorted((run / "parts").glob("images-*"))
+    table = read(first)
+    field = table.schema.field("scores").with_type(pa.list_(pa.int32()))
+    scores = pa.array([[1] * 10] * len(table), field.type)
+    other = table.set_column(table.column_names.index("scores"), field, scores)
+    first.write_bytes(b"".join(parquet_bytes(other)))
+    LeaseFiles(run, Run(1, 0, 27, 27)).mend(0, closed(FolderStore(run))[0])
+    assert [*(run / "rows").iterdir()] == []
+
+
+def test_positions_lie_in_the_file_of_the_row_that_they_replace() -> None:
+    first = Run(1, 0, 10, 4)
+    second = Run(2, 10, 16, 4, again=((2, 3), (7, 9)))  # 10, 11, 12 for 2, 7, 8; then 13 to 15
+    third = Run(3, 16, 17, 4, again=((11, 12),))  # 16 for 11, which stands for 7
+    known = [first, second, third]
+    assert at_home(known, ((0, 17),)) == {
+        0: ((0, 4), (10, 11)),
+        4: ((4, 8), (11, 12), (16, 17)),
+        8: ((8, 10), (12, 13)),
+        10: ((13, 14),),
+        14: ((14, 16),),
+    }
+
+
+def test_the_content_that_is_there_first_stays(tmp_path: Path) -> None:
+    """Two jobs may make a file at once: one link is made."""
+    (tmp_path / "parts").mkdir()
+    store = FolderStore(tmp_path)
+    store.make()
+    rows = np.zeros(2, IMAGES.dtype)
+    rows["position"] = 0, 1
+    name = "images-0001-000001.parquet"
+    size, crc = write_part(tmp_path / "parts" / name, IMAGES, rows, Form(["f"], {"jobs": {}}))
+    part = Part(name, size, crc, ((0, 2),), rows=2)
+    cell = Cell(0, 2, Record(0, 2, 0, "", "0" * 32, (part,)))
+    cell.free = ()
+    alive: list[int] = []
+    made = LeaseFiles(tmp_path, Run(1, 0, 2, 2))
+    made.make(store, cell, lambda: alive.append(1))
+    raw = (tmp_path / "rows/0.parquet").read_bytes()
+    assert alive
+    (tmp_path / "parts" / name).unlink()
+    made.make(store, cell, lambda: None)  # it is there: no part is read
+    assert (tmp_path / "rows/0.parquet").read_bytes() == raw
+    (tmp_path / "rows/0.parquet").unlink()
+    with pytest.raises(FileNotFoundError):
+        made.make(store, cell, lambda: None)
