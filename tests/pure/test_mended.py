@@ -16,7 +16,7 @@ from collage_mpi.job.run import next_run, refuse_other_settings
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.jobs import register
 from collage_mpi.ledger.owner import Owner, join
-from collage_mpi.ledger.reading import View
+from collage_mpi.ledger.reading import View, runs
 from collage_mpi.ledger.records import Run
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import INDEX_FOLDER, read_results
@@ -78,7 +78,8 @@ class Job:
     def do(self, rows: list[int], errors: tuple[int, ...] = ()) -> None:
         """Write rows of these images, and leave."""
         owner = Owner(self.store, self.run, name=self.name)
-        sink = RowSink(self.out, self.run.settings, self.session, owner.wrote)
+        fixed = {**runs(self.store)[0].settings, **self.run.settings}
+        sink = RowSink(self.out, fixed, self.session, owner.wrote)
         positions = [position for span in self.left for position in range(*span)]
         for row in rows:
             failed, at = row in errors, positions[self.lacking.index(row)]
