@@ -273,7 +273,7 @@ def _has_few_values(kind: Any) -> bool:
 
     if isinstance(kind, pa.FixedShapeTensorType):
         kind = kind.storage_type
-    while pa.types.is_nested(kind):
+    while not pa.types.is_dictionary(kind) and hasattr(kind, "value_type"):
         kind = kind.value_type
     return pa.types.is_dictionary(kind) or kind in (pa.int8(), pa.uint8())
 
@@ -341,8 +341,10 @@ def rows_of(path: Path, table: TableLayout, found: Any = None) -> np.ndarray:
     whole = np.zeros(len(found), table.dtype)
     wanted = {name: table.dtype[name] for name in table.dtype.names or ()}
     wrong = [name for name in names if name not in wanted]
+    if table is IMAGES and not _is_of_texts(found.schema, FINGERPRINT):
+        wrong.append(FINGERPRINT)
     for name, dtype in wanted.items():
-        if name not in names or not _fits(found.schema.field(name).type, name, dtype):
+        if name not in names or not _fits(found.schema, name, dtype):
             wrong.append(name)
             continue
         at = 0
@@ -358,14 +360,21 @@ def rows_of(path: Path, table: TableLayout, found: Any = None) -> np.ndarray:
     return whole
 
 
-def _fits(kind: Any, name: str, dtype: np.dtype) -> bool:
+def _is_of_texts(schema: Any, name: str) -> bool:
+    """Whether a file has a column of texts by codes."""
+    import pyarrow as pa
+
+    kind = schema.field(name).type if name in schema.names else pa.null()
+    return bool(pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type))
+
+
+def _fits(schema: Any, name: str, dtype: np.dtype) -> bool:
     import pyarrow as pa
 
     if name in NAMES:
-        return bool(pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type))
-    if dtype.kind == "S":
-        return bool(pa.types.is_string(kind))
-    return bool(kind == pa.from_numpy_dtype(dtype))
+        return _is_of_texts(schema, name)
+    kind = pa.string() if dtype.kind == "S" else pa.from_numpy_dtype(dtype)
+    return bool(schema.field(name).type == kind)
 
 
 def _column_of(path: Path, name: str, chunk: Any) -> Any:

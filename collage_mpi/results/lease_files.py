@@ -94,10 +94,10 @@ class LeaseFiles:
         schemas = [read_schema(self._path(part)) for part in parts]
         try:
             schema = pa.unify_schemas([each.remove_metadata() for each in schemas])
-        except pa.ArrowException as error:
-            raise DataFault(f"jobs of the run keep different columns: {error}") from error
-        facts = [json.loads(each.metadata[ABOUT]) for each in schemas]
-        jobs = {number: job for fact in facts for number, job in fact["jobs"].items()}
+            facts = [json.loads(each.metadata[ABOUT]) for each in schemas]
+            jobs = {number: job for fact in facts for number, job in fact["jobs"].items()}
+        except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataFault(f"parts of the run have different columns: {error}") from error
         schema = schema.with_metadata({ABOUT: json.dumps({**facts[0], "jobs": jobs})})
 
         def groups() -> Iterator[Any]:

@@ -93,6 +93,7 @@ NOT_TRIED = {
     ("models/runtimes", "read_record"): "this user's cache: of another owner it is not read",
     ("models/runtimes", "_onnx"): "this user's cache: of another owner it is not read",
     ("models/runtimes", "_source_digest"): "any bytes have a hash",
+    ("results/lease_files", "_content"): "the metadata of a part, under its seal",
     ("shards/pictures", "is_enlarged"): "every error is no picture",
     ("models/gate", "admit"): "any bytes are a file",
     ("models/gate", "_check_timm"): "a file of timm",

@@ -129,10 +129,10 @@ def test_strangers_at_the_ports_of_a_job_change_nothing(mpi, tmp_path, request) 
     assert len(read_results(job.out).images) == IMAGES
     assert "Traceback" not in job.said
     assert job.open_at_last == 0
-    found = job.usage[0]  # alone it has 6 threads, 25 to 36 descriptors, 75 to 85 MiB
+    found = job.usage[0]  # alone it has 6 threads, 25 to 36 descriptors, 175 to 190 MiB with pyarrow
     assert found.threads <= 8
     assert found.descriptors <= 44 + STRANGERS
-    assert found.rss_mib <= 150
+    assert found.rss_mib <= 210
 
 
 def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,6 @@ def test_a_link_in_the_place_of_a_results_folder_is_refused(tmp_path: Path, name
     """Rows would go where the one who made it says, so whoever owns it and whatever is shared."""
     private = tmp_path / "private"
     make_run(private, 18)
-    (private / "rows").mkdir()
     before = sorted(private.rglob("*"))
     out = tmp_path / "out"
     if name != ".":
