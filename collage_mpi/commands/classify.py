@@ -18,7 +18,7 @@ from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.commands.run import proof_of
 from collage_mpi.encoding.vectors import OUTPUTS
 from collage_mpi.errors import ExitCode, UsageError
-from collage_mpi.results import PARTS_FOLDER
+from collage_mpi.results import ROWS_FOLDER
 from collage_mpi.settings.flags import (
     Values,
     add_setting_flags,
@@ -250,7 +250,7 @@ def execute_map(args: MapArguments) -> int:
     code = check_and_launch(LaunchArguments(words=words, mpi=args.mpi))
     out = Path(values["out"])
     if code in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
-        say(f"outputs in {out / PARTS_FOLDER}; {proof_of(out)}")
+        say(f"outputs in {out / ROWS_FOLDER}; {proof_of(out)}")
     elif code == ExitCode.INCOMPLETE:
         say("repeat the command to continue, with any number of --ranks")
     if code == ExitCode.COMPLETE_WITH_ERRORS:

@@ -34,6 +34,7 @@ KEPT = "kept_"
 _SEAL = struct.Struct("<8sII")
 _MARK = b"CMPIseal"
 _BLOCK_BYTES = 1 << 20
+_LARGEST_BYTES = 1 << 30  # of a part, which has about 1 MB of rows and 64 MiB of values
 ABOUT = b"collage_mpi"  # key of the metadata of a file
 _KEPT = b"kept"  # key of the metadata of a kept column: its own name
 _TAKEN = {FINGERPRINT, *(IMAGES.dtype.names or ())}
@@ -316,6 +317,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
         EnvironmentFault: the file cannot be read.
         DataFault: the file is damaged or missing, or lacks one of the columns.
     """
+    with reading(path):
+        if path.exists() and path.stat().st_size > _LARGEST_BYTES:
+            raise DataFault(f"{path}: far too large for a part of a run. {ADVICE}")
     with _opened(path) as file:
         table = file.read(columns, use_threads=False)
         table.validate(full=True)  # checks that texts are UTF-8

@@ -86,7 +86,7 @@ def test_detections_of_a_job_that_is_killed_are_those_of_a_loop(
     assert len(read_results("out")) < PICTURES
     monkeypatch.delenv("DIE_AT")
     assert main([*words, "--ranks", "2"]) == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
-    assert "outputs in out/vectors; collage-mpi verify out proves" in capfd.readouterr().out
+    assert "outputs in out/rows; collage-mpi verify out proves" in capfd.readouterr().out
     report, results = verify_run("out"), read_results("out")
     assert report.ok, report.problems
     assert {*results.images["session"]} in ({1, 2}, {2})  # launchers kill the others at once

@@ -184,7 +184,7 @@ def test_whatever_keeps_vectors_from_the_disk_ends_the_run_by_name(tmp_path, mon
     def refuses(*_: Any, **__: Any) -> None:
         raise ValueError("not a table")
 
-    monkeypatch.setattr(parquet, "write_table", refuses)
+    monkeypatch.setattr(parquet, "ParquetWriter", refuses)
 
     def whole() -> None:
         try:  # the first row after the thread has failed raises it, or else the end does

@@ -240,7 +240,7 @@ def _lease_files(out: Path, run: Run, *, whole: bool) -> Iterator[str]:
     if len({key for key, _ in found}) < len(found):
         yield f"{len(found) - len({key for key, _ in found})} images twice in rows/"
     lasting = [*zip(keys_of(run.lasting), run.lasting["answered"].tolist(), strict=True)]
-    if run.marked and whole and sorted(found) != sorted(lasting):
+    if run.marked and whole and (out / "rows").exists() and sorted(found) != sorted(lasting):
         yield f"a marker, and {len(found)} rows in rows/, where {len(lasting)} last"
 
 
