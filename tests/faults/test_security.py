@@ -129,9 +129,7 @@ def test_strangers_at_the_ports_of_a_job_change_nothing(mpi, tmp_path, request) 
     assert len(read_results(job.out).images) == IMAGES
     assert "Traceback" not in job.said
     assert job.open_at_last == 0
-    found = job.usage[
-        0
-    ]  # alone it has 6 threads, 25 to 36 descriptors, 175 to 190 MiB
+    found = job.usage[0]  # alone it has 6 threads, 25 to 36 descriptors, 175 to 190 MiB
     assert found.threads <= 8
     assert found.descriptors <= 44 + STRANGERS
     assert found.rss_mib <= 210
