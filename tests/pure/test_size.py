@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 34_500, "analysis": 5_340, "tests": 48_330}
-GUIDE_WORDS = 21_400  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 5_820
+LINES = {"collage_mpi": 34_716, "analysis": 5_340, "tests": 48_576}
+GUIDE_WORDS = 22_030  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 5_945
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
