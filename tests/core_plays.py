@@ -129,6 +129,7 @@ class Play:
                 "unread": 4,
                 "silence": self.silence_weight,
                 "lose": 0.7,
+                "unfit": 0.4,
                 "stop": 0.15,
             }
         getattr(self, rng.choices([*weights], [*weights.values()])[0])()
@@ -232,6 +233,12 @@ class Play:
 
     def lose(self) -> None:
         self.step(ev.RankLost(self.rng.choice([*self.world.kinds]), "killed"))
+
+    def unfit(self) -> None:
+        """A rank can no longer answer first; the exact network stays."""
+        rank = self.rng.choice([*self.world.kinds])
+        for kind in sorted(self.world.kinds[rank] - {self.world.scheme.main}):
+            self.step(ev.RankUnfit(rank, kind))
 
     def pause(self) -> None:
         self.step(ev.InputPaused())

@@ -343,6 +343,9 @@ class World:
         if owes:
             self.silent.add(event.rank)
 
+    def _on_rankunfit(self, event: ev.RankUnfit) -> None:
+        self.kinds[event.rank] -= {event.kind}
+
     def _on_ranklost(self, event: ev.RankLost) -> None:
         if event.rank in self.lost:
             return

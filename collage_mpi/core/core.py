@@ -87,6 +87,7 @@ class Core:
             ev.RankReady: self._ready,
             ev.RankSilent: self._silent,
             ev.RankLost: self._lost,
+            ev.RankUnfit: self._unfit,
             ev.Failed: self._failed,
             ev.Skipped: self._skipped,
             ev.InputPaused: self._input_ends,
@@ -782,6 +783,12 @@ class Core:
         ):
             self.stop(NOBODY)
 
+    def _unfit(self, event: ev.RankUnfit) -> None:
+        rank = self.ranks.known.get(event.rank)
+        if rank is not None and event.kind in rank.kinds:
+            self.ranks.drop(rank, event.kind)
+            self._without(event.kind)
+
     def _leave(self, rank: Rank) -> None:
         """The rank takes no more work: move what waited for it, and for its kind of rank."""
         self.ranks.leave(rank, self.now_ns)
@@ -794,13 +801,17 @@ class Core:
             if len(work.slots):
                 self.bind(self.ranks.best(work, self.has), work)
         for kind in rank.kinds:
-            if not self.ranks.ready[kind]:
-                self.scheme.nobody(self, kind)
-            for work in self.queues[kind].clear():
-                if next(self.ranks.others(kind, work.held), None) is None:
-                    self.release(work.slots)
-                else:
-                    self.queues[kind].add(work)
+            self._without(kind)
+
+    def _without(self, kind: str) -> None:
+        """A rank takes no more work of this kind: move what no other one can take."""
+        if not self.ranks.ready[kind]:
+            self.scheme.nobody(self, kind)
+        for work in self.queues[kind].clear():
+            if next(self.ranks.others(kind, work.held), None) is None:
+                self.release(work.slots)
+            else:
+                self.queues[kind].add(work)
 
     def strand(self, fresh: Fresh) -> None:
         """No rank can take these images as they wait: give each what it needs."""

@@ -43,6 +43,13 @@ class RankLost(NamedTuple):
     why: str
 
 
+class RankUnfit(NamedTuple):
+    """The rank can no longer do tasks of this kind, but those of its other kinds."""
+
+    rank: int
+    kind: str
+
+
 class Arrived(NamedTuple):
     """Images have arrived, at neighbouring positions from `Core.next` on, or from `first` on if
     that is higher.
@@ -144,7 +151,7 @@ class Threshold(NamedTuple):
     confidence: float | None
 
 
-RankEvent = RankReady | RankSilent | RankLost
+RankEvent = RankReady | RankSilent | RankLost | RankUnfit
 InputEvent = Arrived | InputPaused | InputClosed | StopRequested | Threshold
 Event = RankEvent | InputEvent | Left | Answered | Failed | Skipped
 

@@ -118,6 +118,8 @@ class Start:
         batch: groups that are sent together.
         task_bytes, answer_bytes: length of the longest message of tasks, and of answers.
         runtimes: kind -> the folder in which its network, made for another runtime, is or will be.
+        steady: kind -> how every rank must answer whose answers are promised to follow from the
+            picture alone, as `Hello.how` has it.
     """
 
     costs: dict[str, float]
@@ -126,6 +128,7 @@ class Start:
     task_bytes: int
     answer_bytes: int
     runtimes: dict[str, str] = field(default_factory=dict)
+    steady: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,11 @@ class Hello:
     columns: tuple[KeptColumn, ...]
     cannot_read: str
 
+    def how(self, kind: str) -> str:
+        """In which format, and on which devices, the rank's network of this kind answers."""
+        devices = sorted({device.partition(":")[0] for device in self.devices})
+        return f"{self.tuning[kind]} on {' and '.join(devices)}"
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -227,8 +235,9 @@ class Changed:
 
     Attributes:
         kind: of its network.
-        runtime: who answers from now on, one of `rows.ANSWERERS`.
-        why: why the rank stays with torch, or "".
+        runtime: who answers from now on, one of `rows.ANSWERERS`; "" if the rank does no more
+            tasks of this kind.
+        why: why the rank stays with torch, or does no more; "" if it has changed over.
     """
 
     kind: str

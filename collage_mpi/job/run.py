@@ -13,13 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec import structs
 
 from collage_mpi.bounds.promise import Promise
 from collage_mpi.bounds.sample import Asked, Candidate
@@ -395,7 +395,7 @@ class JobRun:
             if plan.promises:
                 change.wait(self._why_stop)  # what a network says must not change with the job
                 promise = build_promise(plan, costs, change)
-                how = answerer(plan.settings.judged, session.hellos, change)
+                start, how = steady(start, plan.settings.judged, session.hellos, change)
                 agreed = Agreed(self.store, plan, self.session, promise, how)
             share = Share(
                 owner,
@@ -484,8 +484,8 @@ class JobRun:
             cell = max(1, min(cell // unit, images // (SHARES * settings.teams * unit))) * unit
         mine = run or Run(1, 0, images, cell, settings=self.fixed | entry(batch_facts(settings)))
         if mine.number > 1 and mine.by is None:
-            mine = replace(mine, cell=cell)
-        found = join(self.store, replace(mine, by=self.owner, whole=whole))
+            mine = structs.replace(mine, cell=cell)
+        found = join(self.store, structs.replace(mine, by=self.owner, whole=whole))
         if run is None and found.by != self.owner:  # another job was quicker
             refuse_differences(self.out, found.settings, mine.settings)
         return found
@@ -606,12 +606,24 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def answerer(kind: str, hellos: Mapping[int, Hello], change: Changeover) -> str:
-    """In which runtime and number format a kind's network answers."""
+def steady(
+    start: Start, kind: str, hellos: Mapping[int, Hello], change: Changeover
+) -> tuple[Start, str]:
+    """The start of a session in which every rank must give the same answers of a kind, and how it
+    answers: as most ranks can.
+
+    Args:
+        start: of another session.
+        kind: of the network.
+        hellos: of this team's ranks.
+        change: has made the networks for other runtimes, as far as that pays.
+    """
+    ways = sorted(hello.how(kind) for hello in hellos.values() if kind in hello.kinds)
+    how = max(ways, key=ways.count, default="")
+    made = {each: folder for each, folder in change.folders.items() if change.record(each)}
     record = change.record(kind)
-    if record is not None and record.runtime != TORCH:
-        return record.answerer
-    return ", ".join(sorted({each.tuning[kind] for each in hellos.values() if kind in each.tuning}))
+    said = how if record is None or record.runtime == TORCH else record.answerer
+    return replace(start, runtimes=made, steady={kind: how}), said
 
 
 def build_promise(plan: Plan, costs: ServiceCosts, change: Changeover) -> Promise:

@@ -47,6 +47,7 @@ from collage_mpi.job.coordinator import (
     ReadyRank,
     WorkMeter,
 )
+from collage_mpi.job.messages import Changed, pack
 from collage_mpi.job.packing import Packer
 from collage_mpi.job.pairs import Pair, PairBook
 from collage_mpi.job.supply import Close, Lease, Pause, Supply
@@ -720,6 +721,16 @@ def test_a_lost_rank_leaves_lost_tasks_and_no_gap():
     job.check()
     assert coordinator.finish.status == ev.COMPLETE
     assert {t.rank for t in job.writer.tasks if t.outcome == OUTCOME_CODE["lost"]} == {1}
+
+
+def test_a_rank_that_says_it_can_do_no_more_of_a_kind_gets_none(caplog):
+    job = Job(40, scheme="cascade", placement="fastest", singles=3, every_ns=MS // 10)
+    out = np.zeros(256, np.uint8)
+    told = Changed("collage", "", "it gives other answers")
+    job.cluster.push(1, out[: pack(out, SESSION, told)])
+    job.complete()
+    assert {rank for rank, task in job.cluster.tasks if task.kind == "collage"} == {2, 3, 4}
+    assert "rank 1 does no more collage tasks; it gives other answers" in caplog.text
 
 
 def test_reports_are_made_now_and_then_and_at_the_end():

@@ -19,7 +19,8 @@ from collage_mpi.errors import UsageError
 from collage_mpi.job import run as runs
 from collage_mpi.job.agreed import Agreed
 from collage_mpi.job.changeover import Changeover
-from collage_mpi.job.handshake import ServiceCosts
+from collage_mpi.job.handshake import ServiceCosts, roll_call
+from collage_mpi.job.messages import Hello, Start
 from collage_mpi.job.pairs import AgreementWatch, Pair, PairBook, drawn_first, pairs_of
 from collage_mpi.job.plan import Plan, run_order
 from collage_mpi.ledger.owner import LOOK_S, join
@@ -330,15 +331,39 @@ def test_images_that_come_to_a_run_later_are_not_promised():
     assert not replace(plan, settings=cascade(first=("q",))).promises
 
 
+def hello(how="bfloat16", device="cpu", kinds=("single", "stage1")):
+    tuning = dict.fromkeys(kinds, how)
+    held = {"kinds": kinds, "devices": (device,), "tuning": tuning, "fingerprints": {}}
+    told = {"service_ns": {}, "longest_ns": 0, "classes": {}, "columns": (), "cannot_read": ""}
+    return Hello(host="host", pid=1, **held, **told)
+
+
 @pytest.mark.parametrize(
     ("runtime", "said"),
-    [("openvino", "openvino bfloat16"), ("torch", "bfloat16"), (None, "bfloat16")],
+    [("openvino", "openvino bfloat16"), ("torch", "bfloat16 on cpu"), (None, "bfloat16 on cpu")],
 )
 def test_how_a_stage_answers_is_the_same_word_whoever_found_that_torch_is_quickest(runtime, said):
     record = runtime and SimpleNamespace(runtime=runtime, answerer=f"{runtime} bfloat16")
-    hellos = {1: SimpleNamespace(tuning={"stage1": "bfloat16"}), 2: SimpleNamespace(tuning={})}
-    change = SimpleNamespace(record=lambda kind: record)
-    assert runs.answerer("stage1", hellos, change) == said
+    hellos = {1: hello(device="cuda:0"), 2: hello(), 3: hello(), 4: hello(kinds=("single",))}
+    made = {"stage1": record, "single": None}
+    change = SimpleNamespace(record=made.get, folders={"stage1": "a", "single": "b"})
+    start = Start({}, {}, 1, 2, 3, {"stage1": "a", "single": "b"})
+    start, found = runs.steady(start, "stage1", hellos, change)
+    assert (found, start.steady) == (said, {"stage1": "bfloat16 on cpu"})
+    assert start.runtimes == ({"stage1": "a"} if record else {})  # what could not be made is left
+
+
+def test_ranks_that_answer_otherwise_than_is_promised_get_exact_work_only(caplog):
+    hellos = {1: hello(), 2: hello(device="cuda:1"), 3: hello("float32"), 4: hello()}
+    plan = SimpleNamespace(placement=SimpleNamespace(workers=(1, 2, 3, 4)))
+    lost = {4: SimpleNamespace(why="killed")}
+    group = SimpleNamespace(detector=SimpleNamespace(timeouts=SimpleNamespace(losses=lost)))
+    ready, gone = roll_call(plan, group, hellos, {"stage1": "bfloat16 on cpu"})
+    both, alone = {"single", "stage1"}, {"single"}
+    assert [set(each.kinds) for each in ready] == [both, alone, alone]
+    assert gone == {4: "killed"}
+    assert "rank 2 gets no task of the stage1 network" in caplog.text
+    assert [set(each.kinds) for each in roll_call(plan, group, hellos, {})[0]] == [both] * 3
 
 
 @pytest.mark.parametrize(("first", "least"), [((), 9), (("q",), 3)])

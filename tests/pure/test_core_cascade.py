@@ -49,6 +49,51 @@ def sources(world: World) -> dict[int, str]:
     return {image: row["source"] for image, row in world.rows.items()}
 
 
+# ---- ranks that can no longer answer first -----------------------------------
+
+
+def test_a_rank_that_is_unfit_for_the_first_stage_does_exact_work():
+    world = cascade(side=2)
+    came(world, 6)
+    end(world, 1)
+    assert world.out() == [(2, SINGLE, [1]), (1, COLLAGE, [2, 3, 4, 5])]
+    world.step(ev.RankUnfit(1, COLLAGE), world.failed(world.of(1)[0]))
+    assert world.out() == [(2, SINGLE, [1]), (1, SINGLE, [2])]
+    came(world, 4)
+    end(world, 1)
+    assert {kind for rank, kind, _ in world.out() if rank == 1} == {SINGLE}
+    while world.live:
+        end(world, *{sent.rank for sent in list(world.live.values())[:1]})
+    assert world.core.ranks.known[1].status == "ready"  # what it could not do is one failure
+    assert len(sources(world)) == 10
+    assert {sent.kind for sent in world.sent.values() if sent.rank == 2} == {SINGLE, COLLAGE}
+
+
+@pytest.mark.parametrize("settings", [{}, APART])
+def test_without_a_rank_that_is_fit_all_is_exact(settings):
+    world = cascade(side=2, **settings)
+    came(world, 2)
+    for rank, kinds in world.kinds.items():
+        if COLLAGE in kinds:
+            world.step(ev.RankUnfit(rank, COLLAGE))
+    came(world, 6)
+    while world.live:
+        end(world, *{sent.rank for sent in list(world.live.values())[:1]})
+    assert set(sources(world).values()) == {SINGLE}
+    assert len(world.rows) == 8
+
+
+def test_drawn_images_that_wait_for_a_rank_that_turns_out_unfit_are_classified():
+    world = cascade(calibrate=True, side=2, depth=9, **APART)
+    drawn(world, 2)
+    assert world.out() == []
+    world.step(ev.RankUnfit(2, COLLAGE))
+    assert world.out() == [(1, SINGLE, [0])]
+    end(world, 1)
+    end(world, 1)
+    assert sources(world) == {0: SINGLE, 1: SINGLE}
+
+
 # ---- what leaves, and how ---------------------------------------------------
 
 
