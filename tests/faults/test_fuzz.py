@@ -99,6 +99,7 @@ NOT_TRIED = {
     ("models/gate", "_check_function"): "any bytes are a text",
     ("models/libraries", "_code_of_hub"): LIBRARY,
     ("models/gate", "_inside"): "any bytes are a file",
+    ("models/runtimes", "why_unknown"): "every error means other answers",
     ("models/info", "processor_facts"): KERNEL,
     ("system/files", "sha256_of_file"): "any bytes have a hash",
     ("mpi/answers", "array"): "any bytes of a record are numbers",
