@@ -7,6 +7,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from collage_mpi.errors import EnvironmentFault
@@ -16,6 +17,7 @@ from collage_mpi.ledger.store import FolderStore
 MOST_JOBS = (1 << 16) - 1
 SOME_JOBS = 8
 _NAME = re.compile(r"([0-9]{4,5})\.json")
+_PART = re.compile(r"[a-z]+-([0-9]{4,5})-.*")  # of a job, also of one whose entry was removed
 
 
 def register(
@@ -24,7 +26,7 @@ def register(
     facts: dict[str, Any],
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Get a number that no other owner has: one after those that are there, from 1.
+    """Get a number that no other owner has, and no part: one after those that are there, from 1.
 
     Raises:
         EnvironmentFault: there are too many jobs.
@@ -33,7 +35,9 @@ def register(
     mine, number = encode(Job(owner, facts)), 0
     for tries in itertools.count():
         # Many that begin at once leave numbers out, or each would try all that the others get.
-        number = max(number, *_numbers(store), 0) + random.randint(1, max(1, tries - SOME_JOBS))
+        number = max(number, *_numbers(store), *_of_parts(store), 0) + random.randint(
+            1, max(1, tries - SOME_JOBS)
+        )
         if number > MOST_JOBS:
             raise EnvironmentFault(
                 f"{MOST_JOBS} jobs have worked on this run, and there can be no more. Choose "
@@ -57,6 +61,12 @@ def jobs(store: FolderStore) -> dict[int, Job]:
         if raw is not None:
             found[number] = decode(Job, raw, name)
     return found
+
+
+def _of_parts(store: FolderStore) -> list[int]:
+    with suppress(FileNotFoundError):
+        return [int(match[1]) for match in map(_PART.fullmatch, store.names("parts")) if match]
+    return []
 
 
 def _numbers(store: FolderStore) -> list[int]:

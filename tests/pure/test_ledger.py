@@ -446,6 +446,15 @@ def test_each_job_gets_the_first_number_that_nobody_has(tmp_path: Path) -> None:
     assert found[1].facts == {"host": "a", "ended": "complete"}
 
 
+def test_a_number_is_not_given_again_while_parts_of_its_job_are_there(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.make()
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "tasks-0003-000001.npy").touch()
+    (tmp_path / "parts" / "images-0004-000001.parquet").touch()
+    assert register(store, ME, {}) == 5
+
+
 def whole_run(store: FolderStore, run: Run, name: str = ME) -> None:
     """One job does all positions of a run; the first of each cell is an error row."""
     now = [0.0]
