@@ -455,6 +455,18 @@ def test_a_number_is_not_given_again_while_parts_of_its_job_are_there(tmp_path: 
     assert register(store, ME, {}) == 5
 
 
+def test_a_mark_of_the_end_that_was_cut_is_damage_and_moved_away(tmp_path: Path) -> None:
+    store, run = FolderStore(tmp_path), Run(1, 0, 4, 4)
+    store.make()
+    whole_run(store, run)
+    assert not damage.examine(store, run).damage
+    (tmp_path / "COMPLETE.1").write_bytes(b'{"number":1,')
+    found = damage.examine(store, run)
+    assert list(found.damage) == found.orphans == ["COMPLETE.1"]
+    damage.repair(store, run, found)
+    assert not damage.examine(store, run).damage
+
+
 def whole_run(store: FolderStore, run: Run, name: str = ME) -> None:
     """One job does all positions of a run; the first of each cell is an error row."""
     now = [0.0]
