@@ -60,7 +60,7 @@ from collage_mpi.ledger.records import Job, Run, complete_name, run_name
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.models.info import TORCH
-from collage_mpi.results import INDEX_FOLDER, SUMMARY, has_run
+from collage_mpi.results import INDEX_FOLDER, PARTS_FOLDER, SUMMARY, has_run
 from collage_mpi.results.jobs import entry
 from collage_mpi.results.manifest import COMPLETE, compose
 from collage_mpi.results.number_sets import keys_digest
@@ -321,7 +321,7 @@ class JobRun:
                 self.fixed = entry(fixed_facts(plan))
             self.facts["since"] = {str(n): each for n, each in plan.shards.since.items()}
             # A folder that cannot be used is told before 10 ranks load their weights.
-            self.session = register(self.store, self.owner, entry(self.facts))
+            self.session = register(self.store, self.owner, entry(self.facts), rows=PARTS_FOLDER)
         with suppress(OSError):  # workers then list the members themselves
             plan.shards.save_indexes(self.out / INDEX_FOLDER)
         try:

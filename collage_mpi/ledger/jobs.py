@@ -7,7 +7,6 @@ import random
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from collage_mpi.errors import EnvironmentFault
@@ -17,7 +16,7 @@ from collage_mpi.ledger.store import FolderStore
 MOST_JOBS = (1 << 16) - 1
 SOME_JOBS = 8
 _NAME = re.compile(r"([0-9]{4,5})\.json")
-_PART = re.compile(r"[a-z]+-([0-9]{4,5})-.*")  # of a job, also of one whose entry was removed
+_PART = re.compile(r"[a-z]+-([0-9]{4,5})-.*")
 
 
 def register(
@@ -25,8 +24,12 @@ def register(
     owner: str,
     facts: dict[str, Any],
     sleep: Callable[[float], None] = time.sleep,
+    rows: str | None = None,
 ) -> int:
-    """Get a number that no other owner has, and no part: one after those that are there, from 1.
+    """Get a number that no other owner has: one after those that are there, from 1.
+
+    `rows`: the folder of the parts. Their jobs count as well: the entry of one may have been
+    removed, and a part takes the place of one with the same name.
 
     Raises:
         EnvironmentFault: there are too many jobs.
@@ -35,7 +38,7 @@ def register(
     mine, number = encode(Job(owner, facts)), 0
     for tries in itertools.count():
         # Many that begin at once leave numbers out, or each would try all that the others get.
-        number = max(number, *_numbers(store), *_of_parts(store), 0) + random.randint(
+        number = max(number, *_numbers(store), *_of_parts(store, rows), 0) + random.randint(
             1, max(1, tries - SOME_JOBS)
         )
         if number > MOST_JOBS:
@@ -63,10 +66,9 @@ def jobs(store: FolderStore) -> dict[int, Job]:
     return found
 
 
-def _of_parts(store: FolderStore) -> list[int]:
-    with suppress(FileNotFoundError):
-        return [int(match[1]) for match in map(_PART.fullmatch, store.names("parts")) if match]
-    return []
+def _of_parts(store: FolderStore, rows: str | None) -> list[int]:
+    names = [] if rows is None else store.names(rows)
+    return [int(match[1]) for match in map(_PART.fullmatch, names) if match]
 
 
 def _numbers(store: FolderStore) -> list[int]:

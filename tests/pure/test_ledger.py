@@ -452,7 +452,7 @@ def test_a_number_is_not_given_again_while_parts_of_its_job_are_there(tmp_path: 
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "tasks-0003-000001.npy").touch()
     (tmp_path / "parts" / "images-0004-000001.parquet").touch()
-    assert register(store, ME, {}) == 5
+    assert register(store, ME, {}, rows="parts") == 5
 
 
 def test_a_mark_of_the_end_that_was_cut_is_damage_and_moved_away(tmp_path: Path) -> None:
