@@ -467,6 +467,13 @@ def test_a_mark_of_the_end_that_was_cut_is_damage_and_moved_away(tmp_path: Path)
     assert not damage.examine(store, run).damage
 
 
+def test_repairing_is_advised_only_where_it_is_done() -> None:
+    told = {name: str(Damage(name, "it is damaged")) for name in ("leases/0.1", "COMPLETE.1")}
+    assert all("--repair" in text for text in told.values())
+    for name in ("run.1.json", "jobs/0001.json", "thresholds/1.json"):
+        assert str(Damage(name, "it is damaged")).endswith("Restore the file from a copy.")
+
+
 def whole_run(store: FolderStore, run: Run, name: str = ME) -> None:
     """One job does all positions of a run; the first of each cell is an error row."""
     now = [0.0]
