@@ -144,11 +144,14 @@ class Outcomes:
             self._use_kept(slots)
 
     def error(self, slot: int, reason: str) -> None:
-        """Give the image up: it becomes an error row, unless an answer was kept for this case."""
+        """Give the image up: it becomes an error row, unless an answer was kept for this case.
+        An unsure answer is not where a scheme `promises`."""
         slots, table = np.array([slot]), self._table
         if table.state[slot] & KEPT:
-            self._use_kept(slots)
-            return
+            if table.state[slot] & DECIDED or not self._core.scheme.promises:
+                self._use_kept(slots)
+                return
+            self._let_go(slots)
         said = table.records["said"]
         said[slot] = table.records["cell"][slot] = 0
         said["source"][slot], said["done_ns"][slot] = _ERROR, self._core.now_ns

@@ -96,6 +96,8 @@ class Scheme:
             has one input.
         fastest_of: kind -> how many of the fastest ranks its tasks are for; other kinds are for
             all.
+        promises: how many answers differ from the exact network's is promised, so that no unsure
+            answer counts, whatever fails.
         covers, first_sends: tasks that an image can count on when it arrives, and how many of them
             are of the main kind.
     """
@@ -114,6 +116,7 @@ class Scheme:
     redundant: ClassVar[bool] = False
     gathers: ClassVar[bool] = False
     fastest_of: Mapping[str, int] = {}
+    promises = False
     covers = 1
     first_sends = 1
 
@@ -330,7 +333,7 @@ class CascadeScheme(Scheme):
         self.label = self.name + (", ranks apart" if settings.placement == "fixed" else "")
         self.serves = self.stages = (*self.accept, self.main)
         self.needs = frozenset(self.stages)
-        self.calibrating = settings.calibrate
+        self.promises = self.calibrating = settings.calibrate
         if self.calibrating:
             self.accept[self.stages[0]] = Confident(inf, None)  # until a threshold is chosen
         # What a collage says of an image depends on how many there are.

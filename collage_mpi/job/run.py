@@ -25,7 +25,7 @@ from collage_mpi.bounds.promise import Promise
 from collage_mpi.bounds.sample import Asked, Candidate
 from collage_mpi.core import events as ev
 from collage_mpi.core.settings import batch_factor
-from collage_mpi.errors import CollageError, ExitCode, UsageError
+from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.job.agreed import Agreed
 from collage_mpi.job.changeover import Changeover, least_batch
 from collage_mpi.job.handshake import (
@@ -56,11 +56,11 @@ from collage_mpi.ledger.jobs import jobs, note, register
 from collage_mpi.ledger.owner import Owner, cell_size, join
 from collage_mpi.ledger.reading import Found, View, runs
 from collage_mpi.ledger.reading import counted as counted_parts
-from collage_mpi.ledger.records import Job, Run, complete_name
+from collage_mpi.ledger.records import Job, Run, complete_name, run_name
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.models.info import TORCH
-from collage_mpi.results import INDEX_FOLDER, SUMMARY, has_run
+from collage_mpi.results import INDEX_FOLDER, PARTS_FOLDER, SUMMARY, has_run
 from collage_mpi.results.jobs import entry
 from collage_mpi.results.manifest import COMPLETE, compose
 from collage_mpi.results.number_sets import keys_digest
@@ -321,7 +321,7 @@ class JobRun:
                 self.fixed = entry(fixed_facts(plan))
             self.facts["since"] = {str(n): each for n, each in plan.shards.since.items()}
             # A folder that cannot be used is told before 10 ranks load their weights.
-            self.session = register(self.store, self.owner, entry(self.facts))
+            self.session = register(self.store, self.owner, entry(self.facts), rows=PARTS_FOLDER)
         with suppress(OSError):  # workers then list the members themselves
             plan.shards.save_indexes(self.out / INDEX_FOLDER)
         try:
@@ -486,8 +486,10 @@ class JobRun:
         if mine.number > 1 and mine.by is None:
             mine = structs.replace(mine, cell=cell)
         found = join(self.store, structs.replace(mine, by=self.owner, whole=whole))
-        if run is None and found.by != self.owner:  # another job was quicker
+        if found.by != self.owner and run is None:  # another job was quicker
             refuse_differences(self.out, found.settings, mine.settings)
+        elif found.by != self.owner:
+            refuse_other_images(self.out, found, mine)
         return found
 
     def _same_networks(self, networks: Mapping[str, str]) -> None:
@@ -551,6 +553,17 @@ class JobRun:
         stopped = finish.status == ev.INCOMPLETE and status not in COMPLETE  # only that is told
         faults = () if stopped else input_faults(self.plan.shards, status)
         return SessionOutcome(status, reason, self.out, faults, summary)
+
+
+def refuse_other_images(out: Path, found: Run, mine: Run) -> None:
+    """Raise EnvironmentFault if the run that a job found has other images than the one with this
+    number that it would have made: it would read those of its own order."""
+    asks = [(run.stop, run.again, entry(run.settings)) for run in (found, mine)]
+    if asks[0] != asks[1]:
+        raise EnvironmentFault(
+            f"{out / run_name(found.number)}: another job has begun this run meanwhile, for other "
+            "images than this job found. Repeat the command"
+        )
 
 
 def last_summary(found: StoredRun, *, complete: bool) -> Json:

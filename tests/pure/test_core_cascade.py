@@ -447,6 +447,24 @@ def test_another_threshold_leaves_the_deadline_as_it_is():
     assert {source for image, source in sources(world).items() if image} == {"kept"}
 
 
+@pytest.mark.parametrize("threshold", [None, 0.95])
+def test_no_unsure_answer_counts_where_a_share_is_promised(threshold):
+    world = cascade(calibrate=True, side=2, depth=9, **APART)
+    if threshold is None:
+        drawn(world, 4)
+    else:
+        world.step(ev.Threshold(threshold))
+        came(world, 5)
+    end(world, 2)
+    unsure = {image for image, found in world.open.items() if found.kept is not None}
+    assert unsure
+    world.step(ev.RankLost(1, "killed"))
+    while world.live:
+        end(world, 2)
+    world.take()
+    assert {world.rows[image]["source"] for image in unsure} == {"error"}
+
+
 def test_what_waited_while_a_threshold_was_chosen_leaves_together_with_it():
     world = cascade(calibrate=True, side=2, depth=9, **APART)
     came(world, 5)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from job_messages import HELLO
+from msgspec import structs
 from pictures import write_folder
 from results_harness import input_digest
 
@@ -34,6 +35,7 @@ from collage_mpi.job.provenance import fixed_facts
 from collage_mpi.job.run import Ask, before_this, run_session, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder, open_reader
 from collage_mpi.ledger.records import Run
+from collage_mpi.ledger.store import FolderStore
 from collage_mpi.models.asking import Described
 from collage_mpi.models.info import Declared, Geometry, own_info
 from collage_mpi.mpi.tasks import cancel_message_bytes
@@ -365,6 +367,23 @@ def test_a_run_whose_name_is_seen_late_is_known_to_the_plan(shards, tmp_path, mo
     settings = RunSettings(shards=shards, single="null", collage="null", out=str(tmp_path), side=2)
     with pytest.raises(KeyError, match=f"the run of {tmp_path.name}"):
         run_session(settings, world, Ask())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"again": ((2, 3),)}, {"stop": 17}, {"settings": {"images_now": 20, "shards": [1, 3]}}],
+)
+def test_a_later_run_that_another_job_began_has_the_images_that_this_job_found(tmp_path, other):
+    store = FolderStore(tmp_path)
+    plan = SimpleNamespace(
+        settings=SimpleNamespace(open_loop=False, assign="pull", teams=1), order=range(8)
+    )
+    mine = Run(2, 8, 16, 1, settings={"images_now": 20, "shards": (1, 2)})
+    jobs = [SimpleNamespace(plan=plan, store=store, owner=name * 32, out=tmp_path) for name in "ab"]
+    begun = run_module.JobRun._joined(jobs[0], mine, 1, 1.0)
+    assert run_module.JobRun._joined(jobs[1], mine, 1, 1.0) == begun
+    with pytest.raises(EnvironmentFault, match=r"run\.2\.json: another job .* Repeat"):
+        run_module.JobRun._joined(jobs[1], structs.replace(mine, **other), 1, 1.0)
 
 
 @pytest.mark.parametrize(("stopped", "status"), [(None, "complete"), ("SIGTERM", "incomplete")])

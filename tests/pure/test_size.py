@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 34_500, "analysis": 5_340, "tests": 48_330}
-GUIDE_WORDS = 21_400  # every page of docs/ but architecture.md
+LINES = {"collage_mpi": 34_530, "analysis": 5_340, "tests": 48_390}
+GUIDE_WORDS = 21_410  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 5_820
 NO_CODE = {
     tokenize.COMMENT,
