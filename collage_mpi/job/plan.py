@@ -556,12 +556,14 @@ def warn_of_small_pictures(plan: Plan) -> None:
     places = np.linspace(0, len(plan.order) - 1, min(LOOKED_AT, len(plan.order))).astype(int)
     with suppress(CollageError):  # a shard that is lost is told when it is read
         files, _ = shards.read_files_checked(plan.order.indices(places))
-        small = sum(data is not None and is_enlarged(data, parse_fit(fit)) for data in files)
+        needed = parse_fit(fit)
+        small = sum(data is not None and is_enlarged(data, needed) for data in files)
         if small:
+            edge = "longer" if needed.mode == "letterbox" else "shorter"
             tell(
-                f"warning: {small:,} of {counted(len(files), 'picture')} looked at are smaller "
-                f"than the {shards.shape[0]} x {shards.shape[1]} px that the network gets, so they "
-                "are enlarged. --image-px makes the pictures smaller"
+                f"warning: {small:,} of {counted(len(files), 'picture')} looked at are enlarged, "
+                f"because their {edge} edge is resized to {needed.resize_px or needed.px} px. "
+                "--image-px and --resize-px make it smaller"
             )
 
 

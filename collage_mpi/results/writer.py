@@ -194,7 +194,8 @@ def leave_no_trace(out: Path, session: int) -> None:
         made = sorted(out.rglob("*"), reverse=True)
         folders = [path for path in made if path.is_dir()]
         files = [path for path in made if path not in folders]
-        if all(path.parent == out / INDEX_FOLDER for path in files):  # else another job begins here
+        mine = out / INDEX_FOLDER, out / ALONE
+        if all({path, path.parent} & {*mine} for path in files):  # else another job begins here
             for path in files:
                 path.unlink()
             for path in (*folders, out):

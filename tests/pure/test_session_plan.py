@@ -538,7 +538,9 @@ def test_small_pictures_are_not_enlarged_without_a_word(tmp_path, caplog):
     for px, small in ((40, len(files)), (10, 0)):
         caplog.clear()
         warn_of_small_pictures(plan_of((str(tmp_path / "photos"),), scheme="none", image_px=px))
-        said = f"{small} of 12 pictures looked at are smaller than the {px} x {px} px"
+        said = (
+            f"{small} of 12 pictures looked at are enlarged, because their shorter edge is resized"
+        )
         assert (said in caplog.text) == bool(small) == ("enlarged" in caplog.text)
 
 
