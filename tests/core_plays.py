@@ -250,7 +250,9 @@ class Play:
         self.step(ev.StopRequested("asked to"))
 
     def threshold(self) -> None:
-        self.step(ev.Threshold(self.rng.choice([0.4, 0.9, 0.97, None])))
+        least = self.rng.choice([0.4, 0.9, 0.97, None])
+        kinds = [kind for kind in self.world.policies if self.rng.random() < 0.7]
+        self.step(ev.Stages(kinds, least))
 
 
 def shown(event: ev.Event) -> str:

@@ -13,6 +13,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.core import Core
@@ -29,6 +30,7 @@ from collage_mpi.rows import (
     BAD_ROW,
     CELL,
     KIND_CODE,
+    OTHERS,
     OUTCOMES,
     PLACED,
     PRESENT,
@@ -109,6 +111,7 @@ class Image:
     def __init__(self, t0_ns: int, drawn: bool, label: int | None, fault: str | None) -> None:
         self.t0_ns, self.drawn, self.label, self.fault = t0_ns, drawn, label, fault
         self.kept: tuple[Any, ...] | None = None  # the row that a kept answer would give
+        self.first: dict[str, tuple[int, float]] = {}  # what first networks have said of it
         self.decided = False
         self.late_ns: float = inf  # when a kept answer counts
         self.failures = 0  # tasks of the main kind that failed, were lost or gave no answer
@@ -375,11 +378,12 @@ class World:
     def _on_inputclosed(self, _: ev.InputClosed) -> None:
         self.closed, self.admitted = True, 0
 
-    def _on_threshold(self, event: ev.Threshold) -> None:
+    def _on_stages(self, event: ev.Stages) -> None:
         if self.cascade:
-            first, self.calibrating = self.scheme.stages[0], False
-            bar = inf if event.confidence is None else event.confidence
-            self.policies[first] = Confident(bar, self.policies[first].deadline_ns)
+            self.calibrating = bool(event.kinds) and event.confidence is None
+            for kind, policy in self.policies.items():
+                bar = event.confidence if kind in event.kinds else None
+                self.policies[kind] = Confident(inf if bar is None else bar, policy.deadline_ns)
 
     def _on_left(self, event: ev.Left) -> None:
         for task, encode_ns in zip(event.tasks, event.encode_ns, strict=True):
@@ -439,7 +443,8 @@ class World:
             answer = int(cell["label"]), float(cell["score"])
             self.answers[sent.id][image] = answer
             took_ns = (event.at_ns or self.now_ns) - found.t0_ns
-            row = (sent.source, sent.id, answer, took_ns, "", (0, 0.0))
+            row = (sent.source, sent.id, answer, took_ns, "", {})
+            found.first |= {sent.kind: answer} if sent.kind != self.scheme.main else {}
             when = self._counts(sent, found, answer[1])
             if when == "now" and found.decided and sent.kind != self.scheme.main:
                 continue
@@ -447,11 +452,10 @@ class World:
                 found.kept, found.decided = row, True
             elif when == "now" and found.decided:
                 assert found.kept is not None
-                found.expected = (*found.kept[:4], "done", answer)
+                found.expected = (*found.kept[:4], "done", {"": answer})
             elif when == "now":
-                other = found.kept if found.drawn else None
-                audit = ("done", other[2]) if other else ("", (0, 0.0))
-                found.expected = (*row[:4], *audit)
+                audited = found.drawn and found.kept
+                found.expected = (*row[:4], *(("done", found.first) if audited else ("", {})))
             elif not found.decided:
                 found.kept = row
                 if when == "late":
@@ -479,8 +483,8 @@ class World:
     def _kept_row(self, image: Image) -> tuple[Any, ...]:
         assert image.kept is not None
         if image.decided:
-            return (*image.kept[:4], "failed", (0, 0.0))
-        return ("kept", *image.kept[1:3], self.now_ns - image.t0_ns, "", (0, 0.0))
+            return (*image.kept[:4], "failed", {})
+        return ("kept", *image.kept[1:3], self.now_ns - image.t0_ns, "", {})
 
     # ---- actions ------------------------------------------------------------
 
@@ -615,34 +619,40 @@ class World:
                 assert unsure or found.expected is not None
                 assert found.fault is None or row["reason"].decode() == found.fault
                 assert row["reason"]
-                assert not found.drawn or self.judged[image][1:] == (None, False, False)
+                assert not found.drawn or self.judged[image][1:] == ({}, False)
                 trusted = found.label is not None and not found.unread
                 assert row["has_label"] == trusted
                 return
             assert found.kept is not None
             assert found.decided or not self.promises
             at_ns = row["latency_ns"] + found.t0_ns
-            late = ("kept", *found.kept[1:3], at_ns - found.t0_ns, "", (0, 0.0))
-            found.expected = (*found.kept[:4], "failed", (0, 0.0)) if found.decided else late
-        source, task, (label, score), latency_ns, audited, other = found.expected
+            late = ("kept", *found.kept[1:3], at_ns - found.t0_ns, "", {})
+            found.expected = (*found.kept[:4], "failed", {}) if found.decided else late
+        source, task, (label, score), latency_ns, audited, others = found.expected
         sent = self.sent[task]
         self.used[task] += 1
         assert row["source"] == source
         assert (row["rank"], row["attempt"]) == (sent.rank, sent.attempt)
         assert (row["predicted"], row["score"]) == (label, np.float32(score))
         assert row["latency_ns"] == latency_ns
-        assert (row["audited"], row["other"]) == (audited, other[0])
-        assert row["other_score"] == np.float32(other[1])
+        assert row["audited"] == audited
+        places = {KIND[kind].place if kind else 0: said for kind, said in others.items()}
+        assert row["stages"] == sum(1 << KIND[kind].place for kind in others if kind)
+        for place, names in enumerate(OTHERS):
+            found_there = tuple(row[name] for name in names)
+            assert found_there == pytest.approx(places.get(place, (0, 0.0)))
         assert (row["decode_ns"], row["read_ns"], row["runtime"]) == (13, 7 + 11, 2)
         assert row["compute_ns"] == self.task_rows[task][8]
         if not self.scheme.grouped:
             assert row["encode_ns"] == self.encoded.get(task, 0)
         if found.drawn:
-            accepted, differs = found.decided, bool(audited == "done" and label != other[0])
-            judged = self.judged[image]
-            first = score if accepted else other[1]
-            told = None if audited != "done" else float(np.float32(first))
-            assert judged == (image, told, differs, accepted)
+            first = (
+                {source: (score, others[""][0] != label)}
+                if "" in others
+                else {kind: (bar, said != label) for kind, (said, bar) in others.items()}
+            )
+            told = {kind: (np.float32(bar), differs) for kind, (bar, differs) in first.items()}
+            assert self.judged[image] == (image, told, found.decided)
 
     # ---- invariants ---------------------------------------------------------
 

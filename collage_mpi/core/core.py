@@ -93,7 +93,7 @@ class Core:
             ev.InputPaused: self._input_ends,
             ev.InputClosed: self._input_ends,
             ev.StopRequested: lambda event: self.stop(event.reason),
-            ev.Threshold: lambda event: scheme.judge_by(self, event.confidence),
+            ev.Stages: lambda event: scheme.judge_by(self, event.kinds, event.confidence),
         }
 
     def step(self, now_ns: int, events: Sequence[Event] = ()) -> list[Action]:

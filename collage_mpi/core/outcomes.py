@@ -13,7 +13,7 @@ from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, TROUBLED
 from collage_mpi.core.table import BY_RANK_0, CELL_BYTES, SAID_BYTES
 from collage_mpi.core.work import NOBODY, Task, joined
 from collage_mpi.kinds import COLLAGE, KIND
-from collage_mpi.rows import AUDIT_CODE, SOURCE_CODE, SOURCES, packer
+from collage_mpi.rows import AUDIT_CODE, OTHERS, SOURCE_CODE, SOURCES, packer
 
 Core = Any  # `core.core.Core`, which imports this module
 
@@ -86,6 +86,8 @@ class Outcomes:
         self._core, self._table = core, core.table
         self.totals = Totals()
         self._kept_vectors: dict[int, np.ndarray] = {}  # by slot
+        # Slot of a drawn image -> kind of a first network -> its class and score.
+        self._said_first: dict[int, dict[str, tuple[int, float]]] = {}
 
     def accept(self, answer: Answer, items: np.ndarray | None = None) -> None:
         """These answers, (k,) int64, for unresolved images, count from now on; None: all do, and
@@ -99,8 +101,7 @@ class Outcomes:
                     self._use_kept(slots[decided], cells[decided])
                     self.accept(answer, items[~decided])
                     return
-                audited = slots[kept & (states & DRAWN != 0)]
-                self._audit(audited, table.records["cell"][audited])
+                table.records["audited"][slots[kept & (states & DRAWN != 0)]] = _DONE
                 self._let_go(slots[kept])
             if not len(slots):
                 return
@@ -128,6 +129,11 @@ class Outcomes:
         table.cell_bytes[slots] = answer.cells[items].view(CELL_BYTES)
         table.kept[slots] = answer.of(np.array([task.id for task in answer.tasks]), items)
         table.state[slots] |= KEPT | flags
+        drawn = table.state[slots] & DRAWN != 0
+        cells = answer.cells[items[drawn]]
+        found = zip(cells["label"].tolist(), cells["score"].tolist(), strict=True)
+        for slot, said in zip(slots[drawn].tolist(), found, strict=True):
+            self._said_first.setdefault(slot, {})[answer.kind] = said
         for task, count in answer.counts(items):
             if count:
                 task.kept += count
@@ -167,7 +173,10 @@ class Outcomes:
         for slot in slots[states & TROUBLED != 0].tolist():
             self._distrust_label(slot)  # as long as the row says which network has answered
         if others is not None:
-            self._audit(slots, others)
+            records = table.records
+            records["audited"][slots] = _DONE
+            for name, given in zip(OTHERS[0], ("label", "score"), strict=True):
+                records[name][slots] = others[given]
         else:
             decided = states & DECIDED != 0
             table.records["audited"][slots[decided]] = _FAILED
@@ -179,11 +188,6 @@ class Outcomes:
                 table.keep(table.position[[slot]], own[None])
         self._let_go(slots, used=1)
         self._resolve(slots, states, self._core.sharers(slots))
-
-    def _audit(self, slots: np.ndarray, others: np.ndarray) -> None:
-        records = self._table.records
-        records["audited"][slots] = _DONE
-        records["other"][slots], records["other_score"][slots] = others["label"], others["score"]
 
     def _let_go(self, slots: np.ndarray, used: int = 0) -> None:
         """Kept answers of these images are used, or were replaced."""
@@ -220,15 +224,22 @@ class Outcomes:
         core.gone(table.position[slots])
 
     def _judge(self, slot: int, *, accepted: bool) -> None:
-        """Tell of a drawn image's pair of answers."""
-        record, score, differs = self._table.records[slot], None, False
-        if record["audited"] == _DONE:
-            differs = bool(record["other"] != record["cell"]["label"])
-            score = float(record["cell"]["score"] if accepted else record["other_score"])
-            self.totals.audited += accepted
-            self.totals.differing += accepted and differs
+        """Tell of a drawn image's answers, and note those of first networks that do not count."""
+        record, answers = self._table.records[slot], dict[str, tuple[float, bool]]()
+        said, counts = self._said_first.pop(slot, {}), int(record["cell"]["label"])
+        if record["audited"] == _DONE and accepted:
+            differs = bool(record["other"] != counts)
+            answers = {SOURCES[record["said"]["source"]]: (float(record["cell"]["score"]), differs)}
+            self.totals.audited += 1
+            self.totals.differing += differs
+        elif record["audited"] == _DONE:
+            for kind, (label, score) in said.items():
+                place = KIND[kind].place
+                record["stages"] |= 1 << place
+                record[OTHERS[place][0]], record[OTHERS[place][1]] = label, score
+                answers[kind] = score, label != counts
         position = int(self._table.position[slot])
-        self._core.actions.append(ev.Judged(position, score, differs, accepted))
+        self._core.actions.append(ev.Judged(position, answers, accepted))
 
     def _distrust_label(self, slot: int) -> None:
         """A label cannot be trusted if no rank could read the image, or if its row is bad and only

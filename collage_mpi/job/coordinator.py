@@ -350,7 +350,7 @@ class Coordinator:
         return ends
 
     def _hear_of_supply(self, now_ns: int) -> None:
-        """Take what the ledger grants, and a new threshold."""
+        """Take what the ledger grants, and which first networks to ask."""
         supply = self._supply
         supply.look_for_pairs()
         if supply.resting(self.core.admission.unresolved):
@@ -361,8 +361,8 @@ class Coordinator:
         self._note_pause()
         if self._paused and now_ns >= self._release_at_ns:
             self._release()
-        for confidence in supply.thresholds():
-            self._step(self.clock(), ev.Threshold(confidence))
+        for stages in supply.stages():
+            self._step(self.clock(), stages)
 
     def _look_for_stop(self) -> None:
         reason = None if self._stopped else self._stop_reason()

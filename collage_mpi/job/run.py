@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -395,8 +395,9 @@ class JobRun:
             if plan.promises:
                 change.wait(self._why_stop)  # what a network says must not change with the job
                 promise = build_promise(plan, costs, change)
-                start, how = steady(start, plan.settings.judged, session.hellos, change)
-                agreed = Agreed(self.store, plan, self.session, promise, how)
+                kinds = [each.kind for each in plan.settings.stages]
+                start, hows = steady(start, kinds, session.hellos, change)
+                agreed = Agreed(self.store, plan, self.session, promise, hows)
             share = Share(
                 owner,
                 unit,
@@ -620,23 +621,26 @@ def _now() -> str:
 
 
 def steady(
-    start: Start, kind: str, hellos: Mapping[int, Hello], change: Changeover
-) -> tuple[Start, str]:
-    """The start of a session in which every rank must give the same answers of a kind, and how it
-    answers: as most ranks can.
+    start: Start, kinds: Collection[str], hellos: Mapping[int, Hello], change: Changeover
+) -> tuple[Start, dict[str, str]]:
+    """The start of a session in which every rank must give the same answers of some kinds, and how
+    each kind answers: as most ranks can.
 
     Args:
         start: of another session.
-        kind: of the network.
+        kinds: of networks.
         hellos: of this team's ranks.
         change: has made the networks for other runtimes, as far as that pays.
     """
-    ways = sorted(hello.how(kind) for hello in hellos.values() if kind in hello.kinds)
-    how = max(ways, key=ways.count, default="")
+    hows, said = dict[str, str](), dict[str, str]()
+    for kind in kinds:
+        ways = sorted(hello.how(kind) for hello in hellos.values() if kind in hello.kinds)
+        hows[kind] = said[kind] = max(ways, key=ways.count, default="")
+        record = change.record(kind)
+        if record is not None and record.runtime != TORCH:
+            said[kind] = record.answerer
     made = {each: folder for each, folder in change.folders.items() if change.record(each)}
-    record = change.record(kind)
-    said = how if record is None or record.runtime == TORCH else record.answerer
-    return replace(start, runtimes=made, steady={kind: how}), said
+    return replace(start, runtimes=made, steady=hows), said
 
 
 def build_promise(plan: Plan, costs: ServiceCosts, change: Changeover) -> Promise:
@@ -649,17 +653,26 @@ def build_promise(plan: Plan, costs: ServiceCosts, change: Changeover) -> Promis
     """
     settings = plan.settings
     assert settings.agree is not None
-    batch, size, first = settings.batch_size, settings.group_size, settings.judged
-    further = {SINGLE: 1.0, first: 1.0, **costs.batch_costs}
-    exact = batch_factor(batch, further[SINGLE]) / batch
-    inputs = size if KIND[first].batched else 1
-    ratio = costs.ratio * batch_factor(inputs * batch, further[first]) / (size * batch) / exact
-    made = change.record(first), change.record(SINGLE)
-    if made[0] is not None and made[1] is not None:  # timed beside torch, with as many threads
-        ratio = made[0].own_ms / made[1].own_ms * inputs / size
+    prices = {each.kind: _price(plan, costs, change, each.kind) for each in settings.stages}
     # In steps, so that equal jobs seldom decide otherwise because a time was measured otherwise.
-    candidate = Candidate(first, 0.0, max(1, round(ratio * STEPS)) / STEPS)
-    return Promise(Asked(len(plan.order), settings.agree, 1.0), [candidate])
+    steps = {kind: max(1, round(price * STEPS)) for kind, price in prices.items()}
+    candidates = [Candidate(kind, 0.0, count / STEPS) for kind, count in steps.items()]
+    return Promise(Asked(len(plan.order), settings.agree, 1.0), candidates)
+
+
+def _price(plan: Plan, costs: ServiceCosts, change: Changeover, kind: str) -> float:
+    """Time of an image on a first network divided by that on the exact one, in the batches that are
+    sent."""
+    batch, size = plan.settings.batch_size, plan.settings.group_size
+    inputs = size if KIND[kind].batched else 1
+    made, exact = change.record(kind), change.record(SINGLE)
+    if made is not None and exact is not None:  # timed beside torch, with as many threads
+        return made.own_ms / exact.own_ms * inputs / size
+    ours, single = (
+        batch_factor(n * batch, costs.batch_costs.get(each, 1.0)) / batch
+        for each, n in ((kind, inputs), (SINGLE, 1))
+    )
+    return costs.costs[kind] * ours / size / single
 
 
 def warn_of_bad_shards(shards: ShardSet) -> None:

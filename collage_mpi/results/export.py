@@ -34,6 +34,7 @@ from collage_mpi.results.vectors import (
 from collage_mpi.rows import (
     IMAGES,
     NAMES,
+    OTHERS,
     TABLES,
     WAIT_FORMULA,
     TableLayout,
@@ -383,15 +384,12 @@ def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, st
     return f"{path}: no file given has its SHA-256{unread}"
 
 
-# Column of images -> the column that is 1 if this column has a value.
+# Column of images -> the column of which this bit is set if this column has a value.
 _MASKED = {
-    "predicted": "answered",
-    "score": "answered",
-    "rank": "answered",
-    "wait_ns": "answered",
-    "label": "has_label",
-    "other": "audited",
-    "other_score": "audited",
+    **dict.fromkeys(("predicted", "score", "rank", "wait_ns"), ("answered", 1)),
+    "label": ("has_label", 1),
+    **dict.fromkeys(OTHERS[0], ("audited", 1)),
+    **{name: ("stages", 1 << at) for at, pair in enumerate(OTHERS) if at for name in pair},
 }
 _OF_CLASSES = ("predicted", "score")
 # Column of images -> the name columns that follow it.
@@ -667,7 +665,8 @@ def columns(results: SomeRows, table: str, named: ImageNames) -> dict[str, np.ma
     found = {**found, "wait_ns": wait_ns(rows), "reason": reason}
     complete: dict[str, np.ma.MaskedArray] = {}
     for name, values in found.items():
-        absent = rows[_MASKED[name]] != 1 if name in _MASKED else False
+        column, bit = _MASKED.get(name, ("", 0))
+        absent = rows[column] & bit == 0 if column else False
         if name in _OF_CLASSES:
             absent = ~classified(rows, results.manifest)
         complete[name] = np.ma.array(values, mask=absent)

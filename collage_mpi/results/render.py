@@ -213,10 +213,10 @@ def promise_text(summary: Json) -> str:
         return f"promise: at most {most} of the answers change; all are the single network's."
     low, high = (100 * end for end in found["ci95"])
     return (
-        f"promise: with 95 % probability at most {most} of the answers change; an answer of the "
-        f"first stage counts from a score of {found['confidence']:.4g} on. {found['differing']:,} "
-        f"of {found['audited']:,} audited ones differ (95 % interval {low:.2f}-{high:.2f} %)."
-        + saved
+        f"promise: with 95 % probability at most {most} of the answers change; an answer of "
+        f"{found['candidate']} counts from a score of {found['confidence']:.4g} on. "
+        f"{found['differing']:,} of {found['audited']:,} audited ones differ (95 % interval "
+        f"{low:.2f}-{high:.2f} %)." + saved
     )
 
 

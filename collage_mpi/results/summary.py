@@ -49,9 +49,9 @@ from collage_mpi.rows import (
     SOURCE_CODE,
     SOURCES,
     TASKS,
-    cells_of,
     columns_of,
     inputs_of,
+    pairs_in,
     ran_together,
     wait_ns,
 )
@@ -292,8 +292,7 @@ class PromiseTally:
             return
         at = rows["position"]
         mine = rows[(at >= self._held["proved"]) & (at < self._held["drawn"])]
-        scores, differs = cells_of(mine)
-        both = mine["audited"] == AUDIT_CODE["done"]
+        both, scores, differs = pairs_in(mine, self._held["candidate"])
         self.audited += int(both.sum())
         self.differing += int((both & differs & (scores >= self._held["confidence"])).sum())
 

@@ -290,7 +290,8 @@ class RedundancySettings(Settings):
     first: tuple[str, ...] = _setting(
         (),
         "scheme cascade: networks that are asked before the single network, in this order. Each "
-        "answers what the one before it is unsure of. A network as for --single, or collage:W, and "
+        "answers what the one before it is unsure of; with --agree the run chooses one of them. A "
+        "network as for --single, or collage:W, and "
         "behind it any of @160px (input size), @bfloat16 and other formats, @openvino and other "
         "runtimes, @margin or @top (score), @0.9 (threshold; otherwise --confidence)",
         unset="the collage network",
@@ -345,8 +346,8 @@ class RedundancySettings(Settings):
         None,
         "ask a cheaper network first, and choose the lowest score from which on its answers count, "
         "without labels, so that at most 1 - A of all images get another answer than the single "
-        "network's, with a probability of 95 % (docs/cascade.md). The cheaper network is that of "
-        "--first or --collage, or the single one in bfloat16. The scheme is then cascade",
+        "network's, with a probability of 95 % (docs/cascade.md). The cheaper network is one of "
+        "--first, or that of --collage, or the single one in bfloat16. The scheme is then cascade",
         metavar="A",
         above=0,
         below=1,
@@ -415,11 +416,11 @@ class RedundancySettings(Settings):
                 "by a score: add --scheme cascade, or leave out --agree"
             )
         given = next((s for s in self.stages if s.threshold is not None), None)
-        if self.agree is not None and (len(self.stages) > 1 or given):
-            why = f"first {given.text} has a threshold" if given else "--first names several"
+        if self.agree is not None and given is not None:
             raise UsageError(
-                f"agree is {self.agree:g}, and {why}: --agree chooses one score, for one first "
-                "network. Leave it out and give each network a threshold: --first W@0.9 V@0.8"
+                f"agree is {self.agree:g}, and first {given.text} has a threshold: --agree chooses "
+                "the network and its score. Leave out the threshold, or leave out --agree and give "
+                "each network a threshold: --first W@0.9 V@0.8"
             )
         make_scheme(self.scheme_settings())
 
@@ -609,7 +610,8 @@ class RedundancySettings(Settings):
         if self.uses_single and self.singles not in (None, self.usual_singles):
             parts.append(f"N = {self.singles}")
         if len(self.stages) > 1:
-            parts[0] += f" of {len(self.stages) + 1} stages"
+            chain = f" of {len(self.stages) + 1} stages"
+            parts[0] += chain if self.agree is None else f", {len(self.stages)} tried"
         beside = self.needs - {SINGLE}
         if beside and self.collage_ranks != 1 and not self.any_size:
             parts.append(f"M = {self.collage_ranks}")
