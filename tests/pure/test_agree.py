@@ -211,9 +211,8 @@ class Jobs:
         candidates: Sequence[Candidate] = (CHEAP,),
         hows: tuple[str, str] = ("torch bfloat16",) * 2,
     ) -> None:
-        stages = [
-            SimpleNamespace(kind=each.name, text=f"net{each.name[-1]}") for each in candidates
-        ]
+        kinds = [each.name for each in candidates]
+        stages = [SimpleNamespace(kind=kind, text=f"net{kind[-1]}") for kind in kinds]
         settings = SimpleNamespace(out=str(folder), stages=stages)
         plan = SimpleNamespace(settings=settings, front=9_000)
         self.store, self.now_s = FolderStore(folder), 0.0
@@ -221,11 +220,12 @@ class Jobs:
         join(self.store, Run(1, 0, 1000, 1000, by="a" * 32, settings={}))
         promises = [Promise(asked, candidates) for _ in range(2)]
         self.jobs = [
-            Agreed(
-                self.store, plan, session, promise, dict.fromkeys(kinds, how), lambda: self.now_s
-            )
+            Agreed(self.store, plan, session, promise, dict.fromkeys(kinds, how), self.clock)
             for session, (promise, how) in enumerate(zip(promises, hows, strict=True), 1)
         ]
+
+    def clock(self) -> float:
+        return self.now_s
 
     def heard(self) -> list[list[Heard]]:
         """What is new to each job, LOOK_S later."""
@@ -277,9 +277,8 @@ def test_of_several_candidates_one_is_chosen_and_the_record_names_it(tmp_path, c
     both.jobs[0].pairs(
         pair._replace(answers={"stage2": pair.answers["stage2"]}) for pair in answered[200:]
     )
-    mine, _ = both.heard()
+    mine, theirs = both.heard()
     assert [(each.kinds, each.threshold.confidence) for each in mine] == [(("stage2",), 0.5)]
-    _, theirs = both.heard()
     assert theirs == mine
     held = json.loads((tmp_path / "thresholds/1.json").read_text())
     assert (held["candidate"], held["confidence"], held["how"]) == ("stage2", 0.5, "torch bfloat16")
