@@ -672,7 +672,8 @@ def _price(plan: Plan, costs: ServiceCosts, change: Changeover, kind: str) -> fl
         batch_factor(n * batch, costs.batch_costs.get(each, 1.0)) / batch
         for each, n in ((kind, inputs), (SINGLE, 1))
     )
-    return costs.costs[kind] * ours / size / single
+    ratio = costs.costs[kind] * ours / size / single  # in torch, in which one of them may stay
+    return ratio * (1.0 if exact is None else exact.times) / (1.0 if made is None else made.times)
 
 
 def warn_of_bad_shards(shards: ShardSet) -> None:

@@ -383,6 +383,18 @@ def test_the_price_of_networks_that_were_made_is_what_they_were_timed_at():
     assert promise.candidates[0].image_s == 0.75
 
 
+@pytest.mark.parametrize(("made", "ratio"), [("single", 0.8), ("stage1", 0.2)])
+def test_a_network_that_stays_in_torch_is_priced_beside_one_that_does_not(made, ratio):
+    plan = SimpleNamespace(
+        settings=RunSettings(scheme="cascade", first=("q",), agree=0.98, batch=1),
+        order=Order(Permutation(1_000)),
+    )
+    records = {made: SimpleNamespace(own_ms=1.0, times=2.0)}
+    costs = ServiceCosts({}, {}, {"stage1": 0.4}, {}, 1, None)
+    promise = runs.build_promise(plan, costs, SimpleNamespace(record=records.get))
+    assert promise.candidates == [Candidate("stage1", 0.0, ratio)]
+
+
 def test_images_that_come_to_a_run_later_are_not_promised():
     facts = (Order(Permutation(2_000)), *[None] * 4)
     plan = Plan(cascade(agree=0.99, first=("q",)), None, *facts)
