@@ -169,6 +169,8 @@ class World:
         self.policies = dict(self.scheme.accept)
         self.cascade = scheme == "cascade"
         self.promises = self.calibrating = self.cascade and calibrate
+        self.asking: Iterable[str] = {*self.policies}  # first networks that get new images
+        self.sent_once: set[int] = set()  # images
         self.now_ns = 0
         self.log: list[tuple[int, tuple[ev.Event, ...], list[Any]]] = []
         self.sent: dict[int, Sent] = {}
@@ -380,6 +382,7 @@ class World:
 
     def _on_stages(self, event: ev.Stages) -> None:
         if self.cascade:
+            self.asking = event.kinds
             self.calibrating = bool(event.kinds) and event.confidence is None
             for kind, policy in self.policies.items():
                 bar = event.confidence if kind in event.kinds else None
@@ -521,6 +524,8 @@ class World:
                     others = [s for s in self.live.values() if image in s.images]
                     asked = {sent.rank for sent in others if sent.id != task.id}
                     assert asked <= self.silent, "two stages are asked at a time"
+                    assert task.kind in self.asking or image in self.sent_once
+                self.sent_once.add(image)
                 if task.spare:
                     assert self.closed or self.paused, "a copy though images may come"
                     assert not self.open[image].failures, "a copy of what has failed"
