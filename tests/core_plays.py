@@ -181,7 +181,8 @@ class Play:
             state = PRESENT
             if self.rough and rng.random() < 0.1:
                 state = rng.choice([ABSENT, UNREAD, BAD_ROW])
-            cells[image] = rng.randrange(10), rng.choice([0.3, 0.75, 0.95, 1.0]), state
+            label, score = rng.randrange(10), rng.choice([0.3, 0.75, 0.95, 1.0])
+            cells[image] = label, score, state, rng.choice([0, 0, 9])
         at_ns = max(0, world.now_ns - MS) if rng.random() < 0.1 else 0
         took_ns = self.speed[sent.rank] * rng.choice([4, 5, 9]) * MS
         return world.answered(task, cells, compute_ns=took_ns, at_ns=at_ns)

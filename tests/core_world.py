@@ -111,7 +111,7 @@ class Image:
     def __init__(self, t0_ns: int, drawn: bool, label: int | None, fault: str | None) -> None:
         self.t0_ns, self.drawn, self.label, self.fault = t0_ns, drawn, label, fault
         self.kept: tuple[Any, ...] | None = None  # the row that a kept answer would give
-        self.first: dict[str, tuple[int, float]] = {}  # what first networks have said of it
+        self.first: dict[str, tuple[int, float, int]] = {}  # what first networks have said of it
         self.decided = False
         self.late_ns: float = inf  # when a kept answer counts
         self.failures = 0  # tasks of the main kind that failed, were lost or gave no answer
@@ -177,7 +177,7 @@ class World:
         self.live: dict[int, Sent] = {}
         self.messages: list[list[int]] = []  # numbers of tasks
         self.cancelled: set[int] = set()
-        self.answers: dict[int, dict[int, tuple[int, float]]] = {}
+        self.answers: dict[int, dict[int, tuple[int, float, int]]] = {}
         self.task_rows: dict[int, tuple[Any, ...]] = {}  # as expected
         self.used: Counter[int] = Counter()  # task -> images that it resolved
         self.images: dict[int, Image] = {}
@@ -275,7 +275,7 @@ class World:
         reasons = [
             f"worn {i}" for i, cell in zip(sent.images, found, strict=True) if cell[2] > PRESENT
         ]
-        made = np.array([(*cell, (0, 0, 0)) for cell in found], CELL)
+        made = np.array([(*cell[:3], 0, cell[3] if len(cell) > 3 else 0) for cell in found], CELL)
         kept = np.array([(task, i) for i in sent.images], np.float32) if self.keeps else None
         own = measured_bytes(Measured(compute_ns=compute_ns, read_ns=11, runtime=2))
         return ev.Answered((task,), sent.rank, made, compute_ns, own, 13, reasons, kept, at_ns)
@@ -443,7 +443,7 @@ class World:
             found = self.open.get(image)
             if found is None or not present or found.expected is not None:
                 continue
-            answer = int(cell["label"]), float(cell["score"])
+            answer = int(cell["label"]), float(cell["score"]), int(cell["also"])
             self.answers[sent.id][image] = answer
             took_ns = (event.at_ns or self.now_ns) - found.t0_ns
             row = (sent.source, sent.id, answer, took_ns, "", {})
@@ -633,7 +633,7 @@ class World:
             at_ns = row["latency_ns"] + found.t0_ns
             late = ("kept", *found.kept[1:3], at_ns - found.t0_ns, "", {})
             found.expected = (*found.kept[:4], "failed", {}) if found.decided else late
-        source, task, (label, score), latency_ns, audited, others = found.expected
+        source, task, (label, score, also), latency_ns, audited, others = found.expected
         sent = self.sent[task]
         self.used[task] += 1
         assert row["source"] == source
@@ -641,22 +641,24 @@ class World:
         assert (row["predicted"], row["score"]) == (label, np.float32(score))
         assert row["latency_ns"] == latency_ns
         assert row["audited"] == audited
-        places = {KIND[kind].place if kind else 0: said for kind, said in others.items()}
-        assert row["stages"] == sum(1 << KIND[kind].place for kind in others if kind)
+        differs = {kind: (said, bits) != (label, also) for kind, (said, _, bits) in others.items()}
+        by = {kind: KIND[kind or source].place for kind in others}  # "": that audits
+        assert row["stages"] == sum(
+            (1 << by[kind] if kind else 0) + (8 << by[kind] if differs[kind] else 0) for kind in by
+        )
+        places = {by[kind] if kind else 0: said[:2] for kind, said in others.items()}
         for place, names in enumerate(OTHERS):
-            found_there = tuple(row[name] for name in names)
-            assert found_there == pytest.approx(places.get(place, (0, 0.0)))
+            columns = tuple(row[name] for name in names)
+            assert columns == pytest.approx(places.get(place, (0, 0.0)))
         assert (row["decode_ns"], row["read_ns"], row["runtime"]) == (13, 7 + 11, 2)
         assert row["compute_ns"] == self.task_rows[task][8]
         if not self.scheme.grouped:
             assert row["encode_ns"] == self.encoded.get(task, 0)
         if found.drawn:
-            first = (
-                {source: (score, others[""][0] != label)}
-                if "" in others
-                else {kind: (bar, said != label) for kind, (said, bar) in others.items()}
-            )
-            told = {kind: (np.float32(bar), differs) for kind, (bar, differs) in first.items()}
+            told = {
+                kind or source: (np.float32(bar if kind else score), differs[kind])
+                for kind, (_, bar, _) in others.items()
+            }
             assert self.judged[image] == (image, told, found.decided)
 
     # ---- invariants ---------------------------------------------------------
@@ -915,7 +917,7 @@ class World:
         decided = [row for image, row in self.rows.items() if self.images[image].decided]
         audited = [row for row in decided if row["audited"] == "done"]
         assert totals.audited == len(audited)
-        assert totals.differing == sum(r["predicted"] != r["other"] for r in audited)
+        assert totals.differing == sum(r["stages"] >= 8 for r in audited)
         drawn = {i for i in self.rows if self.images[i].drawn}
         assert self.judged.keys() == drawn
         return self

@@ -198,7 +198,7 @@ class Judged(NamedTuple):
 
     Attributes:
         answers: kind of a first network that has answered, as the exact one has -> its score, and
-            whether the two name different classes.
+            whether it is changed.
         accepted: whether a first network's answer is the outcome.
     """
 

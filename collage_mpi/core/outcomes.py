@@ -13,7 +13,7 @@ from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, TROUBLED
 from collage_mpi.core.table import BY_RANK_0, CELL_BYTES, SAID_BYTES
 from collage_mpi.core.work import NOBODY, Task, joined
 from collage_mpi.kinds import COLLAGE, KIND
-from collage_mpi.rows import AUDIT_CODE, OTHERS, SOURCE_CODE, SOURCES, packer
+from collage_mpi.rows import AUDIT_CODE, CHANGED, OTHERS, SOURCE_CODE, SOURCES, packer
 
 Core = Any  # `core.core.Core`, which imports this module
 
@@ -86,8 +86,8 @@ class Outcomes:
         self._core, self._table = core, core.table
         self.totals = Totals()
         self._kept_vectors: dict[int, np.ndarray] = {}  # by slot
-        # Slot of a drawn image -> kind of a first network -> its class and score.
-        self._said_first: dict[int, dict[str, tuple[int, float]]] = {}
+        # Slot of a drawn image -> kind of network -> its answer, which does not count.
+        self._said: dict[int, dict[str, np.void]] = {}
 
     def accept(self, answer: Answer, items: np.ndarray | None = None) -> None:
         """These answers, (k,) int64, for unresolved images, count from now on; None: all do, and
@@ -130,10 +130,7 @@ class Outcomes:
         table.kept[slots] = answer.of(np.array([task.id for task in answer.tasks]), items)
         table.state[slots] |= KEPT | flags
         drawn = table.state[slots] & DRAWN != 0
-        cells = answer.cells[items[drawn]]
-        found = zip(cells["label"].tolist(), cells["score"].tolist(), strict=True)
-        for slot, said in zip(slots[drawn].tolist(), found, strict=True):
-            self._said_first.setdefault(slot, {})[answer.kind] = said
+        self._note_said(answer.kind, slots[drawn], answer.cells[items[drawn]])
         for task, count in answer.counts(items):
             if count:
                 task.kept += count
@@ -173,10 +170,8 @@ class Outcomes:
         for slot in slots[states & TROUBLED != 0].tolist():
             self._distrust_label(slot)  # as long as the row says which network has answered
         if others is not None:
-            records = table.records
-            records["audited"][slots] = _DONE
-            for name, given in zip(OTHERS[0], ("label", "score"), strict=True):
-                records[name][slots] = others[given]
+            table.records["audited"][slots] = _DONE
+            self._note_said(self._core.scheme.main, slots, others)
         else:
             decided = states & DECIDED != 0
             table.records["audited"][slots[decided]] = _FAILED
@@ -223,21 +218,26 @@ class Outcomes:
             core.moot(tasks)
         core.gone(table.position[slots])
 
+    def _note_said(self, kind: str, slots: np.ndarray, cells: np.ndarray) -> None:
+        for slot, cell in zip(slots.tolist(), cells, strict=True):
+            self._said.setdefault(slot, {})[kind] = cell.copy()  # not the whole message
+
     def _judge(self, slot: int, *, accepted: bool) -> None:
         """Tell of a drawn image's answers, and note those of first networks that do not count."""
         record, answers = self._table.records[slot], dict[str, tuple[float, bool]]()
-        said, counts = self._said_first.pop(slot, {}), int(record["cell"]["label"])
-        if record["audited"] == _DONE and accepted:
-            differs = bool(record["other"] != counts)
-            answers = {SOURCES[record["said"]["source"]]: (float(record["cell"]["score"]), differs)}
-            self.totals.audited += 1
-            self.totals.differing += differs
-        elif record["audited"] == _DONE:
-            for kind, (label, score) in said.items():
-                place = KIND[kind].place
-                record["stages"] |= 1 << place
-                record[OTHERS[place][0]], record[OTHERS[place][1]] = label, score
-                answers[kind] = score, label != counts
+        said, counts = self._said.pop(slot, {}), record["cell"]
+        if record["audited"] == _DONE:
+            own = SOURCES[record["said"]["source"]]
+            kinds = (self._core.scheme.main,) if accepted else said.keys()
+            for kind in kinds:
+                cell, first = said[kind], own if accepted else kind
+                changed = bool(cell["label"] != counts["label"] or cell["also"] != counts["also"])
+                column, place = KIND[kind].place, KIND[first].place
+                record["stages"] |= (not accepted) << place | changed << place + CHANGED
+                record[OTHERS[column][0]], record[OTHERS[column][1]] = cell["label"], cell["score"]
+                answers[first] = float((counts if accepted else cell)["score"]), changed
+                self.totals.audited += accepted
+                self.totals.differing += accepted and changed
         position = int(self._table.position[slot])
         self._core.actions.append(ev.Judged(position, answers, accepted))
 

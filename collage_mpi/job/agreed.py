@@ -27,6 +27,7 @@ from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results.manifest import threshold_name
 from collage_mpi.results.parts import PartName, counted, read_part
 from collage_mpi.rows import IMAGES
+from collage_mpi.settings.stages import CLASS
 from collage_mpi.system.files import make_directory
 from collage_mpi.system.printable import counted as counted_words
 from collage_mpi.system.tell import tell
@@ -101,16 +102,17 @@ class Agreed:
         raw = msgspec.json.encode(Held(**asdict(mine), how=how))
         found = self._adopted(self._store.settled(NAME, raw))
         if found.threshold == mine:
-            tell(f"collage-mpi run: agree {self._promise.asked.agree:g}: {self._told()}")
+            settings = self._plan.settings
+            on = "" if settings.agree_on == CLASS else f" on {settings.agree_on}"
+            names = {each.kind: each.text for each in settings.stages}
+            agree = f"agree {self._promise.asked.agree:g}{on}"
+            tell(f"collage-mpi run: {agree}: {told(self._promise, names)}")
         return [found]
 
     @property
     def number(self) -> int:
         """Of the threshold that applies; 0 before it is known."""
         return int(self._held is not None)
-
-    def _told(self) -> str:
-        return told(self._promise, {each.kind: each.text for each in self._plan.settings.stages})
 
     def _take(self, pairs: Iterable[Pair]) -> None:
         for pair in pairs:

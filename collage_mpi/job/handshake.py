@@ -298,6 +298,7 @@ def _welcome(plan: Plan, encoder: Encoder) -> Welcome:
         fit=plan.shards.fit,
         must_read=settings.pixels == "workers",
         ranks=settings.teams * plan.placement.world_size,
+        agree_on=settings.agree_on,
     )
 
 

@@ -23,7 +23,7 @@ from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.models.named import is_foreign, is_null
 from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
-from collage_mpi.settings.stages import Stage
+from collage_mpi.settings.stages import CLASS, Stage
 from collage_mpi.system.process_tree import ProcessId
 
 SHARDS_FRAME_BYTES = 128  # of a message of shards: its header, and the JSON around the texts
@@ -72,6 +72,7 @@ class Welcome:
         must_read: whether the rank fails if its host does not have the shards. Otherwise Hello
             says so.
         stages: kind -> how the network of a stage differs from the exact one's.
+        agree_on: what of an answer is compared with others, one of `stages.AGREE_ON`.
         ranks: number of ranks of the world. All are assumed to be on one host and share its cores,
             unless the launcher says how many are.
     """
@@ -85,6 +86,7 @@ class Welcome:
     fit: str | None
     must_read: bool
     ranks: int
+    agree_on: str = CLASS
     stages: dict[str, Stage] = field(default_factory=dict)
 
     def how_of(self, kind: str, spec: str) -> Loading:

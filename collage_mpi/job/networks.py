@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.encoding.collage import decode, resized
+from collage_mpi.encoding.collage import best_five, decode, resized
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.errors import CollageError, EnvironmentFault
@@ -42,7 +42,7 @@ from collage_mpi.models.waiting import WaitingNetwork
 from collage_mpi.mpi.answers import ANSWERED, FAILED, Score, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.rows import ANSWERERS
-from collage_mpi.settings.stages import MARGIN, TOP
+from collage_mpi.settings.stages import CLASS, MARGIN, TOP, TOP5
 from collage_mpi.system.environment import (
     assign_device,
     local_gpu_rank,
@@ -404,7 +404,8 @@ class Networks:
         self, task: WireTask, scores: np.ndarray, given: Mapping[str, np.ndarray]
     ) -> WireResult:
         """The answer to a task, with the vectors that the user keeps."""
-        result = result_of(task, scores, self._scores.get(task.kind, TOP))
+        by = self._scores.get(task.kind, TOP)
+        result = result_of(task, scores, by, self._welcome.agree_on)
         if self._layout is None or result.status == FAILED:
             return result
         flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
@@ -440,7 +441,9 @@ def _address(array: np.ndarray) -> int:
     return address
 
 
-def result_of(task: WireTask, scores: np.ndarray, by: str = TOP) -> WireResult:
+def result_of(
+    task: WireTask, scores: np.ndarray, by: str = TOP, agree_on: str = CLASS
+) -> WireResult:
     """The answer to a task. The task has failed if no row of its scores is finite.
 
     Args:
@@ -448,11 +451,16 @@ def result_of(task: WireTask, scores: np.ndarray, by: str = TOP) -> WireResult:
         scores: (n, 1, classes) for a single task or a batch, a row per item; (1, cells, classes)
             for a collage, a row per cell.
         by: what the score of an answer is, one of `stages.SCORES`.
+        agree_on: what of an answer is compared with others, one of `stages.AGREE_ON`.
     """
     kind = KIND[task.kind]
     flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
     answers = decode(flat, margin=by == MARGIN)
-    records = [None if found is None else Score(*found) for found in answers]
+    also = best_five(flat).tolist() if agree_on == TOP5 else [0] * len(flat)
+    records = [
+        None if found is None else Score(*found, more)
+        for found, more in zip(answers, also, strict=True)
+    ]
     if not any(records) and not np.isfinite(flat).all(axis=1).any():
         return failed(task, NOT_FINITE)
     places = [cell for _, cell in task.items] if kind.encoded else range(len(task.items))

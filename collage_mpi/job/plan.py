@@ -44,6 +44,7 @@ from collage_mpi.settings.run_settings import (
     any_foreign,
     with_accept_of,
 )
+from collage_mpi.settings.stages import BEST, TOP5
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
 from collage_mpi.shards.order import (
@@ -477,7 +478,12 @@ def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry
 
 
 def check_top_k(settings: RunSettings, classes: int | None) -> None:
-    """Raise UsageError if `top_k` is larger than the number of classes."""
+    """Raise UsageError if there are fewer classes than `top_k` or `agree_on` need."""
+    if classes is not None and settings.agree_on == TOP5 and classes <= BEST:
+        raise UsageError(
+            f"agree_on is {TOP5}, and there are only {classes} classes: all of them are always "
+            "among the five best. Leave it out"
+        )
     if classes is not None and (settings.top_k or 0) > classes:
         raise UsageError(f"top_k is {settings.top_k}, but there are only {classes} classes")
 

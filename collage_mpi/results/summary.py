@@ -282,7 +282,8 @@ class PromiseTally:
     """Counts the images whose answers audited the threshold of `--agree`."""
 
     def __init__(self, manifest: Json) -> None:
-        self._agree = (manifest.get("settings") or {}).get("agree")
+        settings = manifest.get("settings") or {}
+        self._asked = {name: settings.get(name) for name in ("agree", "agree_on")}
         self._held = next(iter(manifest.get("thresholds") or []), None)
         self.audited = self.differing = 0
 
@@ -304,7 +305,7 @@ class PromiseTally:
 
         ends = share_interval(self.differing, self.audited)
         counts = {"audited": self.audited, "differing": self.differing, "ci95": list(ends)}
-        return {"agree": self._agree, **self._held, **counts}
+        return {**self._asked, **self._held, **counts}
 
 
 class TaskTally:

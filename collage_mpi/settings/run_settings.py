@@ -29,13 +29,23 @@ from collage_mpi.core.schemes import (
 )
 from collage_mpi.core.settings import CoreSettings
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
-from collage_mpi.encoding.vectors import EMBEDDINGS, OUTPUTS, SAVES, Extras
+from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE, OUTPUTS, SAVES, Extras
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, KINDS, SINGLE, TABLE
 from collage_mpi.models.info import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.models.named import check_trust, is_foreign, is_function, is_null
 from collage_mpi.removed import removed_setting
-from collage_mpi.settings.stages import MARGIN, TOP, Stage, at_threshold, read_stages
+from collage_mpi.settings.stages import (
+    AGREE_ON,
+    BEST,
+    CLASS,
+    MARGIN,
+    TOP,
+    TOP5,
+    Stage,
+    at_threshold,
+    read_stages,
+)
 from collage_mpi.system.fields import AUTO, Settings, about, by_name, names, setting
 from collage_mpi.system.printable import counted, shown
 from collage_mpi.workload.straggler_settings import StragglerSettings
@@ -352,6 +362,12 @@ class RedundancySettings(Settings):
         above=0,
         below=1,
     )
+    agree_on: str = _accept(
+        CLASS,
+        "what --agree promises of an answer. class: its class. top5: its class, and which five "
+        "classes are the best, in any order; needs 6 classes or more",
+        choices=AGREE_ON,
+    )
     deadline_ms: float | None = _accept(
         None,
         "an answer with a lower score than --confidence counts this long after its group entered "
@@ -398,6 +414,8 @@ class RedundancySettings(Settings):
                 f"agree is {self.agree:g} with confidence {self.confidence:g}: agree chooses the "
                 "score that counts; leave out --confidence, or --agree"
             )
+        if self.agree is None and self.agree_on != CLASS:
+            raise UsageError(f"agree_on is {self.agree_on}: it says what --agree promises; add it")
         if self.agree is not None and self.deadline_ms is not None:
             raise UsageError(
                 f"agree is {self.agree:g} with a deadline: after the deadline an answer counts "
@@ -889,6 +907,7 @@ PROFILES: dict[str, Json] = {
         "placement": "fixed",
         "confidence": 0.0,
         "agree": None,
+        "agree_on": CLASS,
         "deadline_ms": None,
         "audit": 0.0,
         "hedge_ms": None,
@@ -969,10 +988,12 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             )
         if self.save == OUTPUTS:
             self._check_map(encoded)
-        if self.agree is not None and self.extras:
+        five = self.agree_on == TOP5 and self.top_k in (None, 1, BEST)
+        if self.agree is not None and (self.save != NO_SAVE or (self.top_k and not five)):
             raise UsageError(
                 f"agree is {self.agree:g}, and more than the class is kept of an image: only the "
-                "class is promised. Leave out --top-k and --save, or --agree"
+                "class is promised, with --agree-on top5 also which five classes are the best, so "
+                "that --top-k may be 5. Leave out --top-k and --save, or --agree"
             )
         named = next((stage.network for stage in self.stages if stage.kind == COLLAGE), "")
         if named and self.collage and named != self.collage:
@@ -1296,4 +1317,5 @@ def any_foreign(settings: RunSettings) -> bool:
 def with_every_answer(settings: RunSettings) -> RunSettings:
     """The settings changed so that every answer counts at once."""
     first = tuple(replace(stage, threshold=None).text for stage in settings.stages)
-    return replace(settings, confidence=0.0, agree=None, first=first if settings.first else ())
+    own = first if settings.first else ()
+    return replace(settings, confidence=0.0, agree=None, agree_on=CLASS, first=own)

@@ -286,7 +286,7 @@ def test_behind_a_group_that_was_cut_short_images_for_a_whole_one_are_awaited():
 
 def test_after_a_pause_images_may_come_and_another_end_game_copies_them():
     found = core(depth=4, endgame=True)
-    cell = np.array([(1, 0.5, PRESENT, (0, 0, 0))], CELL)
+    cell = np.array([(1, 0.5, PRESENT, 0, 0)], CELL)
     (first,) = tasks(found.step(1, [arrived(0)]))
     copies = tasks(found.step(2, [ev.InputPaused()]))
     assert [list(copy.positions) for copy in copies] == [[0]]

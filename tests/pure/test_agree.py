@@ -52,6 +52,9 @@ def cascade(**more) -> RunSettings:
         ({"agree": 1.0}, "between 0 and 1"),
         ({"agree": 0.0}, "between 0 and 1"),
         ({"top_k": 5}, "only the class is promised"),
+        ({"top_k": 3, "agree_on": "top5"}, "so that --top-k may be 5"),
+        ({"top_k": 5, "agree_on": "top5", "save": "scores"}, "Leave out --top-k and --save"),
+        ({"agree": None, "agree_on": "top5"}, "what --agree promises; add it"),
         ({"save": "scores"}, "Leave out --top-k and --save"),
     ],
 )
@@ -181,8 +184,7 @@ def test_rows_give_the_same_pairs() -> None:
         AUDIT_CODE[each] for each in ("done", "done", "", "", "done", "failed", "done")
     ]
     rows["score"], rows["other_score"], rows["other2_score"] = 0.75, 0.25, 0.5
-    rows["other"], rows["other2"] = [1, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 2, 0, 0]
-    rows["stages"] = [1, 0, 0, 0, 3, 0, 0]
+    rows["stages"] = [1 | 8, 0, 0, 0, 3 | 16, 0, 16]
     rows["position"] = [3, 1, 0, 2, 5, 4, 6]
     assert pairs_of(rows, ("collage", "stage2")) == [
         Pair(3, {"collage": Answer(0.25, differs=True)}),
@@ -213,7 +215,7 @@ class Jobs:
     ) -> None:
         kinds = [each.name for each in candidates]
         stages = [SimpleNamespace(kind=kind, text=f"net{kind[-1]}") for kind in kinds]
-        settings = SimpleNamespace(out=str(folder), stages=stages)
+        settings = SimpleNamespace(out=str(folder), stages=stages, agree_on="class")
         plan = SimpleNamespace(settings=settings, front=9_000)
         self.store, self.now_s = FolderStore(folder), 0.0
         self.store.make()

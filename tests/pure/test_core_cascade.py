@@ -490,9 +490,29 @@ def test_until_one_is_chosen_all_networks_classify_drawn_images_and_rows_have_th
     }
     assert world.judged[1].answers[STAGES[1]] == (pytest.approx(0.95), True)
     row = world.rows[1]
-    assert (row["source"], row["predicted"], row["stages"]) == (SINGLE, 1, 7)
+    assert (row["source"], row["predicted"], row["stages"]) == (SINGLE, 1, 7 + 16)
     assert (row["other"], row["other2"], row["other3"]) == (1, 7, 1)
     assert row["other2_score"] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("unsure", [True, False])
+def test_an_answer_of_the_same_class_is_changed_if_more_than_the_class_is_promised(unsure):
+    world = cascade(singles=1, side=2, depth=8)
+    came(world, 1)
+    drawn(world, 4)
+    end(world, 1)
+    while world.live:
+        (task,) = world.of(1)
+        first = world.live[task].kind == COLLAGE
+        score = 0.5 if first and unsure else 0.9
+        cells = {image: (image, score, 1, 9) for image in (2, 3, 4)}
+        cells[1] = 1, score, 1, 7 if first else 8
+        world.step(world.answered(task, cells))
+    world.run_out()
+    kind = next(iter(world.judged[1].answers))
+    assert [world.judged[image].answers[kind][1] for image in (1, 2)] == [True, False]
+    assert world.judged[1].accepted != unsure
+    assert [world.rows[image]["stages"] for image in (1, 2)] == ([9, 1] if unsure else [8, 0])
 
 
 @pytest.mark.parametrize(
