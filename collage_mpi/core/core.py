@@ -787,6 +787,7 @@ class Core:
         rank = self.ranks.known.get(event.rank)
         if rank is not None and event.kind in rank.kinds:
             self.ranks.drop(rank, event.kind)
+            self._bind_again(rank.bound.clear(), rank)
             self._without(event.kind)
 
     def _leave(self, rank: Rank) -> None:
@@ -796,12 +797,17 @@ class Core:
         bound = rank.bound.clear()
         for kind in sorted(rank.kinds):
             self._recall(kind)
-        for work in bound:
-            work.slots = self.wanted(work.slots)
-            if len(work.slots):
-                self.bind(self.ranks.best(work, self.has), work)
+        self._bind_again(bound)
         for kind in rank.kinds:
             self._without(kind)
+
+    def _bind_again(self, works: Sequence[Work], rank: Rank | None = None) -> None:
+        """Bind the work to `rank` again, or to another one if that cannot do it any more."""
+        for work in works:
+            work.slots = self.wanted(work.slots)
+            if len(work.slots):
+                stays = rank is not None and work.like.kind in rank.kinds
+                self.bind(rank if stays else self.ranks.best(work, self.has), work)
 
     def _without(self, kind: str) -> None:
         """A rank takes no more work of this kind: move what no other one can take."""

@@ -186,7 +186,7 @@ def test_a_whole_number_is_a_float_too():
     )
     assert (
         repr(found) == "Start(costs={'single': 2.0}, batch_costs={}, batch=1, task_bytes=4096, "
-        "answer_bytes=16384, runtimes={})"
+        "answer_bytes=16384, runtimes={}, steady={})"
     )
 
 
