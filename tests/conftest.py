@@ -143,8 +143,9 @@ def mpiexec(mpi: Mpi, tmp_path: Path) -> MpiExec:
         timeout: float = RANKS_LIMIT_S,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        libraries: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
-        return run_ranks(mpi, n, args, timeout, env or {}, cwd or tmp_path)
+        return run_ranks(mpi, n, args, timeout, env or {}, cwd or tmp_path, libraries)
 
     return start
 
@@ -156,17 +157,19 @@ def run_ranks(
     timeout: float,
     env: Mapping[str, str],
     cwd: Path,
+    libraries: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """One job in a session of its own; see the fixture `mpiexec`.
 
     The ranks of what is in FORKED are forked from one process, as `launch` does it: half of the
-    CPU of a short job is that each rank imports the same modules.
+    CPU of a short job is that each rank imports the same modules. `libraries` are what its networks
+    need of them, such as torch: 2 s of CPU for each rank, and for each process that asks a network.
     """
     words, modules = [sys.executable, *map(str, args)], ()
     if Path(words[1]) == PROGRAMS / "saboteur.py":
         words[1:2], env = ["-m", "saboteur"], {**env, "PYTHONPATH": str(PROGRAMS)}
     if tuple(words[1:3]) in FORKED:
-        words, modules = [*own_command(words[2]), *words[3:]], MODULES
+        words, modules = [*own_command(words[2]), *words[3:]], (*MODULES, *libraries)
     plan = build_command(mpi, n, words, site_here(), extra_env=env)
     environment = {**os.environ, **plan.env}
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
@@ -201,7 +204,12 @@ def run_ranks(
 
 
 def run_many(
-    mpi: Mpi, n: int, cases: Sequence[Sequence[object]], cwd: Path, timeout: float = MANY_LIMIT_S
+    mpi: Mpi,
+    n: int,
+    cases: Sequence[Sequence[object]],
+    cwd: Path,
+    timeout: float = MANY_LIMIT_S,
+    libraries: Sequence[str] = (),
 ) -> list[Case]:
     """Several `collage-mpi` commands, one after the other in one launch of n ranks."""
     folder = cwd / "said"
@@ -209,7 +217,7 @@ def run_many(
     (folder / "cases.json").write_text(json.dumps([[str(word) for word in c] for c in cases]))
     words = ["-m", "many", folder / "cases.json", folder]
     env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAMS)}
-    done = run_ranks(mpi, n, words, timeout, env, cwd)
+    done = run_ranks(mpi, n, words, timeout, env, cwd, libraries)
     assert done.returncode == 0, done.stderr
     by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n)]
     return [list(case) for case in zip(*by_rank, strict=True)]
