@@ -19,7 +19,7 @@ from hypothesis import settings
 
 from collage_mpi.launch.mpiexec import Mpi, build_command, find_mpi, site_here
 from collage_mpi.shards import guard
-from collage_mpi.system.forked import FOLDER_VARIABLE, VARIABLE, serving
+from collage_mpi.system.forked import FOLDER_VARIABLE, VARIABLE, of_server, serving
 from collage_mpi.system.process_tree import end_family, own_command
 
 # An example may take as long as it does: a core that others share is no slip of the code.
@@ -111,6 +111,18 @@ def _shards_are_checked_here(request: pytest.FixtureRequest, monkeypatch) -> Non
             return [json.loads(json.dumps(guard._answer(task, path))) for path in paths]
 
         monkeypatch.setattr(guard, "_ask", ask_here)
+
+
+@pytest.fixture(scope="module")
+def torch_once() -> Iterator[None]:
+    """Children that ask a network are forked from a process that has imported torch, as those of a
+    rank under `launch`: each import takes 2 s of a core."""
+    with tempfile.TemporaryDirectory(prefix="asked-") as folder:
+        served = {**os.environ, FOLDER_VARIABLE: folder}
+        with serving(served, ["torch"], ["pytest"]):
+            of_server[VARIABLE] = served[VARIABLE]
+            yield
+            del of_server[VARIABLE]
 
 
 MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]

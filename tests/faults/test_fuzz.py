@@ -38,7 +38,6 @@ from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.hard_exit import shared_memory
 from collage_mpi.system.progress import split_statuses
 from collage_mpi.system.tell import status_line
-from collage_mpi.training.loop import VERSION, load_checkpoint
 from collage_mpi.workload.arrivals import load_trace
 
 pytestmark = pytest.mark.faults
@@ -247,6 +246,8 @@ def test_numbers_of_400_digits() -> None:
 def test_a_checkpoint_whose_progress_is_damaged(tmp_path, progress) -> None:
     import torch
 
+    from collage_mpi.training.loop import VERSION, load_checkpoint
+
     torch.save({"version": VERSION, "progress": progress}, tmp_path / "c.pt")
     with pytest.raises(DataFault, match="not a checkpoint"):
         load_checkpoint(tmp_path / "c.pt", {})
@@ -254,6 +255,8 @@ def test_a_checkpoint_whose_progress_is_damaged(tmp_path, progress) -> None:
 
 def test_a_checkpoint_whose_pickle_pops_from_nothing(tmp_path) -> None:
     """torch's restricted unpickler says IndexError."""
+    from collage_mpi.training.loop import load_checkpoint
+
     (tmp_path / "c.pt").write_bytes(b"\x80\x02t.")
     with pytest.raises(DataFault, match="not a checkpoint"):
         load_checkpoint(tmp_path / "c.pt", {})
