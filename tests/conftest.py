@@ -46,7 +46,7 @@ MEANT = (
 RANKS_LIMIT_S = 120.0
 MANY_LIMIT_S = 280.0
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
-FORKED = {("-m", "collage_mpi"), ("-m", "many"), ("-m", "saboteur")}
+FORKED = {("-m", name) for name in ("collage_mpi", "many", "saboteur", "round")}
 # Of the server that forks ranks: what each of them loads.
 MODULES = (
     "h5py",
@@ -178,8 +178,9 @@ def run_ranks(
     need of them, such as torch: 2 s of CPU for each rank, and for each process that asks a network.
     """
     words, modules = [sys.executable, *map(str, args)], ()
-    if Path(words[1]) == PROGRAMS / "saboteur.py":
-        words[1:2], env = ["-m", "saboteur"], {**env, "PYTHONPATH": str(PROGRAMS)}
+    script = Path(words[1])
+    if script.suffix == ".py" and ("-m", script.stem) in FORKED:
+        words[1:2], env = ["-m", script.stem], {**env, "PYTHONPATH": str(script.parent)}
     if tuple(words[1:3]) in FORKED:
         words, modules = [*own_command(words[2]), *words[3:]], (*MODULES, *libraries)
     plan = build_command(mpi, n, words, site_here(), extra_env=env)
