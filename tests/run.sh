@@ -133,13 +133,20 @@ tests mpich tests/loops tests/pure -n 3 --dist loadfile
 # Of what starts ranks, that which no MPI changes runs under one of the two. Ranks wait as much as
 # they compute: three jobs at once.
 tests mpich tests/mpi -n 3 --dist worksteal
-tests openmpi tests/mpi -m "not any_mpi" -n 3 --dist worksteal
 
 # The short fault suite, with the same rounds of chaos each time unless CHAOS_SEED is set. The whole
-# of it: pytest tests/faults --chaos-rounds 100 --fuzz 500
-tests mpich tests/faults --chaos-seed="$seed" -n 3 --dist worksteal
-tests openmpi tests/faults -m "mpi and not any_mpi" --chaos-rounds=2 --chaos-seed="$seed" \
-    -n 3 --dist worksteal
+# of it: pytest tests/faults --chaos-rounds 100 --fuzz 500. A round waits up to two minutes for jobs
+# that are silent, so the rounds run beside the last tests.
+rounds=tests/faults/test_chaos.py
+chaos() {
+    tests mpich "$rounds" --chaos-seed="$seed" -n 2 --dist worksteal
+    tests openmpi "$rounds" -m mpi --chaos-rounds=2 --chaos-seed="$seed" -n 2 --dist worksteal
+}
+beside chaos
+tests openmpi tests/mpi -m "not any_mpi" -n 3 --dist worksteal
+
+tests mpich tests/faults --ignore="$rounds" -n 3 --dist worksteal
+tests openmpi tests/faults --ignore="$rounds" -m "mpi and not any_mpi" -n 3 --dist worksteal
 beside_is_over
 
 say "skipped"
