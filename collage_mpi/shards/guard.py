@@ -16,7 +16,6 @@ import resource
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,7 +56,7 @@ from collage_mpi.shards.source import Checks, ReadAs, Source, slices_of
 from collage_mpi.system.environment import without_rank
 from collage_mpi.system.files import require_regular
 from collage_mpi.system.forked import of_server
-from collage_mpi.system.process_tree import ask_apart, own_command
+from collage_mpi.system.process_tree import ask_apart, own_command, stat_of
 
 HOW_TO_MAKE = "`collage-mpi prep --help` says how to make shards; docs/shards.md has the schema."
 INPUTS = "folders of pictures, .h5, .tar, .parquet and .zarr, and .txt files that name pictures"
@@ -458,10 +457,9 @@ def main() -> None:
 
 
 def _limit_child(cpu_s: int) -> None:
-    own = 0  # bytes that are mapped now; with the torch of a server that forked this process: GBs
-    with suppress(OSError):
-        own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    wanted = ((resource.RLIMIT_AS, own + MEMORY_BYTES), (resource.RLIMIT_CPU, cpu_s))
+    # Virtual bytes at the start: gigabytes if a server that has imported torch forked this process.
+    mapped = int(stat_of("self")[1][20]) if Path("/proc/self/stat").exists() else 0
+    wanted = ((resource.RLIMIT_AS, mapped + MEMORY_BYTES), (resource.RLIMIT_CPU, cpu_s))
     for limit, value in (*wanted, (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(limit)[1]
         ceiling = value if hard == resource.RLIM_INFINITY else min(value, hard)

@@ -23,14 +23,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job import messages
 from collage_mpi.job.row_reader import RowReader
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import (
-    BEGIN_BYTES,
-    FAILED,
-    RESULT,
-    Unread,
-    WireResult,
-    pack_results,
-)
+from collage_mpi.mpi.answers import BEGIN_BYTES, FAILED, RESULT, Unread, WireResult, pack_results
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.manifest import compose
 from collage_mpi.settings.run_settings import RunSettings

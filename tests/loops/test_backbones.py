@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,7 @@ from collage_mpi.models.collage_net import build_network
 from collage_mpi.shards import write_shard
 from collage_mpi.training.loop import start_from
 
-pytestmark = [
-    pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed"),
-    pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 NAMES = (
     "torchvision:resnet18",

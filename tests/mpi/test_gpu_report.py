@@ -5,18 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed"),
-    pytest.mark.mpi,
-    pytest.mark.any_mpi,
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-]
+pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "gpu_report.sh"
 
