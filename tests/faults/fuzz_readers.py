@@ -30,13 +30,7 @@ from collage_mpi.models.gate import tensor_files
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
 from collage_mpi.prep.work import read_idx, read_labels, to_labels
 from collage_mpi.report.page import render_page
-from collage_mpi.results import (
-    export_run,
-    read_results,
-    render_summary,
-    summarise,
-    verify_run,
-)
+from collage_mpi.results import export_run, read_results, render_summary, summarise, verify_run
 from collage_mpi.results.slow_ranks import trace_of
 from collage_mpi.rows import STORED
 from collage_mpi.settings.flags import read_settings_file

@@ -23,14 +23,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job import messages
 from collage_mpi.job.row_reader import RowReader
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import (
-    BEGIN_BYTES,
-    FAILED,
-    RESULT,
-    Unread,
-    WireResult,
-    pack_results,
-)
+from collage_mpi.mpi.answers import BEGIN_BYTES, FAILED, RESULT, Unread, WireResult, pack_results
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.manifest import compose
 from collage_mpi.settings.run_settings import RunSettings
@@ -38,7 +31,6 @@ from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.hard_exit import shared_memory
 from collage_mpi.system.progress import split_statuses
 from collage_mpi.system.tell import status_line
-from collage_mpi.training.loop import VERSION, load_checkpoint
 from collage_mpi.workload.arrivals import load_trace
 
 pytestmark = pytest.mark.faults
@@ -247,6 +239,8 @@ def test_numbers_of_400_digits() -> None:
 def test_a_checkpoint_whose_progress_is_damaged(tmp_path, progress) -> None:
     import torch
 
+    from collage_mpi.training.loop import VERSION, load_checkpoint
+
     torch.save({"version": VERSION, "progress": progress}, tmp_path / "c.pt")
     with pytest.raises(DataFault, match="not a checkpoint"):
         load_checkpoint(tmp_path / "c.pt", {})
@@ -254,6 +248,8 @@ def test_a_checkpoint_whose_progress_is_damaged(tmp_path, progress) -> None:
 
 def test_a_checkpoint_whose_pickle_pops_from_nothing(tmp_path) -> None:
     """torch's restricted unpickler says IndexError."""
+    from collage_mpi.training.loop import load_checkpoint
+
     (tmp_path / "c.pt").write_bytes(b"\x80\x02t.")
     with pytest.raises(DataFault, match="not a checkpoint"):
         load_checkpoint(tmp_path / "c.pt", {})

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from library_files import save_scripted
 from PIL import Image
 
 from collage_mpi.cli import main
@@ -93,6 +92,8 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_pictures(tmp_path / "photos")
+    from library_files import save_scripted  # imports torch
+
     digest = sha256_of_network(save_scripted(tmp_path / "n.ts"))
     words = ["classify", "photos", "--network", "n.ts", "--image-px", "28", "--top-k", "2"]
     words += ["--resize-px", "28", "--out", "c.csv", "--ranks", "2", "--device", "cpu"]
@@ -145,6 +146,8 @@ def test_a_run_without_faults_prints_runtime_progress_and_result(
     tmp_path: Path, monkeypatch, capfd
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    from library_files import save_scripted  # imports torch
+
     (make_pictures(tmp_path / "photos") / "z" / "damaged.jpg").unlink()
     save_scripted(tmp_path / "n.ts")
     words = ["classify", "photos", "--network", "n.ts", "--image-px", "28", "--resize-px", "28"]
