@@ -52,6 +52,8 @@ from collage_mpi.shards.order import (
     Order,
     Permutation,
     Shuffle,
+    ranges_of,
+    read_numbers,
 )
 from collage_mpi.shards.pictures import is_enlarged, parse_fit
 from collage_mpi.shards.reader import as_before
@@ -178,9 +180,8 @@ def make_plan(
     try:
         if known:
             indexes = Path(settings.out) / INDEX_FOLDER
-            limited = settings.limit is not None
             session = max((entry["session"] for entry in known["sessions"]), default=0) + 1
-            shards = as_before(shards, shards_of(known), indexes, session, limited=limited)
+            shards = as_before(shards, shards_of(known), indexes, session, limited=settings.partial)
         _tell_of_usual_resize(settings, networks, shards)
         order = run_order(settings, known["images"] if known else len(shards), known)
         return _fitted(settings, placement, networks, shards, order)
@@ -489,7 +490,8 @@ def check_top_k(settings: RunSettings, classes: int | None) -> None:
 
 
 def run_order(settings: RunSettings, images: int, known: Mapping[str, Any] | None = None) -> Order:
-    """The order of the run (C5): file order or shuffled by a seed, cut at the limit.
+    """The order of the run (C5): file order or shuffled by a seed, without the images that `only`
+    does not name, cut at the limit.
 
     With `agree` the images that choose the threshold come first; they are drawn from all over it.
     What a collage says of an image depends on the others, so that all are shuffled if one is asked.
@@ -500,9 +502,13 @@ def run_order(settings: RunSettings, images: int, known: Mapping[str, Any] | Non
         known: as in `make_plan`: a run keeps its permutation.
 
     Raises:
-        EnvironmentFault: a later version of the package has shuffled the run.
+        EnvironmentFault: a later version of the package has shuffled the run, or the file of
+            `only` cannot be read.
+        DataFault: this file names an image that does not exist, or one twice.
     """
-    seed, most = settings.shuffle_seed(), min(images, settings.limit or images)
+    only = None if settings.only is None else read_numbers(Path(settings.only), images)
+    count = images if only is None else len(only)
+    seed, most = settings.shuffle_seed(), min(count, settings.limit or count)
     version = known.get("permutation") if known else Shuffle.version
     permutation: Permutation
     if seed is None:
@@ -517,8 +523,9 @@ def run_order(settings: RunSettings, images: int, known: Mapping[str, Any] | Non
             f"{Shuffle.version}. Go on with the version that began it"
         )
     if seed is None and settings.agree is not None and settings.uses_collage:
-        return Order(Shuffle(most, 0))
-    order = Order(permutation, [(0, most)])
+        permutation, seed = Shuffle(most if only is None else images, 0), 0
+    ranges = None if only is None else ranges_of(np.sort(permutation.positions(only)))
+    order = Order(permutation, ranges).part([(0, most)])
     return order if seed is not None else drawn_first(order, drawn_of(settings, most))
 
 

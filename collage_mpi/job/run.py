@@ -185,7 +185,7 @@ def next_run(plan: Plan, store: FolderStore, *, retry_errors: bool) -> tuple[lis
     errors = sp.union(*(part.errors for part in counted_parts(store)))
     again = errors if retry_errors else sp.common(errors, changed)
     known = last.settings.get("images_now") or last.settings["images"]
-    more = len(plan.shards) - known if plan.settings.limit is None else 0
+    more = len(plan.shards) - known if not plan.settings.partial else 0
     if not (again or more):
         return there, None
     grown = {"images_now": known + more}

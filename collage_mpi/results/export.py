@@ -492,7 +492,7 @@ def export_run(
             files = [WHOLE[to](run, out, names)]
         elif only_predictions:
             answers = (
-                _with_input(prediction_columns(some, names.of(some.images)), names, some)
+                with_input(prediction_columns(some, names.of(some.images)), names, some)
                 for some in in_order(run)
             )
             return [write(out / PREDICTIONS, answers, raw)]
@@ -513,10 +513,10 @@ def _named_columns(run: Run, table: TableLayout, names: NameBook) -> Iterator[_C
     """Yields the columns of a table, some rows at a time."""
     for some in _excerpts(run, table):
         found = columns(some, table.name, names.of(some.images))
-        yield _with_input(found, names, some) if table is IMAGES else found
+        yield with_input(found, names, some) if table is IMAGES else found
 
 
-def _with_input(found: _Columns, names: NameBook, some: SomeRows) -> _Columns:
+def with_input(found: _Columns, names: NameBook, some: SomeRows) -> _Columns:
     """The columns of images, and behind them those of their input. A column of the input whose name
     is taken, in capitals or not, gets the prefix INPUT. The chosen one becomes the column id."""
     own, whole = names.columns.of(some.images), dict(found)

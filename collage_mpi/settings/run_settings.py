@@ -128,7 +128,14 @@ class InputSettings(Settings):
     limit: int | None = _input(
         None, "classify at most this many images", at_least=1, at_most=math.inf
     )
-
+    only: str | None = _input(
+        None,
+        "text file with the numbers of the images to classify, one on each line. The first image "
+        "of the input has the number 0",
+        unset="all images",
+        metavar="FILE",
+        shipped=True,
+    )
     class_names_file: str | None = _input(
         None,
         "text file with the class names in order, one on each line. Needed if neither the input "
@@ -207,6 +214,11 @@ class InputSettings(Settings):
         elif unsaid and shape and shape[0] == px <= (resize_px or 0):
             resized = resize_px
         return PictureFit(px, self.fit, resized, channels, by or FILTERS[0])
+
+    @property
+    def partial(self) -> bool:
+        """Whether some images may be left out. The run then does not grow with its input."""
+        return self.limit is not None or self.only is not None
 
     @property
     def extras(self) -> Extras:

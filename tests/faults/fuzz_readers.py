@@ -374,8 +374,9 @@ def _other_columns(rng: random.Random, raw: bytes) -> bytes:
 
 
 def _tables(folder: Path) -> list[Reader]:
-    """Text of other programs: names of classes, a file of checksums."""
+    """Text of other programs: names of classes, numbers of images, a file of checksums."""
     from collage_mpi.commands.parser import ClassNamesArguments
+    from collage_mpi.shards.order import read_numbers
     from collage_mpi.shards.schema import read_sidecar, sidecar_path
 
     def names(path: Path) -> None:
@@ -386,6 +387,8 @@ def _tables(folder: Path) -> list[Reader]:
     return [
         Reader("names of classes", ["cat\ndög\n".encode()],
                _from_file(folder / "names.txt", names), USER),
+        Reader("numbers of images", [b"3\n1\n4\n"],
+               _from_file(folder / "some.txt", lambda p: read_numbers(p, 5)), USER),
         Reader("checksum beside a shard", [line],
                _from_file(sidecar_path(shard), lambda p: read_sidecar(shard)), USER),
     ]  # fmt: skip

@@ -133,6 +133,28 @@ def test_collages_are_of_images_from_all_over_a_run_that_promises() -> None:
     assert run_order(cascade(), 900).indices(range(900)).tolist() == list(range(900))
 
 
+@pytest.mark.parametrize("order", ["file", "shuffle:3"])
+@pytest.mark.parametrize("limit", [None, 30])
+def test_a_run_over_some_images_has_these_in_its_order(order, limit, tmp_path) -> None:
+    some = np.random.default_rng(0).permutation(5_000)[:900]
+    (tmp_path / "some.txt").write_text("\n".join(map(str, some)))
+    settings = RunSettings(only=str(tmp_path / "some.txt"), order=order, limit=limit)
+    found = run_order(settings, 5_000)
+    whole = run_order(RunSettings(order=order), 5_000).indices(range(5_000))
+    expected = whole[np.isin(whole, some)][:limit]
+    assert found.indices(range(len(found))).tolist() == expected.tolist()
+    assert np.concatenate([*found.ascending()]).tolist() == sorted(expected)
+
+
+def test_a_promise_about_some_images_draws_from_these(tmp_path) -> None:
+    (tmp_path / "some.txt").write_text("\n".join(map(str, range(0, 5_000, 2))))
+    asked = cascade(agree=0.99, only=str(tmp_path / "some.txt"))
+    for first in ((), ("q",)):  # collages are shuffled, pictures drawn
+        found = run_order(replace(asked, first=first), 5_000).indices(range(2_500))
+        assert sorted(found) == list(range(0, 5_000, 2))
+        assert np.abs(np.diff(found[:1_000])).mean() > 1_000
+
+
 NONE_LOST = SimpleNamespace(lost={})
 
 
