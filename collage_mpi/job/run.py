@@ -682,8 +682,8 @@ def warn_of_bad_shards(shards: ShardSet) -> None:
         tell(f"warning: {reason}\n  The other images are classified; the exit code will be 4.")
     for path in shards.left_out:
         tell(
-            f"warning: {path}: left out, because the run has a --limit and was begun without this "
-            "shard. Classify its images with another --out."
+            f"warning: {path}: left out, because the run has --limit or --only and was begun "
+            "without this shard. Classify its images with another --out."
         )
 
 

@@ -79,15 +79,20 @@ def test_what_does_not_fit_is_refused(shards, more, error, says):
         plan_of(shards, **more)
 
 
-@pytest.mark.parametrize(("limit", "images"), [(None, 12), (6, 5)])
-def test_a_limited_run_stays_without_a_shard_that_was_mended_later(shards, caplog, limit, images):
-    at_first = plan_of(shards[:1], limit=limit)
-    plan = plan_of(shards, limit=limit, known={"sessions": [], **fixed_facts(at_first)})
+@pytest.mark.parametrize("partial", ["", "limit", "only"])
+def test_a_partial_run_stays_without_a_shard_that_was_mended_later(
+    shards, tmp_path, caplog, partial
+):
+    (tmp_path / "some.txt").write_text("0 1 2 3 4")
+    given = {"": {}, "limit": {"limit": 6}, "only": {"only": str(tmp_path / "some.txt")}}[partial]
+    at_first = plan_of(shards[:1], **given)
+    plan = plan_of(shards, **given, known={"sessions": [], **fixed_facts(at_first)})
+    images = 5 if partial else 12
     assert (len(plan.order), len(plan.shards)) == (5, images)  # a later run has the others
     assert differences(fixed_facts(at_first), fixed_facts(plan, 1)) == []
     warn_of_bad_shards(plan.shards)
-    told = f"warning: {shards[1]}: left out, because the run has a --limit"
-    assert (told in caplog.text) == (limit is not None)
+    told = f"warning: {shards[1]}: left out, because the run has --limit or --only"
+    assert (told in caplog.text) == bool(partial)
 
 
 @pytest.mark.parametrize(

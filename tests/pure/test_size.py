@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 34_530, "analysis": 5_340, "tests": 48_390}
-GUIDE_WORDS = 21_410  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 5_820
+LINES = {"collage_mpi": 34_970, "analysis": 5_355, "tests": 48_945}
+GUIDE_WORDS = 21_930  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 5_830
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
