@@ -457,7 +457,7 @@ def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.system.table import to_text
     from collage_mpi.workload.arrivals import load_times_ns
 
-    given = np.array([(1, 0.5, PRESENT, (0, 0, 0))] * 12, CELL)
+    given = np.array([(1, 0.5, PRESENT, 0, 0)] * 12, CELL)
     partly, path = given.copy(), folder / "a.npz"
     partly[0] = 0
     save_answers(path, 3, np.zeros(12), {"single": given, "collage": partly}, ["a", "b"])
