@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 34_970, "analysis": 5_355, "tests": 48_945}
-GUIDE_WORDS = 21_930  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 5_830
+LINES = {"collage_mpi": 35_120, "analysis": 5_355, "tests": 49_190}
+GUIDE_WORDS = 22_070  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 5_870
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
