@@ -411,7 +411,7 @@ def why_unknown(predictor: Any, folder: Path) -> str:
     """How a predictor's answers differ from those that a made network's folder has; "" if they are
     equal, as `why_unequal` understands it."""
     try:
-        with np.load(folder / KNOWN) as known:
+        with np.load(folder / KNOWN, allow_pickle=False) as known:
             inputs, wanted = known["inputs"], known["scores"]
         found, _ = predictor.answer(inputs)
     except Exception as error:  # libraries raise anything
