@@ -393,10 +393,9 @@ class JobRun:
         with change:
             agreed = None
             if plan.promises:
-                change.wait(self._why_stop)  # what a network says must not change with the job
-                promise = build_promise(plan, costs, change)
                 kinds = [each.kind for each in plan.settings.stages]
-                start, hows = steady(start, kinds, session.hellos, change)
+                start, hows = steady(start, kinds, session.hellos, change, self._why_stop)
+                promise = build_promise(plan, costs, change)
                 agreed = Agreed(self.store, plan, self.session, promise, hows)
             share = Share(
                 owner,
@@ -621,17 +620,24 @@ def _now() -> str:
 
 
 def steady(
-    start: Start, kinds: Collection[str], hellos: Mapping[int, Hello], change: Changeover
+    start: Start,
+    kinds: Collection[str],
+    hellos: Mapping[int, Hello],
+    change: Changeover,
+    stop_reason: Callable[[], str | None],
 ) -> tuple[Start, dict[str, str]]:
     """The start of a session in which every rank must give the same answers of some kinds, and how
-    each kind answers: as most ranks can.
+    each kind answers: as most ranks can. All networks are made first, because what they say must
+    not change during the job.
 
     Args:
         start: of another session.
         kinds: of networks.
         hellos: of this team's ranks.
-        change: has made the networks for other runtimes, as far as that pays.
+        change: makes the networks for other runtimes, as far as that pays.
+        stop_reason: says why not to wait for them, or None.
     """
+    change.wait(stop_reason)
     hows, said = dict[str, str](), dict[str, str]()
     for kind in kinds:
         ways = sorted(hello.how(kind) for hello in hellos.values() if kind in hello.kinds)

@@ -443,9 +443,14 @@ def test_how_a_stage_answers_is_the_same_word_whoever_found_that_torch_is_quicke
     record = runtime and SimpleNamespace(runtime=runtime, answerer=f"{runtime} bfloat16")
     hellos = {1: hello(device="cuda:0"), 2: hello(), 3: hello(), 4: hello(kinds=("single",))}
     made = {"stage1": record, "single": None}
-    change = SimpleNamespace(record=made.get, folders={"stage1": "a", "single": "b"})
+    waited = []  # nothing is made before
+    change = SimpleNamespace(
+        record=lambda kind: made[kind] if waited else None,
+        folders={"stage1": "a", "single": "b"},
+        wait=waited.append,
+    )
     start = Start({}, {}, 1, 2, 3, {"stage1": "a", "single": "b"})
-    start, found = runs.steady(start, ("stage1",), hellos, change)
+    start, found = runs.steady(start, ("stage1",), hellos, change, lambda: None)
     assert (found, start.steady) == ({"stage1": said}, {"stage1": "bfloat16 on cpu"})
     assert start.runtimes == ({"stage1": "a"} if record else {})  # what could not be made is left
 
