@@ -181,6 +181,9 @@ def _yes_or_no(args: ClassifyArguments) -> int:
     if has_run(args.run):
         raise UsageError(f"{args.run} has a run without --recall: choose another --out")
     exact = {name: value for name, value in _settings(args).items() if name not in ("first", "out")}
+    known = describe(with_shipped(args.network), SINGLE, args.trust_network)
+    if known is not None and known.class_names and not args.class_names_file:
+        question.numbers(known.class_names, args.network)  # otherwise the first run tells
     common = {name: value for name, value in exact.items() if name not in ("single", "singles")}
     first = {**common, **_first(args), "save": SCORES}
     images = sum(info.count for info in _infos(str(args.pictures)).values())

@@ -80,20 +80,25 @@ class Question:
         return " or ".join(self.classes)
 
     def numbers_in(self, run: StoredRun, classes: int) -> list[int]:
-        """The numbers that the run's network gives to the classes.
+        """The numbers that the run's network gives to the classes. Raises as `numbers`.
 
         Args:
             run: of the network.
             classes: how many there are.
+        """
+        names = run.manifest.get("class_names") or [*map(str, range(classes))]
+        return self.numbers(names, f"the network of {run.path}")
+
+    def numbers(self, names: Sequence[str], whose: str) -> list[int]:
+        """The numbers of the classes among a network's. `whose`: says which network it is.
 
         Raises:
             UsageError: the network has no such class, or has no others.
         """
-        names = run.manifest.get("class_names") or [*map(str, range(classes))]
         for name in self.classes:
             if name not in names:
                 more = did_you_mean(name, names) or f"; it has {some_of(names, 5)}"
-                raise UsageError(f"--recall: the network of {run.path} has no class {name!r}{more}")
+                raise UsageError(f"--recall: {whose} has no class {name!r}{more}")
         if len(self.classes) >= len(names):
             raise UsageError("--recall names all classes, and every picture is of one of them")
         return [names.index(name) for name in self.classes]

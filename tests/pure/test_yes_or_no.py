@@ -403,3 +403,13 @@ def test_only_the_exact_networks_error_rows_are_tried_again(begun, monkeypatch):
 class _NothingLeft:
     def next(self) -> np.ndarray:
         return np.empty(0, np.int64)
+
+
+def test_a_class_that_a_weights_file_does_not_have_is_told_before_ranks(begun):
+    shipped = "--network", "shipped:fashion_single.safetensors"
+    with pytest.raises(UsageError, match=r"fashion_single.safetensors has no class 'Sandle'; did"):
+        begin(*shipped, "--recall", "Sandle=0.9")
+    assert begun == []
+    begin(*shipped, "--recall", "Sandal=0.9")
+    begin(*shipped, "--recall", "sole=0.9", "--class-names-file", "names.txt")
+    assert len(begun) == 2
