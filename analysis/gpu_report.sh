@@ -20,8 +20,8 @@ cli=("$python" -m collage_mpi)
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 
 case "$device" in
-    cuda) slack=1 images=1800 batches=(1 4 16) networks=(--sides 3 4 5 --compile) calls=40 slots=(1 8 64) ranks=(2 4 11) ;;
-    cpu) slack=5 images=36 batches=(1) networks=(--sides 3) calls=1 slots=(1) ranks=(2) ;;
+    cuda) slack=1 images=1800 batches=(1 4 16) beside=9 networks=(--sides 3 4 5 --compile) calls=40 slots=(1 8 64) ranks=(2 4 11) ;;
+    cpu) slack=5 images=36 batches=(1) beside=2 networks=(--sides 3) calls=1 slots=(1) ranks=(2) ;;
     *)
         echo "gpu_report: --device is $device; it needs cpu or cuda" >&2
         exit 2
@@ -55,12 +55,12 @@ part() { # title, seconds it may take (575 in all), command
 
 [[ $device == cpu ]] || part "The GPU" 10 \
     nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
-part "The software" 20 "$python" -c 'import torch, torchvision
-print("torch", torch.__version__, "torchvision", torchvision.__version__, "CUDA", torch.version.cuda)'
+part "The software" 20 "$python" -c 'import torch; from importlib.metadata import version
+print("torch", torch.__version__, "torchvision", version("torchvision"), "CUDA", torch.version.cuda)'
 part "Answers beside the CPU's float32, and times" 110 "$python" "$here/inference_speed.py" \
     --device "$device" --images "$images" --batches "${batches[@]}" --calls "$calls"
-part "Batch 1, batch 9 and a collage at 416 px" 150 "$python" "$here/preset_speed.py" \
-    --family reference --batches 1 9 --calls "$calls" --device "$device" "${networks[@]}"
+part "Batch 1, batch $beside and a collage at 416 px" 150 "$python" "$here/preset_speed.py" \
+    --family reference --batches 1 "$beside" --calls "$calls" --device "$device" "${networks[@]}"
 part "One batch at a time beside two" 50 "$python" "$here/two_slots.py" \
     --device "$device" --batches "${slots[@]}" --calls "$calls"
 part "Decoding JPEGs" 40 "$python" "$here/decode_speed.py" --device "$device" --calls "$calls"

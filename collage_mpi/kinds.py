@@ -26,6 +26,7 @@ class Kind:
         share: text for its share of the images, in the table of costs.
         runs: the kind of network that is trained for it, if it is not this kind itself.
         batched: a full batch has as many images as `batch` groups. Otherwise it has `batch` inputs.
+        place: in a cascade, from 0; of first networks only.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Kind:
     share: str | None = None
     runs: str | None = None
     batched: bool = False
+    place: int = 0
 
     @property
     def network(self) -> str:
@@ -75,8 +77,11 @@ TABLE = (
             share=f"of images {name} resolved",
             runs=SINGLE,
             batched=True,
+            place=place,
         )
-        for name, (code, source, colour) in zip(STAGES, _STAGE_CODES, strict=True)
+        for place, (name, (code, source, colour)) in enumerate(
+            zip(STAGES, _STAGE_CODES, strict=True)
+        )
     ),
 )
 KIND = {kind.name: kind for kind in TABLE}

@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple, get_type_hints
 
 import numpy as np
 
-from collage_mpi.kinds import ENCODED_KINDS, SHARED_KINDS, TABLE
+from collage_mpi.kinds import ENCODED_KINDS, KIND, SHARED_KINDS, TABLE
 
 KEPT = "kept"  # an answer that was too uncertain to count at once, but counted later
 
@@ -57,6 +57,10 @@ OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
 # Sources whose task was encoded.
 _ENCODED_KINDS = (*ENCODED_KINDS, "parity", "coded")
 ENCODED = tuple(SOURCE_CODE[name] for name in (*_ENCODED_KINDS, KEPT))
+
+# Columns for the answers of a cascade's networks that do not count, by their place in it.
+OTHERS = (("other", "other_score"), ("other2", "other2_score"), ("other3", "other3_score"))
+CHANGED = 3  # the bit of `stages` that says so of the first of them
 
 # Sources of answers that a cascade accepts before it asks the single network.
 ASKED_FIRST = tuple(SOURCE_CODE[kind] for kind in SHARED_KINDS)
@@ -122,6 +126,11 @@ class ImageRow(NamedTuple):
 
     `predicted`, `score`, `rank` and the parts of the latency are valid only if `answered` is true,
     `label` only if `has_label` is true, `other` and `other_score` only if `audited` is "done".
+
+    In a cascade, `stages` says whose answers the columns OTHERS hold: bit i is set if column pair i
+    has that of the first network at place i, whose image the exact network resolved. Without such a
+    bit `other` is the exact network's answer, which audits an accepted one. Bit 3 + i is set if the
+    answer of the network at place i is changed, as `agree_on` says.
     """
 
     shard: U4
@@ -148,6 +157,11 @@ class ImageRow(NamedTuple):
     audited: U1  # index into AUDITS
     other: I4  # class from the network whose answer does not count
     other_score: F4
+    stages: U1
+    other2: I4
+    other2_score: F4
+    other3: I4
+    other3_score: F4
     runtime: U1  # index into ANSWERERS: runtime and number format of the answering task
     reason: Reason
 
@@ -219,8 +233,11 @@ def _table(name: str, row: type) -> TableLayout:
 PLACED = np.dtype(
     [("shard", "<u4"), ("row", "<u8"), ("position", "<u8"), ("has_label", "?"), ("label", "<i4")]
 )
-# An image's answer in a message: its class and score, or why there is none.
-CELL = np.dtype([("label", "<i4"), ("score", "<f4"), ("state", "u1"), ("reserved", "u1", (3,))])
+# An image's answer in a message: its class and score, or why there is none. An answer with another
+# class, or with another `also`, is changed.
+CELL = np.dtype(
+    [("label", "<i4"), ("score", "<f4"), ("state", "u1"), ("reserved", "u1"), ("also", "<u2")]
+)
 ABSENT, PRESENT, UNREAD, BAD_ROW = range(4)  # states of a cell; UNREAD, BAD_ROW: not read
 
 
@@ -309,19 +326,23 @@ def ran_together(tasks: np.ndarray, own: np.ndarray | None = None) -> np.ndarray
     return sizes
 
 
-def cells_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The score of each image's cell, accepted or not, and whether the two networks name different
-    classes. Both are valid only for images that both networks have answered.
+def pairs_in(rows: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which images a first network and the exact one have both answered, the score of the first
+    one's answer, accepted or not, and whether it is changed.
 
     Args:
         rows: (n,) of IMAGE_ROW.
+        kind: of the first network.
 
     Returns:
-        (n,) float32 and (n,) bool.
+        (n,) bool, and (n,) float32 and (n,) bool, which are valid where the first is true.
     """
-    accepted = np.isin(rows["source"], ASKED_FIRST)
-    scores = np.where(accepted, rows["score"], rows["other_score"])
-    return scores, rows["other"] != rows["predicted"]
+    place = KIND[kind].place
+    accepted = rows["source"] == SOURCE_CODE[kind]
+    both = accepted | (rows["stages"] >> place & 1 == 1)
+    scores = np.where(accepted, rows["score"], rows[OTHERS[place][1]])
+    changed = rows["stages"] >> place + CHANGED & 1 == 1
+    return both & (rows["audited"] == AUDIT_CODE["done"]), scores, changed
 
 
 WAIT_FORMULA = "latency - read - encode (answers of collage tasks only) - compute"

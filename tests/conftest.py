@@ -19,7 +19,7 @@ from hypothesis import settings
 
 from collage_mpi.launch.mpiexec import Mpi, build_command, find_mpi, site_here
 from collage_mpi.shards import guard
-from collage_mpi.system.forked import FOLDER_VARIABLE, VARIABLE, serving
+from collage_mpi.system.forked import FOLDER_VARIABLE, VARIABLE, of_server, serving
 from collage_mpi.system.process_tree import end_family, own_command
 
 # An example may take as long as it does: a core that others share is no slip of the code.
@@ -46,7 +46,7 @@ MEANT = (
 RANKS_LIMIT_S = 120.0
 MANY_LIMIT_S = 280.0
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
-FORKED = {("-m", "collage_mpi"), ("-m", "many"), ("-m", "saboteur")}
+FORKED = {("-m", name) for name in ("collage_mpi", "many", "saboteur", "round")}
 # Of the server that forks ranks: what each of them loads.
 MODULES = (
     "h5py",
@@ -113,6 +113,18 @@ def _shards_are_checked_here(request: pytest.FixtureRequest, monkeypatch) -> Non
         monkeypatch.setattr(guard, "_ask", ask_here)
 
 
+@pytest.fixture(scope="module")
+def torch_once() -> Iterator[None]:
+    """Children that ask a network are forked from a process that has imported torch, as those of a
+    rank under `launch`: each import takes 2 s of a core."""
+    with tempfile.TemporaryDirectory(prefix="asked-") as folder:
+        served = {**os.environ, FOLDER_VARIABLE: folder}
+        with serving(served, ["torch"], ["pytest"]):
+            of_server[VARIABLE] = served[VARIABLE]
+            yield
+            del of_server[VARIABLE]
+
+
 MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]
 Case = list[dict[str, Any]]  # what each rank returned and said: {code, out, err}
 
@@ -143,8 +155,9 @@ def mpiexec(mpi: Mpi, tmp_path: Path) -> MpiExec:
         timeout: float = RANKS_LIMIT_S,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        libraries: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
-        return run_ranks(mpi, n, args, timeout, env or {}, cwd or tmp_path)
+        return run_ranks(mpi, n, args, timeout, env or {}, cwd or tmp_path, libraries)
 
     return start
 
@@ -156,17 +169,20 @@ def run_ranks(
     timeout: float,
     env: Mapping[str, str],
     cwd: Path,
+    libraries: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """One job in a session of its own; see the fixture `mpiexec`.
 
     The ranks of what is in FORKED are forked from one process, as `launch` does it: half of the
-    CPU of a short job is that each rank imports the same modules.
+    CPU of a short job is that each rank imports the same modules. `libraries` are what its networks
+    need of them, such as torch: 2 s of CPU for each rank, and for each process that asks a network.
     """
     words, modules = [sys.executable, *map(str, args)], ()
-    if Path(words[1]) == PROGRAMS / "saboteur.py":
-        words[1:2], env = ["-m", "saboteur"], {**env, "PYTHONPATH": str(PROGRAMS)}
+    script = Path(words[1])
+    if script.suffix == ".py" and ("-m", script.stem) in FORKED:
+        words[1:2], env = ["-m", script.stem], {**env, "PYTHONPATH": str(script.parent)}
     if tuple(words[1:3]) in FORKED:
-        words, modules = [*own_command(words[2]), *words[3:]], MODULES
+        words, modules = [*own_command(words[2]), *words[3:]], (*MODULES, *libraries)
     plan = build_command(mpi, n, words, site_here(), extra_env=env)
     environment = {**os.environ, **plan.env}
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
@@ -201,7 +217,12 @@ def run_ranks(
 
 
 def run_many(
-    mpi: Mpi, n: int, cases: Sequence[Sequence[object]], cwd: Path, timeout: float = MANY_LIMIT_S
+    mpi: Mpi,
+    n: int,
+    cases: Sequence[Sequence[object]],
+    cwd: Path,
+    timeout: float = MANY_LIMIT_S,
+    libraries: Sequence[str] = (),
 ) -> list[Case]:
     """Several `collage-mpi` commands, one after the other in one launch of n ranks."""
     folder = cwd / "said"
@@ -209,7 +230,7 @@ def run_many(
     (folder / "cases.json").write_text(json.dumps([[str(word) for word in c] for c in cases]))
     words = ["-m", "many", folder / "cases.json", folder]
     env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAMS)}
-    done = run_ranks(mpi, n, words, timeout, env, cwd)
+    done = run_ranks(mpi, n, words, timeout, env, cwd, libraries)
     assert done.returncode == 0, done.stderr
     by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n)]
     return [list(case) for case in zip(*by_rank, strict=True)]

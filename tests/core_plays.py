@@ -129,6 +129,7 @@ class Play:
                 "unread": 4,
                 "silence": self.silence_weight,
                 "lose": 0.7,
+                "unfit": 0.4,
                 "stop": 0.15,
             }
         getattr(self, rng.choices([*weights], [*weights.values()])[0])()
@@ -180,7 +181,8 @@ class Play:
             state = PRESENT
             if self.rough and rng.random() < 0.1:
                 state = rng.choice([ABSENT, UNREAD, BAD_ROW])
-            cells[image] = rng.randrange(10), rng.choice([0.3, 0.75, 0.95, 1.0]), state
+            label, score = rng.randrange(10), rng.choice([0.3, 0.75, 0.95, 1.0])
+            cells[image] = label, score, state, rng.choice([0, 0, 9])
         at_ns = max(0, world.now_ns - MS) if rng.random() < 0.1 else 0
         took_ns = self.speed[sent.rank] * rng.choice([4, 5, 9]) * MS
         return world.answered(task, cells, compute_ns=took_ns, at_ns=at_ns)
@@ -233,6 +235,12 @@ class Play:
     def lose(self) -> None:
         self.step(ev.RankLost(self.rng.choice([*self.world.kinds]), "killed"))
 
+    def unfit(self) -> None:
+        """A rank can no longer answer first; the exact network stays."""
+        rank = self.rng.choice([*self.world.kinds])
+        for kind in sorted(self.world.kinds[rank] - {self.world.scheme.main}):
+            self.step(ev.RankUnfit(rank, kind))
+
     def pause(self) -> None:
         self.step(ev.InputPaused())
 
@@ -243,7 +251,9 @@ class Play:
         self.step(ev.StopRequested("asked to"))
 
     def threshold(self) -> None:
-        self.step(ev.Threshold(self.rng.choice([0.4, 0.9, 0.97, None])))
+        least = self.rng.choice([0.4, 0.9, 0.97, None])
+        kinds = [kind for kind in self.world.policies if self.rng.random() < 0.7]
+        self.step(ev.Stages(kinds, least))
 
 
 def shown(event: ev.Event) -> str:

@@ -13,6 +13,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.core import Core
@@ -29,6 +30,7 @@ from collage_mpi.rows import (
     BAD_ROW,
     CELL,
     KIND_CODE,
+    OTHERS,
     OUTCOMES,
     PLACED,
     PRESENT,
@@ -109,6 +111,7 @@ class Image:
     def __init__(self, t0_ns: int, drawn: bool, label: int | None, fault: str | None) -> None:
         self.t0_ns, self.drawn, self.label, self.fault = t0_ns, drawn, label, fault
         self.kept: tuple[Any, ...] | None = None  # the row that a kept answer would give
+        self.first: dict[str, tuple[int, float, int]] = {}  # what first networks have said of it
         self.decided = False
         self.late_ns: float = inf  # when a kept answer counts
         self.failures = 0  # tasks of the main kind that failed, were lost or gave no answer
@@ -165,14 +168,16 @@ class World:
         self.size, self.credit, self.keeps, self.checked = size, credit, keeps, checked
         self.policies = dict(self.scheme.accept)
         self.cascade = scheme == "cascade"
-        self.calibrating = self.cascade and calibrate
+        self.promises = self.calibrating = self.cascade and calibrate
+        self.asking: Iterable[str] = {*self.policies}  # first networks that get new images
+        self.sent_once: set[int] = set()  # images
         self.now_ns = 0
         self.log: list[tuple[int, tuple[ev.Event, ...], list[Any]]] = []
         self.sent: dict[int, Sent] = {}
         self.live: dict[int, Sent] = {}
         self.messages: list[list[int]] = []  # numbers of tasks
         self.cancelled: set[int] = set()
-        self.answers: dict[int, dict[int, tuple[int, float]]] = {}
+        self.answers: dict[int, dict[int, tuple[int, float, int]]] = {}
         self.task_rows: dict[int, tuple[Any, ...]] = {}  # as expected
         self.used: Counter[int] = Counter()  # task -> images that it resolved
         self.images: dict[int, Image] = {}
@@ -270,7 +275,7 @@ class World:
         reasons = [
             f"worn {i}" for i, cell in zip(sent.images, found, strict=True) if cell[2] > PRESENT
         ]
-        made = np.array([(*cell, (0, 0, 0)) for cell in found], CELL)
+        made = np.array([(*cell[:3], 0, cell[3] if len(cell) > 3 else 0) for cell in found], CELL)
         kept = np.array([(task, i) for i in sent.images], np.float32) if self.keeps else None
         own = measured_bytes(Measured(compute_ns=compute_ns, read_ns=11, runtime=2))
         return ev.Answered((task,), sent.rank, made, compute_ns, own, 13, reasons, kept, at_ns)
@@ -343,6 +348,9 @@ class World:
         if owes:
             self.silent.add(event.rank)
 
+    def _on_rankunfit(self, event: ev.RankUnfit) -> None:
+        self.kinds[event.rank] -= {event.kind}
+
     def _on_ranklost(self, event: ev.RankLost) -> None:
         if event.rank in self.lost:
             return
@@ -372,11 +380,13 @@ class World:
     def _on_inputclosed(self, _: ev.InputClosed) -> None:
         self.closed, self.admitted = True, 0
 
-    def _on_threshold(self, event: ev.Threshold) -> None:
+    def _on_stages(self, event: ev.Stages) -> None:
         if self.cascade:
-            first, self.calibrating = self.scheme.stages[0], False
-            bar = inf if event.confidence is None else event.confidence
-            self.policies[first] = Confident(bar, self.policies[first].deadline_ns)
+            self.asking = event.kinds
+            self.calibrating = bool(event.kinds) and event.confidence is None
+            for kind, policy in self.policies.items():
+                bar = event.confidence if kind in event.kinds else None
+                self.policies[kind] = Confident(inf if bar is None else bar, policy.deadline_ns)
 
     def _on_left(self, event: ev.Left) -> None:
         for task, encode_ns in zip(event.tasks, event.encode_ns, strict=True):
@@ -433,10 +443,11 @@ class World:
             found = self.open.get(image)
             if found is None or not present or found.expected is not None:
                 continue
-            answer = int(cell["label"]), float(cell["score"])
+            answer = int(cell["label"]), float(cell["score"]), int(cell["also"])
             self.answers[sent.id][image] = answer
             took_ns = (event.at_ns or self.now_ns) - found.t0_ns
-            row = (sent.source, sent.id, answer, took_ns, "", (0, 0.0))
+            row = (sent.source, sent.id, answer, took_ns, "", {})
+            found.first |= {sent.kind: answer} if sent.kind != self.scheme.main else {}
             when = self._counts(sent, found, answer[1])
             if when == "now" and found.decided and sent.kind != self.scheme.main:
                 continue
@@ -444,11 +455,10 @@ class World:
                 found.kept, found.decided = row, True
             elif when == "now" and found.decided:
                 assert found.kept is not None
-                found.expected = (*found.kept[:4], "done", answer)
+                found.expected = (*found.kept[:4], "done", {"": answer})
             elif when == "now":
-                other = found.kept if found.drawn else None
-                audit = ("done", other[2]) if other else ("", (0, 0.0))
-                found.expected = (*row[:4], *audit)
+                audited = found.drawn and found.kept
+                found.expected = (*row[:4], *(("done", found.first) if audited else ("", {})))
             elif not found.decided:
                 found.kept = row
                 if when == "late":
@@ -476,8 +486,8 @@ class World:
     def _kept_row(self, image: Image) -> tuple[Any, ...]:
         assert image.kept is not None
         if image.decided:
-            return (*image.kept[:4], "failed", (0, 0.0))
-        return ("kept", *image.kept[1:3], self.now_ns - image.t0_ns, "", (0, 0.0))
+            return (*image.kept[:4], "failed", {})
+        return ("kept", *image.kept[1:3], self.now_ns - image.t0_ns, "", {})
 
     # ---- actions ------------------------------------------------------------
 
@@ -514,6 +524,8 @@ class World:
                     others = [s for s in self.live.values() if image in s.images]
                     asked = {sent.rank for sent in others if sent.id != task.id}
                     assert asked <= self.silent, "two stages are asked at a time"
+                    assert task.kind in self.asking or image in self.sent_once
+                self.sent_once.add(image)
                 if task.spare:
                     assert self.closed or self.paused, "a copy though images may come"
                     assert not self.open[image].failures, "a copy of what has failed"
@@ -608,36 +620,46 @@ class World:
         if found.expected is None or (not row["answered"] and found.error_allowed):
             assert found.error_allowed, f"image {image} was given up too early: {row}"
             if row["source"] == "error":
-                assert found.kept is None or found.expected is not None
+                unsure = found.kept is None or (self.promises and not found.decided)
+                assert unsure or found.expected is not None
                 assert found.fault is None or row["reason"].decode() == found.fault
                 assert row["reason"]
-                assert not found.drawn or self.judged[image][1:] == (None, False, False)
+                assert not found.drawn or self.judged[image][1:] == ({}, False)
                 trusted = found.label is not None and not found.unread
                 assert row["has_label"] == trusted
                 return
             assert found.kept is not None
+            assert found.decided or not self.promises
             at_ns = row["latency_ns"] + found.t0_ns
-            late = ("kept", *found.kept[1:3], at_ns - found.t0_ns, "", (0, 0.0))
-            found.expected = (*found.kept[:4], "failed", (0, 0.0)) if found.decided else late
-        source, task, (label, score), latency_ns, audited, other = found.expected
+            late = ("kept", *found.kept[1:3], at_ns - found.t0_ns, "", {})
+            found.expected = (*found.kept[:4], "failed", {}) if found.decided else late
+        source, task, (label, score, also), latency_ns, audited, others = found.expected
         sent = self.sent[task]
         self.used[task] += 1
         assert row["source"] == source
         assert (row["rank"], row["attempt"]) == (sent.rank, sent.attempt)
         assert (row["predicted"], row["score"]) == (label, np.float32(score))
         assert row["latency_ns"] == latency_ns
-        assert (row["audited"], row["other"]) == (audited, other[0])
-        assert row["other_score"] == np.float32(other[1])
+        assert row["audited"] == audited
+        differs = {kind: (said, bits) != (label, also) for kind, (said, _, bits) in others.items()}
+        by = {kind: KIND[kind or source].place for kind in others}  # "": that audits
+        assert row["stages"] == sum(
+            (1 << by[kind] if kind else 0) + (8 << by[kind] if differs[kind] else 0) for kind in by
+        )
+        places = {by[kind] if kind else 0: said[:2] for kind, said in others.items()}
+        for place, names in enumerate(OTHERS):
+            columns = tuple(row[name] for name in names)
+            assert columns == pytest.approx(places.get(place, (0, 0.0)))
         assert (row["decode_ns"], row["read_ns"], row["runtime"]) == (13, 7 + 11, 2)
         assert row["compute_ns"] == self.task_rows[task][8]
         if not self.scheme.grouped:
             assert row["encode_ns"] == self.encoded.get(task, 0)
         if found.drawn:
-            accepted, differs = found.decided, bool(audited == "done" and label != other[0])
-            judged = self.judged[image]
-            first = score if accepted else other[1]
-            told = None if audited != "done" else float(np.float32(first))
-            assert judged == (image, told, differs, accepted)
+            told = {
+                kind or source: (np.float32(bar if kind else score), differs[kind])
+                for kind, (_, bar, _) in others.items()
+            }
+            assert self.judged[image] == (image, told, found.decided)
 
     # ---- invariants ---------------------------------------------------------
 
@@ -895,7 +917,7 @@ class World:
         decided = [row for image, row in self.rows.items() if self.images[image].decided]
         audited = [row for row in decided if row["audited"] == "done"]
         assert totals.audited == len(audited)
-        assert totals.differing == sum(r["predicted"] != r["other"] for r in audited)
+        assert totals.differing == sum(r["stages"] >= 8 for r in audited)
         drawn = {i for i in self.rows if self.images[i].drawn}
         assert self.judged.keys() == drawn
         return self

@@ -100,14 +100,7 @@ def run_mortal(
     if forked:
         program = [*own_command("mortal"), str(folder), deaths, *words]
         extra["PYTHONPATH"] = f"{MORTAL.parent}:{os.environ.get('PYTHONPATH', '')}"
-    plan = build_command(
-        mpi,
-        ranks,
-        program,
-        site_here(),
-        extra_env=extra,
-        fault_tolerant=tolerant,
-    )
+    plan = build_command(mpi, ranks, program, site_here(), extra_env=extra, fault_tolerant=tolerant)
     plan = replace(plan, modules=(*MODULES, "collage_mpi.launch.supervisor") if forked else ())
     said = io.StringIO()
     start_s = time.monotonic()

@@ -67,7 +67,9 @@ def unpack_results(message: np.ndarray) -> list[WireResult]:
                 for state in states
             )
             cells = tuple(
-                Score(int(cell["label"]), float(cell["score"])) if state == PRESENT else None
+                Score(int(cell["label"]), float(cell["score"]), int(cell["also"]))
+                if state == PRESENT
+                else None
                 for cell, state in zip(end.cells[part], states, strict=True)
             )
             answered = isinstance(end, Answered)

@@ -4,7 +4,7 @@ first in the job's order. Until it is known the reference answers every image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,12 +46,14 @@ class Threshold:
     Attributes:
         confidence: an answer of the candidate counts from this score on. None: no answer counts,
             and the reference answers every image.
+        candidate: name of the candidate; None if no answer counts.
         proved: the drawn images below this number have chosen and proved it.
         drawn: those from there up to this number have audited it. The answers of the reference are
             the rows of all of them, but for some that a killed job had not written.
     """
 
     confidence: float | None
+    candidate: str | None
     proved: int
     drawn: int
 
@@ -77,22 +79,29 @@ class Promise:
         self.chosen: Candidate | None = None
         self.threshold: Threshold | None = None
         self._front = front(asked)
-        self._waiting: dict[int, Sequence[Answer]] = {}  # by number, beyond the first gap
+        self._waiting: dict[int, Mapping[str, Answer]] = {}  # by number, beyond the first gap
         self._ready = 0  # numbers up to the first gap
-        self._known: list[Sequence[Answer]] = []  # the answers to these, by the order of the draw
+        # The answers to these, by the order of the draw.
+        self._known: list[Mapping[str, Answer]] = []
         self._proved = 0, 0  # where the audits begin: number of the draw, and place in `_known`
         self._deepest, self._least = -1, np.inf  # `_least`: what was proved
         if not self.tried:
             self._end(None)
 
-    def take(self, number: int, answers: Sequence[Answer]) -> None:
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The names of the candidates that answer drawn images now."""
+        asked = self.tried if self.chosen is None else [self.chosen]
+        return tuple(each.name for each in asked)
+
+    def take(self, number: int, answers: Mapping[str, Answer]) -> None:
         """Take the answers to an image. Second ones are ignored, and those of images that are not
         needed.
 
         Args:
             number: of the image in the draw, from 0.
-            answers: one for each candidate in `tried`, or that of `chosen` alone; empty if the
-                image lacks some.
+            answers: by the name of the candidate. An image that lacks an answer of a candidate in
+                `asks` is left out.
         """
         if number < self._ready or self.threshold is not None:
             return
@@ -100,9 +109,10 @@ class Promise:
         while self._ready in self._waiting and self.threshold is None:
             found = self._waiting.pop(self._ready)
             self._ready += 1
-            if found:
-                self._known.append(found if self.chosen is None else [found[self._best(found)]])
-            if found or self._ready == self._front:
+            whole = found.keys() >= {*self.asks}
+            if whole:
+                self._known.append(found)
+            if whole or self._ready == self._front:
                 self._advance(last=self._ready == self._front)
 
     def audited(self) -> tuple[int, int, tuple[float, float]]:
@@ -135,19 +145,13 @@ class Promise:
             self._end(None)
 
     def _choose(self) -> None:
-        chose = [self._pairs(0, CHOOSING, each) for each in range(len(self.tried))]
+        chose = [self._pairs(0, CHOOSING, name) for name in self.asks]
         best = choose(self.asked, self.tried, chose)
         if best is None:
             self._end(None)
             return
         self.chosen = self.tried[best]
         self._thresholds = thresholds_of(self.asked, chose[best])
-        self._known = [[each[best]] for each in self._known]
-
-    def _best(self, answers: Sequence[Answer]) -> int:
-        """Which of the answers is that of `chosen`."""
-        assert self.chosen is not None
-        return 0 if len(answers) == 1 else self.tried.index(self.chosen)
 
     def _prove(self) -> None:
         assert self.chosen is not None
@@ -171,11 +175,12 @@ class Promise:
             self._end(float(self._thresholds[self._deepest]))
 
     def _end(self, confidence: float | None) -> None:
-        self.threshold = Threshold(confidence, self._proved[0] or self._ready, self._ready)
+        name = None if confidence is None or self.chosen is None else self.chosen.name
+        self.threshold = Threshold(confidence, name, self._proved[0] or self._ready, self._ready)
 
-    def _pairs(self, start: int, stop: int | None = None, candidate: int = 0) -> Pairs:
-        """The answers from place `start` up to `stop`. `candidate`: index in `tried`, for the
-        answers that choose."""
-        found = [each[candidate] for each in self._known[start:stop]]
+    def _pairs(self, start: int, stop: int | None = None, name: str = "") -> Pairs:
+        """The answers from place `start` up to `stop` of the candidate of this name, by default
+        of the chosen one."""
+        found = [each[name or self.asks[0]] for each in self._known[start:stop]]
         scores, differs = zip(*found, strict=True) if found else ((), ())
         return Pairs(np.array(scores, np.float64), np.array(differs, bool))

@@ -135,9 +135,13 @@ class Pairs(NamedTuple):
 
 def price_s(asked: Asked, candidate: Candidate, chose: Pairs) -> float:
     """Core-seconds of the whole job with a candidate, as `chose`, the answers that choose, say."""
-    count = (chose.share(math.floor((1 - asked.agree) * len(chose.scores) / 2 + 1e-9) + 1)) * (
-        asked.image_s
-    )
+    few = math.floor((1 - asked.agree) * len(chose.scores) / 2 + 1e-9) + 1
+    return price_at_s(asked, candidate, chose.share(few))
+
+
+def price_at_s(asked: Asked, candidate: Candidate, share: float = HOPE) -> float:
+    """Core-seconds of the whole job with a candidate of whose answers this share counts."""
+    count = share * asked.image_s
     drawn = CHOOSING + asked.planned
     each = candidate.image_s + asked.image_s
     return candidate.making_s + asked.images * (each - count) + drawn * count

@@ -87,12 +87,13 @@ class Core:
             ev.RankReady: self._ready,
             ev.RankSilent: self._silent,
             ev.RankLost: self._lost,
+            ev.RankUnfit: self._unfit,
             ev.Failed: self._failed,
             ev.Skipped: self._skipped,
             ev.InputPaused: self._input_ends,
             ev.InputClosed: self._input_ends,
             ev.StopRequested: lambda event: self.stop(event.reason),
-            ev.Threshold: lambda event: scheme.judge_by(self, event.confidence),
+            ev.Stages: lambda event: scheme.judge_by(self, event.kinds, event.confidence),
         }
 
     def step(self, now_ns: int, events: Sequence[Event] = ()) -> list[Action]:
@@ -782,6 +783,13 @@ class Core:
         ):
             self.stop(NOBODY)
 
+    def _unfit(self, event: ev.RankUnfit) -> None:
+        rank = self.ranks.known.get(event.rank)
+        if rank is not None and event.kind in rank.kinds:
+            self.ranks.drop(rank, event.kind)
+            self._bind_again(rank.bound.clear(), rank)
+            self._without(event.kind)
+
     def _leave(self, rank: Rank) -> None:
         """The rank takes no more work: move what waited for it, and for its kind of rank."""
         self.ranks.leave(rank, self.now_ns)
@@ -789,18 +797,27 @@ class Core:
         bound = rank.bound.clear()
         for kind in sorted(rank.kinds):
             self._recall(kind)
-        for work in bound:
+        self._bind_again(bound)
+        for kind in rank.kinds:
+            self._without(kind)
+
+    def _bind_again(self, works: Sequence[Work], rank: Rank | None = None) -> None:
+        """Bind the work to `rank` again, or to another one if that cannot do it any more."""
+        for work in works:
             work.slots = self.wanted(work.slots)
             if len(work.slots):
-                self.bind(self.ranks.best(work, self.has), work)
-        for kind in rank.kinds:
-            if not self.ranks.ready[kind]:
-                self.scheme.nobody(self, kind)
-            for work in self.queues[kind].clear():
-                if next(self.ranks.others(kind, work.held), None) is None:
-                    self.release(work.slots)
-                else:
-                    self.queues[kind].add(work)
+                stays = rank is not None and work.like.kind in rank.kinds
+                self.bind(rank if stays else self.ranks.best(work, self.has), work)
+
+    def _without(self, kind: str) -> None:
+        """A rank takes no more work of this kind: move what no other one can take."""
+        if not self.ranks.ready[kind]:
+            self.scheme.nobody(self, kind)
+        for work in self.queues[kind].clear():
+            if next(self.ranks.others(kind, work.held), None) is None:
+                self.release(work.slots)
+            else:
+                self.queues[kind].add(work)
 
     def strand(self, fresh: Fresh) -> None:
         """No rank can take these images as they wait: give each what it needs."""

@@ -43,6 +43,13 @@ class RankLost(NamedTuple):
     why: str
 
 
+class RankUnfit(NamedTuple):
+    """The rank can no longer do tasks of this kind, but those of its other kinds."""
+
+    rank: int
+    kind: str
+
+
 class Arrived(NamedTuple):
     """Images have arrived, at neighbouring positions from `Core.next` on, or from `first` on if
     that is higher.
@@ -137,15 +144,21 @@ class Skipped(NamedTuple):
     rank: int
 
 
-class Threshold(NamedTuple):
-    """From now on an answer of the first stage is sure if it has at least this score; None: no
-    further image is put into the first stage."""
+class Stages(NamedTuple):
+    """From now on only these first networks of a cascade are asked.
 
+    Attributes:
+        kinds: of networks; without any, the exact network gets all images.
+        confidence: an answer of theirs is sure if it has at least this score. None: only drawn
+            images are put to them, and none of their answers is sure.
+    """
+
+    kinds: Sequence[str]
     confidence: float | None
 
 
-RankEvent = RankReady | RankSilent | RankLost
-InputEvent = Arrived | InputPaused | InputClosed | StopRequested | Threshold
+RankEvent = RankReady | RankSilent | RankLost | RankUnfit
+InputEvent = Arrived | InputPaused | InputClosed | StopRequested | Stages
 Event = RankEvent | InputEvent | Left | Answered | Failed | Skipped
 
 
@@ -184,14 +197,13 @@ class Judged(NamedTuple):
     """A drawn image has its outcome.
 
     Attributes:
-        score: of the first stage's cell; None if only one network has answered.
-        differs: whether the two networks name different classes.
-        accepted: whether the first stage's answer is the outcome.
+        answers: kind of a first network that has answered, as the exact one has -> its score, and
+            whether it is changed.
+        accepted: whether a first network's answer is the outcome.
     """
 
     position: int
-    score: float | None
-    differs: bool
+    answers: Mapping[str, tuple[float, bool]]
     accepted: bool
 
 

@@ -13,7 +13,7 @@ from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, TROUBLED
 from collage_mpi.core.table import BY_RANK_0, CELL_BYTES, SAID_BYTES
 from collage_mpi.core.work import NOBODY, Task, joined
 from collage_mpi.kinds import COLLAGE, KIND
-from collage_mpi.rows import AUDIT_CODE, SOURCE_CODE, SOURCES, packer
+from collage_mpi.rows import AUDIT_CODE, CHANGED, OTHERS, SOURCE_CODE, SOURCES, packer
 
 Core = Any  # `core.core.Core`, which imports this module
 
@@ -86,6 +86,8 @@ class Outcomes:
         self._core, self._table = core, core.table
         self.totals = Totals()
         self._kept_vectors: dict[int, np.ndarray] = {}  # by slot
+        # Slot of a drawn image -> kind of network -> its answer, which does not count.
+        self._said: dict[int, dict[str, np.void]] = {}
 
     def accept(self, answer: Answer, items: np.ndarray | None = None) -> None:
         """These answers, (k,) int64, for unresolved images, count from now on; None: all do, and
@@ -99,8 +101,7 @@ class Outcomes:
                     self._use_kept(slots[decided], cells[decided])
                     self.accept(answer, items[~decided])
                     return
-                audited = slots[kept & (states & DRAWN != 0)]
-                self._audit(audited, table.records["cell"][audited])
+                table.records["audited"][slots[kept & (states & DRAWN != 0)]] = _DONE
                 self._let_go(slots[kept])
             if not len(slots):
                 return
@@ -128,6 +129,8 @@ class Outcomes:
         table.cell_bytes[slots] = answer.cells[items].view(CELL_BYTES)
         table.kept[slots] = answer.of(np.array([task.id for task in answer.tasks]), items)
         table.state[slots] |= KEPT | flags
+        drawn = table.state[slots] & DRAWN != 0
+        self._note_said(answer.kind, slots[drawn], answer.cells[items[drawn]])
         for task, count in answer.counts(items):
             if count:
                 task.kept += count
@@ -144,11 +147,14 @@ class Outcomes:
             self._use_kept(slots)
 
     def error(self, slot: int, reason: str) -> None:
-        """Give the image up: it becomes an error row, unless an answer was kept for this case."""
+        """Give the image up: it becomes an error row, unless an answer was kept for this case.
+        An unsure answer is not where a scheme `promises`."""
         slots, table = np.array([slot]), self._table
         if table.state[slot] & KEPT:
-            self._use_kept(slots)
-            return
+            if table.state[slot] & DECIDED or not self._core.scheme.promises:
+                self._use_kept(slots)
+                return
+            self._let_go(slots)
         said = table.records["said"]
         said[slot] = table.records["cell"][slot] = 0
         said["source"][slot], said["done_ns"][slot] = _ERROR, self._core.now_ns
@@ -164,7 +170,8 @@ class Outcomes:
         for slot in slots[states & TROUBLED != 0].tolist():
             self._distrust_label(slot)  # as long as the row says which network has answered
         if others is not None:
-            self._audit(slots, others)
+            table.records["audited"][slots] = _DONE
+            self._note_said(self._core.scheme.main, slots, others)
         else:
             decided = states & DECIDED != 0
             table.records["audited"][slots[decided]] = _FAILED
@@ -176,11 +183,6 @@ class Outcomes:
                 table.keep(table.position[[slot]], own[None])
         self._let_go(slots, used=1)
         self._resolve(slots, states, self._core.sharers(slots))
-
-    def _audit(self, slots: np.ndarray, others: np.ndarray) -> None:
-        records = self._table.records
-        records["audited"][slots] = _DONE
-        records["other"][slots], records["other_score"][slots] = others["label"], others["score"]
 
     def _let_go(self, slots: np.ndarray, used: int = 0) -> None:
         """Kept answers of these images are used, or were replaced."""
@@ -216,16 +218,28 @@ class Outcomes:
             core.moot(tasks)
         core.gone(table.position[slots])
 
+    def _note_said(self, kind: str, slots: np.ndarray, cells: np.ndarray) -> None:
+        for slot, cell in zip(slots.tolist(), cells, strict=True):
+            self._said.setdefault(slot, {})[kind] = cell.copy()  # not the whole message
+
     def _judge(self, slot: int, *, accepted: bool) -> None:
-        """Tell of a drawn image's pair of answers."""
-        record, score, differs = self._table.records[slot], None, False
+        """Tell of a drawn image's answers, and note those of first networks that do not count."""
+        record, answers = self._table.records[slot], dict[str, tuple[float, bool]]()
+        said, counts = self._said.pop(slot, {}), record["cell"]
         if record["audited"] == _DONE:
-            differs = bool(record["other"] != record["cell"]["label"])
-            score = float(record["cell"]["score"] if accepted else record["other_score"])
-            self.totals.audited += accepted
-            self.totals.differing += accepted and differs
+            own = SOURCES[record["said"]["source"]]
+            kinds = (self._core.scheme.main,) if accepted else said.keys()
+            for kind in kinds:
+                cell, first = said[kind], own if accepted else kind
+                changed = bool(cell["label"] != counts["label"] or cell["also"] != counts["also"])
+                column, place = KIND[kind].place, KIND[first].place
+                record["stages"] |= (not accepted) << place | changed << place + CHANGED
+                record[OTHERS[column][0]], record[OTHERS[column][1]] = cell["label"], cell["score"]
+                answers[first] = float((counts if accepted else cell)["score"]), changed
+                self.totals.audited += accepted
+                self.totals.differing += accepted and changed
         position = int(self._table.position[slot])
-        self._core.actions.append(ev.Judged(position, score, differs, accepted))
+        self._core.actions.append(ev.Judged(position, answers, accepted))
 
     def _distrust_label(self, slot: int) -> None:
         """A label cannot be trusted if no rank could read the image, or if its row is bad and only

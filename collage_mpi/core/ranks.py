@@ -112,6 +112,15 @@ class Ranks:
                 self._paces[kind].remove((rank.pace_ns, rank.id))
         self.changed(rank, now_ns)
 
+    def drop(self, rank: Rank, kind: str) -> None:
+        """The rank takes no more work of this kind."""
+        if rank.id in self.ready[kind]:
+            self.ready[kind].remove(rank.id)
+            self._paces[kind].remove((rank.pace_ns, rank.id))
+        if rank.place is not None:
+            del self.room[kind][bisect_left(self.room[kind], rank.place)]
+        rank.kinds -= {kind}
+
     def others(self, kind: str, avoid: Collection[int]) -> Iterator[Rank]:
         """The ready ranks of the kind that are not in `avoid`."""
         return (self.known[rank] for rank in self.ready[kind] if rank not in avoid)

@@ -47,7 +47,8 @@ class SchemeSettings:
         hedge_ns: time from its t0 after which an image is late.
         placement: one of PLACEMENTS. Collages go to ranks of their own (fixed), or to the fastest
             of the ranks that hold both networks (fastest).
-        calibrate: until a threshold is chosen, no answer of the first stage counts.
+        calibrate: until a threshold is chosen, no answer of a first network counts. They are tried
+            until one is chosen, too.
     """
 
     name: str
@@ -96,6 +97,8 @@ class Scheme:
             has one input.
         fastest_of: kind -> how many of the fastest ranks its tasks are for; other kinds are for
             all.
+        promises: how many answers differ from the exact network's is promised, so that no unsure
+            answer counts, whatever fails.
         covers, first_sends: tasks that an image can count on when it arrives, and how many of them
             are of the main kind.
     """
@@ -114,6 +117,7 @@ class Scheme:
     redundant: ClassVar[bool] = False
     gathers: ClassVar[bool] = False
     fastest_of: Mapping[str, int] = {}
+    promises = False
     covers = 1
     first_sends = 1
 
@@ -195,8 +199,8 @@ class Scheme:
         if kind == SINGLE:
             core.strand(core.fresh)
 
-    def judge_by(self, core: Core, confidence: float | None) -> None:
-        """From now on an answer of the first stage counts if it has this score; None: none does."""
+    def judge_by(self, core: Core, kinds: Sequence[str], confidence: float | None) -> None:
+        """From now on only these first networks are asked; see `events.Stages`."""
 
 
 @register
@@ -330,20 +334,22 @@ class CascadeScheme(Scheme):
         self.label = self.name + (", ranks apart" if settings.placement == "fixed" else "")
         self.serves = self.stages = (*self.accept, self.main)
         self.needs = frozenset(self.stages)
-        self.calibrating = settings.calibrate
+        self.asked: Sequence[str] = self.stages[:-1]  # the others get no further image
+        self.promises = self.calibrating = settings.calibrate
         if self.calibrating:
-            self.accept[self.stages[0]] = Confident(inf, None)  # until a threshold is chosen
+            self.accept = dict.fromkeys(self.asked, Confident(inf, None))
         # What a collage says of an image depends on how many there are.
         self.whole = self.calibrating and self.stages[0] == COLLAGE
-        self.ended = False  # the first stage gets no further image
 
-    def first(self, core: Core) -> str | None:
-        """The first of the stages that a ready rank holds; None if only the exact one is left."""
-        return next((kind for kind in self.stages[:-1] if core.ranks.ready[kind]), None)
+    def first(self, core: Core, after: int = 0) -> str | None:
+        """The first of the stages from number `after` on that is asked and that a ready rank holds;
+        None if only the exact one is left."""
+        stages = (kind for kind in self.stages[after:-1] if kind in self.asked)
+        return next((kind for kind in stages if core.ranks.ready[kind]), None)
 
     def arrived(self, core: Core, slots: np.ndarray) -> None:
-        """While a threshold is chosen both stages classify drawn images, and the exact network
-        all others."""
+        """While a threshold is chosen all stages classify drawn images, and the exact network all
+        others."""
         first, exact = self.first(core), core.ranks.ready[self.main]
         if not first and not exact:
             core.release(slots)
@@ -352,7 +358,7 @@ class CascadeScheme(Scheme):
             drawn = core.table.state[slots] & DRAWN != 0
             core.alone.add(slots[~drawn])
             slots = slots[drawn]
-        (core.alone if exact and (self.ended or not first) else core.fresh).add(slots)
+        (core.alone if exact and not first else core.fresh).add(slots)
 
     def least(self, core: Core, kind: str) -> int:
         """How many images must wait before they leave together, for a network of this kind."""
@@ -387,8 +393,7 @@ class CascadeScheme(Scheme):
         """What a stage was unsure of, and nothing else covers, waits for the next stage. The exact
         one gets it without further words, as all images in need."""
         super().answered(core, answer, items)
-        later = self.stages[self.stages.index(answer.kind) + 1 : -1]
-        kind = next((each for each in later if core.ranks.ready[each]), None)
+        kind = self.first(core, self.stages.index(answer.kind) + 1)
         if kind is not None:
             slots, table = core.table.open(answer.slots[items]), core.table
             covers = table.holds[slots] - table.deaf[slots] - answer.tasks[0].covers
@@ -400,12 +405,14 @@ class CascadeScheme(Scheme):
         """Without one of the stages the others get its new images."""
         self.arrived(core, core.in_order([core.fresh.clear(), core.alone.clear()]))
 
-    def judge_by(self, core: Core, confidence: float | None) -> None:
-        """The threshold is chosen: from now on any image may go through the first stage."""
-        self.calibrating, self.ended = False, confidence is None
-        least, first = inf if confidence is None else confidence, self.stages[0]
-        self.accept[first] = Confident(least, self.accept[first].deadline_ns)
-        self.nobody(core, first)
+    def judge_by(self, core: Core, kinds: Sequence[str], confidence: float | None) -> None:
+        """Stages are chosen, or the threshold: then any image may go through them."""
+        self.asked, self.calibrating = kinds, bool(kinds) and confidence is None
+        least = inf if confidence is None else confidence
+        for kind in self.stages[:-1]:
+            score = least if kind in kinds else inf
+            self.accept[kind] = Confident(score, self.accept[kind].deadline_ns)
+        self.nobody(core, self.stages[0])
 
 
 SCHEMES = tuple(REGISTERED)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from collage_mpi.core.states import DONE, DRAWN, OPEN
-from collage_mpi.rows import CELL, IMAGE_ROW, MEASURED, PLACED, SOURCE_CODE, reason_bytes
+from collage_mpi.rows import CELL, IMAGE_ROW, MEASURED, OTHERS, PLACED, SOURCE_CODE, reason_bytes
 
 ROOM = 1024  # slots at first
 
 # What is said of an image by the task whose answer counts or is kept, and by rank 0.
 _SAID = ("source", "rank", "attempt", "encode_ns", "decode_ns")
-_OTHER = ("audited", "other", "other_score")
+_OTHER = ("audited", "stages", *(name for pair in OTHERS for name in pair))
 BY_RANK_0 = np.dtype([*((name, IMAGE_ROW[name]) for name in _SAID), ("done_ns", "<i8")])
 SAID = np.dtype([*BY_RANK_0.descr, *MEASURED.descr])
 RECORD = np.dtype(

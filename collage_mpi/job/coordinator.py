@@ -306,7 +306,8 @@ class Coordinator:
 
     def _received(self, found: Sequence[Received | Gone], began_ns: int) -> None:
         """Tell the core of all answers that a poll has found, together."""
-        work, ends, at_ns = self.work, [], 0
+        work, at_ns = self.work, 0
+        ends: list[ev.Event] = []
         before_ns = work.send_ns + work.encode_ns
         for arrival in found:
             if isinstance(arrival, Received):
@@ -320,8 +321,8 @@ class Coordinator:
             self._send_cancels()
         work.receive_ns += self.clock() - began_ns - (work.send_ns + work.encode_ns - before_ns)
 
-    def _ends(self, arrival: Received) -> list[ev.Answered | ev.Failed | ev.Skipped]:
-        """The ends of tasks that a message tells."""
+    def _ends(self, arrival: Received) -> Sequence[ev.Event]:
+        """What a message tells: the ends of tasks, or that a rank does no more of a kind."""
         rank, message, at_ns = arrival
         start_ns = self.clock()
         header = wire.read_header(message)
@@ -333,8 +334,11 @@ class Coordinator:
                 return []  # of a rank that was let go
             if isinstance(told, Changed):
                 self.changes.append((rank, told))
-                if told.why:
+                if told.why and told.runtime:
                     tell(f"warning: rank {rank} stays with {told.runtime}; {told.why}")
+                elif told.why:
+                    tell(f"warning: rank {rank} does no more {told.kind} tasks; {told.why}")
+                    return [ev.RankUnfit(rank, told.kind)]
                 return []
         if header.type != wire.ANSWERS:
             raise wire.WireFault(f"rank {rank} sent type {header.type} in mid-run")
@@ -346,7 +350,7 @@ class Coordinator:
         return ends
 
     def _hear_of_supply(self, now_ns: int) -> None:
-        """Take what the ledger grants, and a new threshold."""
+        """Take what the ledger grants, and which first networks to ask."""
         supply = self._supply
         supply.look_for_pairs()
         if supply.resting(self.core.admission.unresolved):
@@ -357,8 +361,8 @@ class Coordinator:
         self._note_pause()
         if self._paused and now_ns >= self._release_at_ns:
             self._release()
-        for confidence in supply.thresholds():
-            self._step(self.clock(), ev.Threshold(confidence))
+        for stages in supply.stages():
+            self._step(self.clock(), stages)
 
     def _look_for_stop(self) -> None:
         reason = None if self._stopped else self._stop_reason()

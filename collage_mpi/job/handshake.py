@@ -114,16 +114,27 @@ def readers(plan: Plan, hellos: Mapping[int, Hello]) -> frozenset[int]:
 
 
 def roll_call(
-    plan: Plan, worker_group: WorkerGroup, hellos: Mapping[int, Hello]
+    plan: Plan,
+    worker_group: WorkerGroup,
+    hellos: Mapping[int, Hello],
+    steady: Mapping[str, str],
 ) -> tuple[list[ReadyRank], dict[int, str]]:
-    """The ranks that are ready; and lost ranks of the plan -> why."""
+    """The ranks that are ready, with the kinds of task that they may get; and lost ranks of the
+    plan -> why. `steady`: see `Start`."""
     losses = worker_group.detector.timeouts.losses
     workers = plan.placement.workers
-    ready = [
-        ReadyRank(rank, frozenset(hellos[rank].kinds), hellos[rank].host)
-        for rank in workers
-        if rank not in losses
-    ]
+    ready = []
+    for rank in workers:
+        if rank in losses:
+            continue
+        hello = hellos[rank]
+        other = {kind for kind in steady if kind in hello.kinds and hello.how(kind) != steady[kind]}
+        for kind in sorted(other):
+            tell(
+                f"warning: rank {rank} gets no task of the {kind} network, because it answers by "
+                f"{hello.how(kind)}, and the promise of --agree is for {steady[kind]}"
+            )
+        ready.append(ReadyRank(rank, frozenset(hello.kinds) - other, hello.host))
     return ready, {rank: losses[rank].why for rank in workers if rank in losses}
 
 
@@ -287,6 +298,7 @@ def _welcome(plan: Plan, encoder: Encoder) -> Welcome:
         fit=plan.shards.fit,
         must_read=settings.pixels == "workers",
         ranks=settings.teams * plan.placement.world_size,
+        agree_on=settings.agree_on,
     )
 
 

@@ -23,7 +23,7 @@ from collage_mpi.faults.tcp_link import Offer
 from collage_mpi.models.info import Geometry, Loading
 from collage_mpi.models.named import is_foreign, is_null
 from collage_mpi.mpi.protocol import CONTROL_BYTES, WireFault, pack_control, unpack_control
-from collage_mpi.settings.stages import Stage
+from collage_mpi.settings.stages import CLASS, Stage
 from collage_mpi.system.process_tree import ProcessId
 
 SHARDS_FRAME_BYTES = 128  # of a message of shards: its header, and the JSON around the texts
@@ -72,6 +72,7 @@ class Welcome:
         must_read: whether the rank fails if its host does not have the shards. Otherwise Hello
             says so.
         stages: kind -> how the network of a stage differs from the exact one's.
+        agree_on: what of an answer is compared with others, one of `stages.AGREE_ON`.
         ranks: number of ranks of the world. All are assumed to be on one host and share its cores,
             unless the launcher says how many are.
     """
@@ -85,6 +86,7 @@ class Welcome:
     fit: str | None
     must_read: bool
     ranks: int
+    agree_on: str = CLASS
     stages: dict[str, Stage] = field(default_factory=dict)
 
     def how_of(self, kind: str, spec: str) -> Loading:
@@ -118,6 +120,8 @@ class Start:
         batch: groups that are sent together.
         task_bytes, answer_bytes: length of the longest message of tasks, and of answers.
         runtimes: kind -> the folder in which its network, made for another runtime, is or will be.
+        steady: kind -> how every rank must answer whose answers are promised to follow from the
+            picture alone, as `Hello.how` has it.
     """
 
     costs: dict[str, float]
@@ -126,6 +130,7 @@ class Start:
     task_bytes: int
     answer_bytes: int
     runtimes: dict[str, str] = field(default_factory=dict)
+    steady: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,11 @@ class Hello:
     columns: tuple[KeptColumn, ...]
     cannot_read: str
 
+    def how(self, kind: str) -> str:
+        """In which format, and on which devices, the rank's network of this kind answers."""
+        devices = sorted({device.partition(":")[0] for device in self.devices})
+        return f"{self.tuning[kind]} on {' and '.join(devices)}"
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -227,8 +237,9 @@ class Changed:
 
     Attributes:
         kind: of its network.
-        runtime: who answers from now on, one of `rows.ANSWERERS`.
-        why: why the rank stays with torch, or "".
+        runtime: who answers from now on, one of `rows.ANSWERERS`; "" if the rank does no more
+            tasks of this kind.
+        why: why the rank stays with torch, or does no more; "" if it has changed over.
     """
 
     kind: str

@@ -8,7 +8,7 @@ import os
 import socket
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.encoding.collage import decode, resized
+from collage_mpi.encoding.collage import best_five, decode, resized
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.errors import CollageError, EnvironmentFault
@@ -29,12 +29,20 @@ from collage_mpi.models.info import Answer, Computation, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function, is_null
 from collage_mpi.models.null import parse_null
 from collage_mpi.models.own import RAISED, raised_at_first
-from collage_mpi.models.runtimes import Changeable, Trial, change_over, read_record
+from collage_mpi.models.runtimes import (
+    CACHE,
+    Changeable,
+    Record,
+    Trial,
+    change_over,
+    read_record,
+    why_unknown,
+)
 from collage_mpi.models.waiting import WaitingNetwork
 from collage_mpi.mpi.answers import ANSWERED, FAILED, Score, WireResult
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.rows import ANSWERERS
-from collage_mpi.settings.stages import MARGIN, TOP
+from collage_mpi.settings.stages import CLASS, MARGIN, TOP, TOP5
 from collage_mpi.system.environment import (
     assign_device,
     local_gpu_rank,
@@ -145,6 +153,8 @@ class Networks:
         self._layout = layout_of(self.columns) if self.columns else None
         self._tried: dict[str, int] = {}  # kind -> the largest batch of `_untried` that was run
         self._awaited: dict[str, Path] = {}  # kind -> the folder of its network in another runtime
+        self._steady: Collection[str] = ()  # kinds that answer as their folder says, or not at all
+        self._unfit: dict[str, str] = {}  # kinds that answer no more -> why
         self._trials: dict[str, Trial] = {}
         self._look_ns = 0
         self._threads = threads_per_rank(local_size() or welcome.ranks)
@@ -217,10 +227,15 @@ class Networks:
         cpu_ns = int(statistics.median(cpu for _, cpu in times)) if on_cpu else None
         return Measured(min(wall for wall, _ in times), cpu_ns)
 
-    def await_runtimes(self, folders: Mapping[str, str]) -> None:
-        """From now on `changes` looks for networks that are made for other runtimes: kind -> the
-        folder.
+    def await_runtimes(self, folders: Mapping[str, str], steady: Collection[str] = ()) -> None:
+        """From now on `changes` looks for networks that are made for other runtimes.
+
+        Args:
+            folders: kind -> the folder.
+            steady: kinds whose folders are complete. If such a network cannot be loaded, or gives
+                other answers to the known images, it answers no more.
         """
+        self._steady = steady
         for kind, folder in folders.items():
             if kind in self.predictors:
                 self._awaited[kind] = Path(folder)
@@ -240,12 +255,30 @@ class Networks:
         self._look_ns = self._clock() + LOOK_EVERY_NS
         for kind, folder in list(self._awaited.items()):
             record = read_record(folder)
-            if record is None:
+            if record is None and kind not in self._steady:
                 continue
             del self._awaited[kind]
-            begun = change_over(self.predictors[kind], folder, record, self._threads)
+            begun = None
+            if record is not None:
+                begun = change_over(self.predictors[kind], folder, record, self._threads)
             if begun is not None:
                 self._trials[kind] = begun
+            if kind in self._steady:
+                yield from self._known(kind, folder, record)
+
+    def _known(self, kind: str, folder: Path, record: Record | None) -> Iterator[Changed]:
+        """Answer the images whose answers a folder has; others than these end all answers."""
+        predictor = self.predictors[kind]
+        if record is None:
+            why = f"{folder} has no network, or cannot be read; set {CACHE} to a shared folder"
+        elif (trial := self._trials.get(kind)) and trial.verdict and record.precision != "float32":
+            why = trial.verdict
+        else:
+            why = why_unknown(predictor, folder)
+        if why:
+            self._trials.pop(kind, None)
+            self._unfit[kind] = why
+            yield Changed(kind, "", why)
 
     def _times_ns(self, kind: str, runs: int, batch: int) -> list[tuple[int, int]]:
         """(wall-clock time, processor time) of each call, in ns."""
@@ -317,7 +350,9 @@ class Networks:
             tasks: of one kind.
             inputs: for each task, (n, H, W, C) uint8 or (n, ...) other items.
         """
-        predictor = self.predictors[tasks[0].kind]
+        predictor, unfit = self.predictors[tasks[0].kind], self._unfit.get(tasks[0].kind)
+        if unfit is not None:
+            return Computation(lambda: [failed(task, unfit) for task in tasks])
         who = ANSWERERS.index(predictor.runtime)  # before it answers: a trial may end in between
         try:
             begun = predictor.begin(self._fitted(tasks[0].kind, joined(inputs)))
@@ -369,7 +404,8 @@ class Networks:
         self, task: WireTask, scores: np.ndarray, given: Mapping[str, np.ndarray]
     ) -> WireResult:
         """The answer to a task, with the vectors that the user keeps."""
-        result = result_of(task, scores, self._scores.get(task.kind, TOP))
+        by = self._scores.get(task.kind, TOP)
+        result = result_of(task, scores, by, self._welcome.agree_on)
         if self._layout is None or result.status == FAILED:
             return result
         flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
@@ -405,7 +441,9 @@ def _address(array: np.ndarray) -> int:
     return address
 
 
-def result_of(task: WireTask, scores: np.ndarray, by: str = TOP) -> WireResult:
+def result_of(
+    task: WireTask, scores: np.ndarray, by: str = TOP, agree_on: str = CLASS
+) -> WireResult:
     """The answer to a task. The task has failed if no row of its scores is finite.
 
     Args:
@@ -413,11 +451,16 @@ def result_of(task: WireTask, scores: np.ndarray, by: str = TOP) -> WireResult:
         scores: (n, 1, classes) for a single task or a batch, a row per item; (1, cells, classes)
             for a collage, a row per cell.
         by: what the score of an answer is, one of `stages.SCORES`.
+        agree_on: what of an answer is compared with others, one of `stages.AGREE_ON`.
     """
     kind = KIND[task.kind]
     flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)
     answers = decode(flat, margin=by == MARGIN)
-    records = [None if found is None else Score(*found) for found in answers]
+    also = best_five(flat).tolist() if agree_on == TOP5 else [0] * len(flat)
+    records = [
+        None if found is None else Score(*found, more)
+        for found, more in zip(answers, also, strict=True)
+    ]
     if not any(records) and not np.isfinite(flat).all(axis=1).any():
         return failed(task, NOT_FINITE)
     places = [cell for _, cell in task.items] if kind.encoded else range(len(task.items))

@@ -4,33 +4,44 @@ choose a threshold. `PairBook` collects their answers in a coordinator's loop; `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from collage_mpi.bounds.draw import Draw
-from collage_mpi.bounds.promise import Threshold
+from collage_mpi.bounds.promise import Answer, Threshold
 from collage_mpi.core.events import Judged
 from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.results.statistics import differing_interval, rules_out
-from collage_mpi.rows import AUDIT_CODE, cells_of
+from collage_mpi.rows import pairs_in
 from collage_mpi.shards.order import Order, Range, gaps, ranges_of
 from collage_mpi.system.tell import tell
 
 
 class Pair(NamedTuple):
-    """The answers of both networks to one drawn image.
+    """The answers of first networks to a drawn image, each beside the exact network's.
 
     Attributes:
         place: the image's position in the order, which is its number in the draw.
-        score: of the first stage's answer, 0..1; None if only one network has classified the image.
-        differs: whether the networks give different classes.
+        answers: by the kind of the first network; empty if only one network has classified the
+            image.
     """
 
     place: int
-    score: float | None
-    differs: bool
+    answers: Mapping[str, Answer]
+
+
+class Heard(NamedTuple):
+    """Which first networks are asked from now on.
+
+    Attributes:
+        kinds: those that classify drawn images, or the one whose answers count.
+        threshold: from which they count; None as long as that is not known.
+    """
+
+    kinds: tuple[str, ...]
+    threshold: Threshold | None
 
 
 class Shards(Protocol):
@@ -57,13 +68,13 @@ class PairBook:
     """Collects the pairs of one coordinator while its images are resolved.
 
     Attributes:
-        heard: a threshold that was announced and that the coordinator has not taken yet.
+        heard: what was announced and what the coordinator has not taken yet.
     """
 
     def __init__(self, front: int, order: Order, shards: Shards) -> None:
         """`front`: number of images at the start of the `order`, which are drawn; `shards` hold
         them."""
-        self.heard: list[Threshold] = []
+        self.heard: list[Heard] = []
         self._front, self._order, self._shards = front, order, shards
         self._lost = 0  # number of lost shards that were handled
         self._say: Callable[[tuple[Pair, ...]], None] | None = None
@@ -96,17 +107,19 @@ class PairBook:
         self._awaited.difference_update(found)
         return mine
 
-    def hear(self, threshold: Threshold) -> None:
-        """The threshold is known: no further image has to go through both networks."""
-        self.heard.append(threshold)
-        self._front = 0
-        self._awaited.clear()
+    def hear(self, heard: Heard) -> None:
+        """If the threshold is known, no further image has to go through both networks."""
+        self.heard.append(heard)
+        if heard.threshold is not None:
+            self._front = 0
+            self._awaited.clear()
 
     def judged(self, judged: Judged) -> None:
         """Note the outcome of a drawn image."""
         place = self._open.pop(judged.position, None)
         if place is not None:
-            self._pairs.append(Pair(place, judged.score, judged.differs))
+            answers = {kind: Answer(*given) for kind, given in judged.answers.items()}
+            self._pairs.append(Pair(place, answers))
 
     def look(self) -> None:
         """Pass on the new pairs, and entries for images that cannot arrive any more."""
@@ -124,19 +137,18 @@ class PairBook:
         for place, index in zip(awaited, indices, strict=True):
             if self._shards.locate(index)[0] in self._shards.lost:
                 self._awaited.discard(place)
-                self._pairs.append(Pair(place, None, False))
+                self._pairs.append(Pair(place, {}))
 
 
-def pairs_of(rows: np.ndarray) -> list[Pair]:
-    """The pairs that the rows of drawn images, (n,) of IMAGE_ROW, give."""
-    scores, differs = cells_of(rows)
-    both = rows["audited"] == AUDIT_CODE["done"]
-    return [
-        Pair(place, score if done else None, bool(done and other))
-        for place, done, score, other in zip(
-            rows["position"].tolist(), both, scores.tolist(), differs, strict=True
-        )
-    ]
+def pairs_of(rows: np.ndarray, kinds: Sequence[str]) -> list[Pair]:
+    """The pairs that the rows of drawn images, (n,) of IMAGE_ROW, give. `kinds`: of the first
+    networks."""
+    answers: list[dict[str, Answer]] = [{} for _ in rows]
+    for kind in kinds:
+        both, scores, differs = pairs_in(rows, kind)
+        for at in np.flatnonzero(both).tolist():
+            answers[at][kind] = Answer(float(scores[at]), bool(differs[at]))
+    return [Pair(*each) for each in zip(rows["position"].tolist(), answers, strict=True)]
 
 
 class AgreementWatch:

@@ -43,6 +43,7 @@ from collage_mpi.settings.run_settings import (
     any_foreign,
     with_accept_of,
 )
+from collage_mpi.settings.stages import BEST, TOP5
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
 from collage_mpi.shards.order import (
@@ -50,6 +51,8 @@ from collage_mpi.shards.order import (
     Order,
     Permutation,
     Shuffle,
+    ranges_of,
+    read_numbers,
 )
 from collage_mpi.shards.pictures import is_enlarged, parse_fit
 from collage_mpi.shards.reader import as_before
@@ -174,9 +177,8 @@ def make_plan(
     try:
         if known:
             indexes = Path(settings.out) / INDEX_FOLDER
-            limited = settings.limit is not None
             session = max((entry["session"] for entry in known["sessions"]), default=0) + 1
-            shards = as_before(shards, shards_of(known), indexes, session, limited=limited)
+            shards = as_before(shards, shards_of(known), indexes, session, limited=settings.partial)
         _tell_of_usual_resize(settings, networks, shards)
         order = run_order(settings, known["images"] if known else len(shards), known)
         return _fitted(settings, placement, networks, shards, order)
@@ -474,13 +476,19 @@ def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry
 
 
 def check_top_k(settings: RunSettings, classes: int | None) -> None:
-    """Raise UsageError if `top_k` is larger than the number of classes."""
+    """Raise UsageError if there are fewer classes than `top_k` or `agree_on` need."""
+    if classes is not None and settings.agree_on == TOP5 and classes <= BEST:
+        raise UsageError(
+            f"agree_on is {TOP5}, and there are only {classes} classes: all of them are always "
+            "among the five best. Leave it out"
+        )
     if classes is not None and (settings.top_k or 0) > classes:
         raise UsageError(f"top_k is {settings.top_k}, but there are only {classes} classes")
 
 
 def run_order(settings: RunSettings, images: int, known: Mapping[str, Any] | None = None) -> Order:
-    """The order of the run (C5): file order or shuffled by a seed, cut at the limit.
+    """The order of the run (C5): file order or shuffled by a seed, without the images that `only`
+    does not name, cut at the limit.
 
     With `agree` the images that choose the threshold come first; they are drawn from all over it.
     What a collage says of an image depends on the others, so that all are shuffled if one is asked.
@@ -491,9 +499,13 @@ def run_order(settings: RunSettings, images: int, known: Mapping[str, Any] | Non
         known: as in `make_plan`: a run keeps its permutation.
 
     Raises:
-        EnvironmentFault: a later version of the package has shuffled the run.
+        EnvironmentFault: a later version of the package has shuffled the run, or the file of
+            `only` cannot be read.
+        DataFault: this file names an image that does not exist, or one twice.
     """
-    seed, most = settings.shuffle_seed(), min(images, settings.limit or images)
+    only = None if settings.only is None else read_numbers(Path(settings.only), images)
+    count = images if only is None else len(only)
+    seed, most = settings.shuffle_seed(), min(count, settings.limit or count)
     version = known.get("permutation") if known else Shuffle.version
     permutation: Permutation
     if seed is None:
@@ -508,8 +520,9 @@ def run_order(settings: RunSettings, images: int, known: Mapping[str, Any] | Non
             f"{Shuffle.version}. Go on with the version that began it"
         )
     if seed is None and settings.agree is not None and settings.uses_collage:
-        return Order(Shuffle(most, 0))
-    order = Order(permutation, [(0, most)])
+        permutation, seed = Shuffle(most if only is None else images, 0), 0
+    ranges = None if only is None else ranges_of(np.sort(permutation.positions(only)))
+    order = Order(permutation, ranges).part([(0, most)])
     return order if seed is not None else drawn_first(order, drawn_of(settings, most))
 
 
@@ -553,12 +566,14 @@ def warn_of_small_pictures(plan: Plan) -> None:
     places = np.linspace(0, len(plan.order) - 1, min(LOOKED_AT, len(plan.order))).astype(int)
     with suppress(CollageError):  # a shard that is lost is told when it is read
         files, _ = shards.read_files_checked(plan.order.indices(places))
-        small = sum(data is not None and is_enlarged(data, parse_fit(fit)) for data in files)
+        needed = parse_fit(fit)
+        small = sum(data is not None and is_enlarged(data, needed) for data in files)
         if small:
+            edge = "longer" if needed.mode == "letterbox" else "shorter"
             tell(
-                f"warning: {small:,} of {counted(len(files), 'picture')} looked at are smaller "
-                f"than the {shards.shape[0]} x {shards.shape[1]} px that the network gets, so they "
-                "are enlarged. --image-px makes the pictures smaller"
+                f"warning: {small:,} of {counted(len(files), 'picture')} looked at are enlarged, "
+                f"because their {edge} edge is resized to {needed.resize_px or needed.px} px. "
+                "--image-px and --resize-px make it smaller"
             )
 
 

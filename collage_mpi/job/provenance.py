@@ -99,10 +99,10 @@ def fixed_facts(plan: Plan, shards: int | None = None) -> dict[str, Any]:
         ],
         "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],
         "rows": len(plan.order),
-        "order": settings.order,
+        "order": settings.order if settings.only is None else f"{settings.order}, only some",
         **({"permutation": plan.order.permutation} if plan.order.permutation else {}),
         **({"decoder": decoder_text()} if plan.shards.fit else {}),
-        "limit": settings.limit,
+        "limit": len(plan.order) if settings.only else settings.limit,
         "input_digest": keys_digest(plan.order.ascending(), plan.starts),
         "class_names": list(plan.class_names) if plan.class_names else None,
         **settings.labels(),
@@ -193,7 +193,9 @@ def named_files(settings: RunSettings) -> dict[str, Path]:
     """
     named: dict[str, str | None]
     named = {kind: settings.network(kind) for kind in KINDS if settings.uses(kind)}
-    named |= {name: getattr(settings, name) for name in ("arrival_file", "class_names_file")}
+    named |= {
+        name: getattr(settings, name) for name in ("arrival_file", "class_names_file", "only")
+    }
     if settings.straggler == "trace":
         named["trace_file"] = settings.trace_file
     return {

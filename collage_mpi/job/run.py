@@ -11,21 +11,21 @@ import logging
 import os
 import time
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec import structs
 
 from collage_mpi.bounds.promise import Promise
 from collage_mpi.bounds.sample import Asked, Candidate
 from collage_mpi.core import events as ev
 from collage_mpi.core.settings import batch_factor
-from collage_mpi.errors import CollageError, ExitCode, UsageError
+from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.job.agreed import Agreed
 from collage_mpi.job.changeover import Changeover, least_batch
 from collage_mpi.job.handshake import (
@@ -56,11 +56,11 @@ from collage_mpi.ledger.jobs import jobs, note, register
 from collage_mpi.ledger.owner import Owner, cell_size, join
 from collage_mpi.ledger.reading import Found, View, runs
 from collage_mpi.ledger.reading import counted as counted_parts
-from collage_mpi.ledger.records import Job, Run, complete_name
+from collage_mpi.ledger.records import Job, Run, complete_name, run_name
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.models.info import TORCH
-from collage_mpi.results import INDEX_FOLDER, SUMMARY, has_run
+from collage_mpi.results import INDEX_FOLDER, PARTS_FOLDER, SUMMARY, has_run
 from collage_mpi.results.jobs import entry
 from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.manifest import COMPLETE, compose
@@ -186,7 +186,7 @@ def next_run(plan: Plan, store: FolderStore, *, retry_errors: bool) -> tuple[lis
     errors = sp.union(*(part.errors for part in counted_parts(store)))
     again = errors if retry_errors else sp.common(errors, changed)
     known = last.settings.get("images_now") or last.settings["images"]
-    more = len(plan.shards) - known if plan.settings.limit is None else 0
+    more = len(plan.shards) - known if not plan.settings.partial else 0
     if not (again or more):
         return there, None
     grown = {"images_now": known + more}
@@ -322,7 +322,7 @@ class JobRun:
                 self.fixed = entry(fixed_facts(plan))
             self.facts["since"] = {str(n): each for n, each in plan.shards.since.items()}
             # A folder that cannot be used is told before 10 ranks load their weights.
-            self.session = register(self.store, self.owner, entry(self.facts))
+            self.session = register(self.store, self.owner, entry(self.facts), rows=PARTS_FOLDER)
         with suppress(OSError):  # workers then list the members themselves
             plan.shards.save_indexes(self.out / INDEX_FOLDER)
         try:
@@ -395,10 +395,10 @@ class JobRun:
         with change:
             agreed = None
             if plan.promises:
-                change.wait(self._why_stop)  # what a network says must not change with the job
+                kinds = [each.kind for each in plan.settings.stages]
+                start, hows = steady(start, kinds, session.hellos, change, self._why_stop)
                 promise = build_promise(plan, costs, change)
-                how = answerer(plan.settings.judged, session.hellos, change)
-                agreed = Agreed(self.store, plan, self.session, promise, how)
+                agreed = Agreed(self.store, plan, self.session, promise, hows)
             share = Share(
                 owner,
                 unit,
@@ -491,10 +491,12 @@ class JobRun:
             cell = max(1, min(cell // unit, images // (SHARES * settings.teams * unit))) * unit
         mine = run or Run(1, 0, images, cell, settings=self.fixed | entry(batch_facts(settings)))
         if mine.number > 1 and mine.by is None:
-            mine = replace(mine, cell=cell)
-        found = join(self.store, replace(mine, by=self.owner, whole=whole))
-        if run is None and found.by != self.owner:  # another job was quicker
+            mine = structs.replace(mine, cell=cell)
+        found = join(self.store, structs.replace(mine, by=self.owner, whole=whole))
+        if found.by != self.owner and run is None:  # another job was quicker
             refuse_differences(self.out, found.settings, mine.settings)
+        elif found.by != self.owner:
+            refuse_other_images(self.out, found, mine)
         return found
 
     def _same_networks(self, networks: Mapping[str, str]) -> None:
@@ -560,6 +562,17 @@ class JobRun:
         return SessionOutcome(status, reason, self.out, faults, summary)
 
 
+def refuse_other_images(out: Path, found: Run, mine: Run) -> None:
+    """Raise EnvironmentFault if the run that a job found has other images than the one with this
+    number that it would have made: it would read those of its own order."""
+    asks = [(run.stop, run.again, entry(run.settings)) for run in (found, mine)]
+    if asks[0] != asks[1]:
+        raise EnvironmentFault(
+            f"{out / run_name(found.number)}: another job has begun this run meanwhile, for other "
+            "images than this job found. Repeat the command"
+        )
+
+
 def last_summary(found: StoredRun, *, complete: bool) -> Json:
     """Write the summary of a run. Of a complete one other jobs may be writing their last rows of
     tasks: they are waited for, for `LATE_S` at the most. Of another one rows may come for hours."""
@@ -613,12 +626,34 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def answerer(kind: str, hellos: Mapping[int, Hello], change: Changeover) -> str:
-    """In which runtime and number format a kind's network answers."""
-    record = change.record(kind)
-    if record is not None and record.runtime != TORCH:
-        return record.answerer
-    return ", ".join(sorted({each.tuning[kind] for each in hellos.values() if kind in each.tuning}))
+def steady(
+    start: Start,
+    kinds: Collection[str],
+    hellos: Mapping[int, Hello],
+    change: Changeover,
+    stop_reason: Callable[[], str | None],
+) -> tuple[Start, dict[str, str]]:
+    """The start of a session in which every rank must give the same answers of some kinds, and how
+    each kind answers: as most ranks can. All networks are made first, because what they say must
+    not change during the job.
+
+    Args:
+        start: of another session.
+        kinds: of networks.
+        hellos: of this team's ranks.
+        change: makes the networks for other runtimes, as far as that pays.
+        stop_reason: says why not to wait for them, or None.
+    """
+    change.wait(stop_reason)
+    hows, said = dict[str, str](), dict[str, str]()
+    for kind in kinds:
+        ways = sorted(hello.how(kind) for hello in hellos.values() if kind in hello.kinds)
+        hows[kind] = said[kind] = max(ways, key=ways.count, default="")
+        record = change.record(kind)
+        if record is not None and record.runtime != TORCH:
+            said[kind] = record.answerer
+    made = {each: folder for each, folder in change.folders.items() if change.record(each)}
+    return replace(start, runtimes=made, steady=hows), said
 
 
 def build_promise(plan: Plan, costs: ServiceCosts, change: Changeover) -> Promise:
@@ -631,17 +666,27 @@ def build_promise(plan: Plan, costs: ServiceCosts, change: Changeover) -> Promis
     """
     settings = plan.settings
     assert settings.agree is not None
-    batch, size, first = settings.batch_size, settings.group_size, settings.judged
-    further = {SINGLE: 1.0, first: 1.0, **costs.batch_costs}
-    exact = batch_factor(batch, further[SINGLE]) / batch
-    inputs = size if KIND[first].batched else 1
-    ratio = costs.ratio * batch_factor(inputs * batch, further[first]) / (size * batch) / exact
-    made = change.record(first), change.record(SINGLE)
-    if made[0] is not None and made[1] is not None:  # timed beside torch, with as many threads
-        ratio = made[0].own_ms / made[1].own_ms * inputs / size
+    prices = {each.kind: _price(plan, costs, change, each.kind) for each in settings.stages}
     # In steps, so that equal jobs seldom decide otherwise because a time was measured otherwise.
-    candidate = Candidate(first, 0.0, max(1, round(ratio * STEPS)) / STEPS)
-    return Promise(Asked(len(plan.order), settings.agree, 1.0), [candidate])
+    steps = {kind: max(1, round(price * STEPS)) for kind, price in prices.items()}
+    candidates = [Candidate(kind, 0.0, count / STEPS) for kind, count in steps.items()]
+    return Promise(Asked(len(plan.order), settings.agree, 1.0), candidates)
+
+
+def _price(plan: Plan, costs: ServiceCosts, change: Changeover, kind: str) -> float:
+    """Time of an image on a first network divided by that on the exact one, in the batches that are
+    sent."""
+    batch, size = plan.settings.batch_size, plan.settings.group_size
+    inputs = size if KIND[kind].batched else 1
+    made, exact = change.record(kind), change.record(SINGLE)
+    if made is not None and exact is not None:  # timed beside torch, with as many threads
+        return made.own_ms / exact.own_ms * inputs / size
+    ours, single = (
+        batch_factor(n * batch, costs.batch_costs.get(each, 1.0)) / batch
+        for each, n in ((kind, inputs), (SINGLE, 1))
+    )
+    ratio = costs.costs[kind] * ours / size / single  # in torch, in which one of them may stay
+    return ratio * (1.0 if exact is None else exact.times) / (1.0 if made is None else made.times)
 
 
 def warn_of_bad_shards(shards: ShardSet) -> None:
@@ -650,8 +695,8 @@ def warn_of_bad_shards(shards: ShardSet) -> None:
         tell(f"warning: {reason}\n  The other images are classified; the exit code will be 4.")
     for path in shards.left_out:
         tell(
-            f"warning: {path}: left out, because the run has a --limit and was begun without this "
-            "shard. Classify its images with another --out."
+            f"warning: {path}: left out, because the run has --limit or --only and was begun "
+            "without this shard. Classify its images with another --out."
         )
 
 

@@ -173,7 +173,7 @@ class TeamSession(ExitStack):
         self.coordinator = self.build_coordinator()
         share.begin(self.totals, self.supply)
         self._begin_to_tell()
-        ready, lost = roll_call(self.plan, self.worker_group, self.hellos)
+        ready, lost = roll_call(self.plan, self.worker_group, self.hellos, start.steady)
         try:
             finish = self.coordinator.run(ready, lost)
             self.worker_group.end()

@@ -9,10 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from collage_mpi.bounds.promise import Threshold
-from collage_mpi.core.events import Judged
+from collage_mpi.core.events import Judged, Stages
 from collage_mpi.job.packing import Reader
-from collage_mpi.job.pairs import Pair, PairBook
+from collage_mpi.job.pairs import Heard, Pair, PairBook
 from collage_mpi.ledger.records import DEATHS
 from collage_mpi.ledger.spans import Spans, count
 from collage_mpi.results.row_sink import RowSink
@@ -47,7 +46,7 @@ class Close:
     """No further image will come."""
 
 
-Said = Lease | Pause | Close | Threshold
+Said = Lease | Pause | Close | Heard
 
 
 class Link(Protocol):
@@ -66,7 +65,7 @@ class Link(Protocol):
         ...
 
     def pairs(self, pairs: tuple[Pair, ...]) -> None:
-        """Images that both networks have classified."""
+        """Images that first networks and the exact one have classified."""
         ...
 
 
@@ -185,10 +184,11 @@ class Supply:
         if self.book is not None:
             self.book.look()
 
-    def thresholds(self) -> Iterator[float | None]:
-        """The threshold, if it was announced since the last call."""
+    def stages(self) -> Iterator[Stages]:
+        """Which first networks to ask from now on, as was announced since the last call."""
         while self.book is not None and self.book.heard:
-            yield self.book.heard.pop(0).confidence
+            kinds, threshold = self.book.heard.pop(0)
+            yield Stages(kinds, None if threshold is None else threshold.confidence)
 
     # ---- the ledger ---------------------------------------------------------
 

@@ -401,7 +401,7 @@ class Worker:
         remove_shared_memory()  # by now all ranks of this host have mapped it
         self.endpoint.open_tasks(told.task_bytes, self.session.welcome.credit + RING_SPARE)
         self.session.start(told.answer_bytes)
-        self.session.networks.await_runtimes(told.runtimes)
+        self.session.networks.await_runtimes(told.runtimes, told.steady)
 
     def _end(self, told: messages.End | messages.Release) -> None:
         if self.session is not None:

@@ -60,9 +60,14 @@ def examine(store: FolderStore, run: Run, bad: Collection[str] = ()) -> Examined
             found.again += _counted(store, run, start, orphans) - _rows(cell.record)
     name = complete_name(run)
     raw = store.read(name)
-    if raw is not None and decode(Complete, raw, name).digest != digest("".join(ends).encode()):
-        found.damage.setdefault(name, "it was made of other records than those that are there")
-        found.orphans.append(name)
+    try:
+        if raw is None or decode(Complete, raw, name).digest == digest("".join(ends).encode()):
+            return found
+        reason = "it was made of other records than those that are there"
+    except Damage as error:
+        reason = error.reason
+    found.damage.setdefault(name, reason)
+    found.orphans.append(name)
     return found
 
 

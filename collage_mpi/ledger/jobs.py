@@ -16,6 +16,7 @@ from collage_mpi.ledger.store import FolderStore
 MOST_JOBS = (1 << 16) - 1
 SOME_JOBS = 8
 _NAME = re.compile(r"([0-9]{4,5})\.json")
+_PART = re.compile(r"[a-z]+-([0-9]{4,5})-.*")
 
 
 def register(
@@ -23,8 +24,12 @@ def register(
     owner: str,
     facts: dict[str, Any],
     sleep: Callable[[float], None] = time.sleep,
+    rows: str | None = None,
 ) -> int:
     """Get a number that no other owner has: one after those that are there, from 1.
+
+    `rows`: the folder of the parts. Their jobs count as well: the entry of one may have been
+    removed, and a part takes the place of one with the same name.
 
     Raises:
         EnvironmentFault: there are too many jobs.
@@ -33,7 +38,9 @@ def register(
     mine, number = encode(Job(owner, facts)), 0
     for tries in itertools.count():
         # Many that begin at once leave numbers out, or each would try all that the others get.
-        number = max(number, *_numbers(store), 0) + random.randint(1, max(1, tries - SOME_JOBS))
+        number = max(number, *_numbers(store), *_of_parts(store, rows), 0) + random.randint(
+            1, max(1, tries - SOME_JOBS)
+        )
         if number > MOST_JOBS:
             raise EnvironmentFault(
                 f"{MOST_JOBS} jobs have worked on this run, and there can be no more. Choose "
@@ -57,6 +64,11 @@ def jobs(store: FolderStore) -> dict[int, Job]:
         if raw is not None:
             found[number] = decode(Job, raw, name)
     return found
+
+
+def _of_parts(store: FolderStore, rows: str | None) -> list[int]:
+    names = [] if rows is None else store.names(rows)
+    return [int(match[1]) for match in map(_PART.fullmatch, names) if match]
 
 
 def _numbers(store: FolderStore) -> list[int]:

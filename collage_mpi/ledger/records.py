@@ -38,9 +38,13 @@ class Damage(DataFault):
 
     def __init__(self, name: str, reason: str) -> None:
         """`name`: of the file, below the run's folder."""
+        repair = (
+            ", or end all jobs of the run and type collage-mpi verify --repair: what follows the "
+            "damage is moved away and done again"
+        )
+        repairable = name.startswith(("leases/", "COMPLETE."))
         super().__init__(
-            f"{name}: {reason}. Restore the file from a copy, or end all jobs of the run and type "
-            "collage-mpi verify --repair: what follows the damage is moved away and done again."
+            f"{name}: {reason}. Restore the file from a copy{repair if repairable else ''}."
         )
         self.name, self.reason = name, reason
 

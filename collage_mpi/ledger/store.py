@@ -71,21 +71,26 @@ class FolderStore:
         try:
             self._write_new(temp, data)
             try:
-                self._disk.link(temp, self._at(name))
+                self._give_name(temp, name)
             except FileExistsError:
                 return False
-            except OSError as error:
-                if error.errno not in NO_LINKS:
-                    raise
-                raise EnvironmentFault(
-                    f"{self._folder}: this file system has no hard links ({error.strerror}), so "
-                    "several jobs cannot share a run here. Choose another --out, or type --alone on"
-                ) from error
             self.sync_folder(name)
         finally:
             with suppress(OSError):
                 self._disk.unlink(temp)
         return True
+
+    def _give_name(self, temp: str, name: str) -> None:
+        """Name a file that is written. Raises FileExistsError: the name is taken."""
+        try:
+            self._disk.link(temp, self._at(name))
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            raise EnvironmentFault(
+                f"{self._folder}: this file system has no hard links ({error.strerror}), so "
+                "several jobs cannot share a run here. Choose another --out, or type --alone on"
+            ) from error
 
     def read(self, name: str) -> bytes | None:
         """Open a file anew and read it; None if there is none. What exists is seen as it is now;

@@ -26,6 +26,8 @@ from collage_mpi.models.named import read_spec
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.models.runtimes import (
     FILES,
+    KNOWN,
+    TRIED,
     Record,
     changed_classes,
     open_runtime,
@@ -159,7 +161,7 @@ def make(
         why="",
         processor=processor(),
     )
-    reasons = []
+    reasons, said = [], ours
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     place = Path(mkdtemp(prefix=unfinished(os.getpid()), dir=folder.parent))
     try:
@@ -182,10 +184,11 @@ def make(
             if why:
                 reasons.append(f"{runtime}: {why}")
             else:
-                best = tried
+                best, said = tried, found
         best = replace(best, why="; ".join(reasons))
         kept = place / best.runtime
         kept.mkdir(exist_ok=True)
+        np.savez(kept / KNOWN, inputs=inputs[:TRIED], scores=said[0][:TRIED])
         best.write(kept)
         with suppress(FileExistsError, OSError):  # another job was quicker; its network is as good
             kept.rename(folder)

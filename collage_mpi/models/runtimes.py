@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 SS_DISABLE = 2  # of Linux's <signal.h>: handlers run on the thread's usual stack
 RECORD = "record.json"  # is written last: a folder without it is not used
+KNOWN = "known.npz"  # inputs, and what the network as it was made says of them
 FILES = {OPENVINO: "network.xml", ONNX: "network.onnx", COMPILE: "network.pt2"}
 PACKAGES = {OPENVINO: "openvino", ONNX: "onnxruntime"}  # in the order in which they are tried
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # of OpenVINO
@@ -172,6 +173,7 @@ def folder_of(
     packages = ("collage-mpi", "torch", *PACKAGES.values())
     versions = [_version(name) for name in packages]
     facts = [fingerprint, spec, kind, asdict(tuning), dict(told), source, versions, processor()]
+    facts.append(KNOWN)
     return cache_folder() / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
@@ -403,6 +405,19 @@ def change_over(predictor: Any, folder: Path, record: Record, threads: int) -> T
         why = f"{record.answerer} cannot be loaded: {type(error).__name__}: {one_line(error)}"
     images = TRIED_AGAIN if judged_here else TRIED
     return Trial(predictor, runtime, record.answerer, why, images)
+
+
+def why_unknown(predictor: Any, folder: Path) -> str:
+    """How a predictor's answers differ from those that a made network's folder has; "" if they are
+    equal, as `why_unequal` understands it."""
+    try:
+        with np.load(folder / KNOWN, allow_pickle=False) as known:
+            inputs, wanted = known["inputs"], known["scores"]
+        found, _ = predictor.answer(inputs)
+    except Exception as error:  # libraries raise anything
+        return f"the known images cannot be answered: {type(error).__name__}: {one_line(error)}"
+    why = why_unequal((found, {}), (wanted, {}))
+    return why and f"{why} than where the network was made"
 
 
 def _try_apart(folder: Path, threads: int) -> None:

@@ -69,7 +69,8 @@ def describe_weights(spec: str | Path, kind: str | None = None) -> NetworkInfo:
     if kind is not None and info.kind != kind:
         raise UsageError(
             f"weights {path} hold a {info.kind} network; a {kind} network is needed here: "
-            f"are --{kind} and --{info.kind} the wrong way round?"
+            f"are --{kind} and --{info.kind} the wrong way round? In --first a collage network is "
+            "written collage:FILE"
         )
     return info
 

@@ -65,10 +65,15 @@ _NO_USE = Use()
 
 
 class Score(NamedTuple):
-    """What a network says of one image: its class (index) and the class's probability, 0..1."""
+    """What a network says of one image: its class (index) and the class's probability, 0..1.
+
+    `also`: 0 to 65,535; differs if more than the class is compared with another answer's, and that
+    differs.
+    """
 
     label: int
     score: float
+    also: int = 0
 
 
 class Unread(NamedTuple):
@@ -256,11 +261,12 @@ def _text(result: WireResult) -> bytes:
     return "\n".join(lines).encode()
 
 
-def _cells(result: WireResult) -> list[tuple[int, float, int]]:
-    """(label, score, state) of each item's record."""
-    found = [(0, 0.0, ABSENT) if cell is None else (*cell, PRESENT) for cell in result.cells]
-    found = found or [(0, 0.0, ABSENT)] * len(result.unread)  # a failed task has no cells
+def _cells(result: WireResult) -> list[tuple[int, float, int, int]]:
+    """(label, score, state, also) of each item's record."""
+    absent = 0, 0.0, ABSENT, 0
+    found = [absent if cell is None else (*cell[:2], PRESENT, cell[2]) for cell in result.cells]
+    found = found or [absent] * len(result.unread)  # a failed task has no cells
     for place, why in enumerate(result.unread):
         if why is not None:
-            found[place] = (0, 0.0, BAD_ROW if why.of_input else UNREAD)
+            found[place] = (0, 0.0, BAD_ROW if why.of_input else UNREAD, 0)
     return found

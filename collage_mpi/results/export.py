@@ -30,6 +30,7 @@ from collage_mpi.results.vectors import KeptValues, extras_of
 from collage_mpi.rows import (
     IMAGES,
     NAMES,
+    OTHERS,
     TABLES,
     WAIT_FORMULA,
     TableLayout,
@@ -377,15 +378,12 @@ def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, st
     return f"{path}: no file given has its SHA-256{unread}"
 
 
-# Column of images -> the column that is 1 if this column has a value.
+# Column of images -> the column of which this bit is set if this column has a value.
 _MASKED = {
-    "predicted": "answered",
-    "score": "answered",
-    "rank": "answered",
-    "wait_ns": "answered",
-    "label": "has_label",
-    "other": "audited",
-    "other_score": "audited",
+    **dict.fromkeys(("predicted", "score", "rank", "wait_ns"), ("answered", 1)),
+    "label": ("has_label", 1),
+    **dict.fromkeys(OTHERS[0], ("audited", 1)),
+    **{name: ("stages", 1 << at) for at, pair in enumerate(OTHERS) if at for name in pair},
 }
 _OF_CLASSES = ("predicted", "score")
 # Column of images -> the name columns that follow it.
@@ -488,7 +486,7 @@ def export_run(
             files = [WHOLE[to](run, out, names)]
         elif only_predictions:
             answers = (
-                _with_input(prediction_columns(some, names.of(some.images)), names, some)
+                with_input(prediction_columns(some, names.of(some.images)), names, some)
                 for some in in_order(run)
             )
             return [write(out / PREDICTIONS, answers, raw)]
@@ -509,10 +507,10 @@ def _named_columns(run: Run, table: TableLayout, names: NameBook) -> Iterator[_C
     """Yields the columns of a table, some rows at a time."""
     for some in _excerpts(run, table):
         found = columns(some, table.name, names.of(some.images))
-        yield _with_input(found, names, some) if table is IMAGES else found
+        yield with_input(found, names, some) if table is IMAGES else found
 
 
-def _with_input(found: _Columns, names: NameBook, some: SomeRows) -> _Columns:
+def with_input(found: _Columns, names: NameBook, some: SomeRows) -> _Columns:
     """The columns of images, and behind them those of their input. A column of the input whose name
     is taken, in capitals or not, gets the prefix INPUT. The chosen one becomes the column id."""
     own, whole = names.columns.of(some.images), dict(found)
@@ -661,7 +659,8 @@ def columns(results: SomeRows, table: str, named: ImageNames) -> dict[str, np.ma
     found = {**found, "wait_ns": wait_ns(rows), "reason": reason}
     complete: dict[str, np.ma.MaskedArray] = {}
     for name, values in found.items():
-        absent = rows[_MASKED[name]] != 1 if name in _MASKED else False
+        column, bit = _MASKED.get(name, ("", 0))
+        absent = rows[column] & bit == 0 if column else False
         if name in _OF_CLASSES:
             absent = ~classified(rows, results.manifest)
         complete[name] = np.ma.array(values, mask=absent)

@@ -123,7 +123,7 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "settings": (_is_dict, "an object"),
     "inputs": (_TEXTS, "an object of SHA-256"),
     "networks": (_TEXTS, "an object of SHA-256"),
-    "order": (is_text, "file or shuffle:SEED"),
+    "order": (is_text, "file or shuffle:SEED, and whether it has only some images"),
     "permutation": (_is_count, "the version of the permutation of shuffle:SEED"),
     "limit": (_is_count, "a number of images"),
     "teams": (_is_count, "a number of teams"),

@@ -208,15 +208,16 @@ def promise_text(summary: Json) -> str:
     """What `--agree` has promised, what audits have found, and what was saved, in words."""
     found, saving = summary["promise"], summary["price"]["saving"]
     most = points(1 - found["agree"])
+    change = "change" if found.get("agree_on") != "top5" else "change in class or five best classes"
     saved = "" if saving is None else f" The single network alone takes {saving:.2f} times as long."
     if found["confidence"] is None:
-        return f"promise: at most {most} of the answers change; all are the single network's."
+        return f"promise: at most {most} of the answers {change}; all are the single network's."
     low, high = (100 * end for end in found["ci95"])
     return (
-        f"promise: with 95 % probability at most {most} of the answers change; an answer of the "
-        f"first stage counts from a score of {found['confidence']:.4g} on. {found['differing']:,} "
-        f"of {found['audited']:,} audited ones differ (95 % interval {low:.2f}-{high:.2f} %)."
-        + saved
+        f"promise: with 95 % probability at most {most} of the answers {change}; an answer of "
+        f"{found['candidate']} counts from a score of {found['confidence']:.4g} on. "
+        f"{found['differing']:,} of {found['audited']:,} audited ones differ (95 % interval "
+        f"{low:.2f}-{high:.2f} %)." + saved
     )
 
 

@@ -67,7 +67,7 @@ class SoleWriter(RowSink):
             )
             mine = Run(len(known) + 1, first, first + rows, cell, name, again, True, settings)
             run = join(store, known[-1] if known and not again else mine)
-            session = register(store, name, {})
+            session = register(store, name, {}, rows=PARTS_FOLDER)
         except OSError as error:
             raise unwritable(out, error) from error
         ticks = count_up()  # it waits for nobody, so its time is the number of its steps

@@ -49,9 +49,9 @@ from collage_mpi.rows import (
     SOURCE_CODE,
     SOURCES,
     TASKS,
-    cells_of,
     columns_of,
     inputs_of,
+    pairs_in,
     ran_together,
     wait_ns,
 )
@@ -282,7 +282,8 @@ class PromiseTally:
     """Counts the images whose answers audited the threshold of `--agree`."""
 
     def __init__(self, manifest: Json) -> None:
-        self._agree = (manifest.get("settings") or {}).get("agree")
+        settings = manifest.get("settings") or {}
+        self._asked = {name: settings.get(name) for name in ("agree", "agree_on")}
         self._held = next(iter(manifest.get("thresholds") or []), None)
         self.audited = self.differing = 0
 
@@ -292,8 +293,7 @@ class PromiseTally:
             return
         at = rows["position"]
         mine = rows[(at >= self._held["proved"]) & (at < self._held["drawn"])]
-        scores, differs = cells_of(mine)
-        both = mine["audited"] == AUDIT_CODE["done"]
+        both, scores, differs = pairs_in(mine, self._held["candidate"])
         self.audited += int(both.sum())
         self.differing += int((both & differs & (scores >= self._held["confidence"])).sum())
 
@@ -305,7 +305,7 @@ class PromiseTally:
 
         ends = share_interval(self.differing, self.audited)
         counts = {"audited": self.audited, "differing": self.differing, "ci95": list(ends)}
-        return {"agree": self._agree, **self._held, **counts}
+        return {**self._asked, **self._held, **counts}
 
 
 class TaskTally:

@@ -35,6 +35,7 @@ from collage_mpi.rows import (
     ASKED_FIRST,
     AUDIT_CODE,
     IMAGES,
+    OTHERS,
     OUTCOME_CODE,
     SOURCE_CODE,
     TASKS,
@@ -435,8 +436,9 @@ def _check_audits(found: Counter[str], images: np.ndarray, manifest: Json, draw:
     _count(found, accepted & (known["audited"] == 0), "accepted answers without their audit")
     names, done = manifest.get("class_names"), images["audited"] == AUDIT_CODE["done"]
     if names:
-        outside = done & ((images["other"] < 0) | (images["other"] >= len(names)))
-        _count(found, outside, f"image rows with other outside the {len(names)} classes")
+        for column, _ in OTHERS:
+            outside = done & ((images[column] < 0) | (images[column] >= len(names)))
+            _count(found, outside, f"image rows with {column} outside the {len(names)} classes")
 
 
 def _unknown_ranks(images: np.ndarray, manifest: Json) -> np.ndarray:

@@ -9,7 +9,7 @@ import pwd
 import shlex
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -120,12 +120,14 @@ def check_place(out: Path, *, shared: bool) -> None:
 class LoneStore(FolderStore):
     """The files of a run that one job has for itself, on a file system without hard links."""
 
-    def link(self, name: str, data: bytes | Iterable[bytes | memoryview]) -> bool:
-        """See `FolderStore`."""
-        if self.read(name) is not None:
-            return False
-        self.replace(name, data)
-        return True
+    def _give_name(self, temp: str, name: str) -> None:
+        """Where there are links, jobs that came before are not in the way."""
+        try:
+            super()._give_name(temp, name)
+        except EnvironmentFault:
+            if self.read(name) is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
+            self._disk.rename(temp, self._at(name))
 
 
 def refuse_alone(out: Path) -> None:
@@ -190,8 +192,13 @@ def leave_no_trace(out: Path, session: int) -> None:
             return
         (out / job_name(session)).unlink()
         made = sorted(out.rglob("*"), reverse=True)
-        if all(path.is_dir() for path in made):  # else another job begins here, too
-            for path in (*made, out):
+        folders = [path for path in made if path.is_dir()]
+        files = [path for path in made if path not in folders]
+        mine = out / INDEX_FOLDER, out / ALONE
+        if all({path, path.parent} & {*mine} for path in files):  # else another job begins here
+            for path in files:
+                path.unlink()
+            for path in (*folders, out):
                 path.rmdir()
 
 

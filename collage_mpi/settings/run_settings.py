@@ -29,13 +29,23 @@ from collage_mpi.core.schemes import (
 )
 from collage_mpi.core.settings import CoreSettings
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
-from collage_mpi.encoding.vectors import EMBEDDINGS, OUTPUTS, SAVES, Extras
+from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE, OUTPUTS, SAVES, Extras
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, KINDS, SINGLE, TABLE
 from collage_mpi.models.info import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.models.named import check_trust, is_foreign, is_function, is_null
 from collage_mpi.removed import removed_setting
-from collage_mpi.settings.stages import MARGIN, TOP, Stage, at_threshold, read_stages
+from collage_mpi.settings.stages import (
+    AGREE_ON,
+    BEST,
+    CLASS,
+    MARGIN,
+    TOP,
+    TOP5,
+    Stage,
+    at_threshold,
+    read_stages,
+)
 from collage_mpi.system.fields import AUTO, Settings, about, by_name, names, setting
 from collage_mpi.system.printable import counted, shown
 from collage_mpi.workload.straggler_settings import StragglerSettings
@@ -118,7 +128,14 @@ class InputSettings(Settings):
     limit: int | None = _input(
         None, "classify at most this many images", at_least=1, at_most=math.inf
     )
-
+    only: str | None = _input(
+        None,
+        "text file with the numbers of the images to classify, one on each line. The first image "
+        "of the input has the number 0",
+        unset="all images",
+        metavar="FILE",
+        shipped=True,
+    )
     class_names_file: str | None = _input(
         None,
         "text file with the class names in order, one on each line. Needed if neither the input "
@@ -197,6 +214,11 @@ class InputSettings(Settings):
         elif unsaid and shape and shape[0] == px <= (resize_px or 0):
             resized = resize_px
         return PictureFit(px, self.fit, resized, channels, by or FILTERS[0])
+
+    @property
+    def partial(self) -> bool:
+        """Whether some images may be left out. The run then does not grow with its input."""
+        return self.limit is not None or self.only is not None
 
     @property
     def extras(self) -> Extras:
@@ -290,7 +312,8 @@ class RedundancySettings(Settings):
     first: tuple[str, ...] = _setting(
         (),
         "scheme cascade: networks that are asked before the single network, in this order. Each "
-        "answers what the one before it is unsure of. A network as for --single, or collage:W, and "
+        "answers what the one before it is unsure of; with --agree the run chooses one of them. A "
+        "network as for --single, or collage:W, and "
         "behind it any of @160px (input size), @bfloat16 and other formats, @openvino and other "
         "runtimes, @margin or @top (score), @0.9 (threshold; otherwise --confidence)",
         unset="the collage network",
@@ -345,11 +368,17 @@ class RedundancySettings(Settings):
         None,
         "ask a cheaper network first, and choose the lowest score from which on its answers count, "
         "without labels, so that at most 1 - A of all images get another answer than the single "
-        "network's, with a probability of 95 % (docs/cascade.md). The cheaper network is that of "
-        "--first or --collage, or the single one in bfloat16. The scheme is then cascade",
+        "network's, with a probability of 95 % (docs/cascade.md). The cheaper network is one of "
+        "--first, or that of --collage, or the single one in bfloat16. The scheme is then cascade",
         metavar="A",
         above=0,
         below=1,
+    )
+    agree_on: str = _accept(
+        CLASS,
+        "what --agree promises of an answer. class: its class. top5: its class, and which five "
+        "classes are the best, in any order; needs 6 classes or more",
+        choices=AGREE_ON,
     )
     deadline_ms: float | None = _accept(
         None,
@@ -397,6 +426,8 @@ class RedundancySettings(Settings):
                 f"agree is {self.agree:g} with confidence {self.confidence:g}: agree chooses the "
                 "score that counts; leave out --confidence, or --agree"
             )
+        if self.agree is None and self.agree_on != CLASS:
+            raise UsageError(f"agree_on is {self.agree_on}: it says what --agree promises; add it")
         if self.agree is not None and self.deadline_ms is not None:
             raise UsageError(
                 f"agree is {self.agree:g} with a deadline: after the deadline an answer counts "
@@ -415,11 +446,11 @@ class RedundancySettings(Settings):
                 "by a score: add --scheme cascade, or leave out --agree"
             )
         given = next((s for s in self.stages if s.threshold is not None), None)
-        if self.agree is not None and (len(self.stages) > 1 or given):
-            why = f"first {given.text} has a threshold" if given else "--first names several"
+        if self.agree is not None and given is not None:
             raise UsageError(
-                f"agree is {self.agree:g}, and {why}: --agree chooses one score, for one first "
-                "network. Leave it out and give each network a threshold: --first W@0.9 V@0.8"
+                f"agree is {self.agree:g}, and first {given.text} has a threshold: --agree chooses "
+                "the network and its score. Leave out the threshold, or leave out --agree and give "
+                "each network a threshold: --first W@0.9 V@0.8"
             )
         make_scheme(self.scheme_settings())
 
@@ -609,7 +640,8 @@ class RedundancySettings(Settings):
         if self.uses_single and self.singles not in (None, self.usual_singles):
             parts.append(f"N = {self.singles}")
         if len(self.stages) > 1:
-            parts[0] += f" of {len(self.stages) + 1} stages"
+            chain = f" of {len(self.stages) + 1} stages"
+            parts[0] += chain if self.agree is None else f", {len(self.stages)} tried"
         beside = self.needs - {SINGLE}
         if beside and self.collage_ranks != 1 and not self.any_size:
             parts.append(f"M = {self.collage_ranks}")
@@ -887,6 +919,7 @@ PROFILES: dict[str, Json] = {
         "placement": "fixed",
         "confidence": 0.0,
         "agree": None,
+        "agree_on": CLASS,
         "deadline_ms": None,
         "audit": 0.0,
         "hedge_ms": None,
@@ -967,10 +1000,12 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             )
         if self.save == OUTPUTS:
             self._check_map(encoded)
-        if self.agree is not None and self.extras:
+        five = self.agree_on == TOP5 and self.top_k in (None, 1, BEST)
+        if self.agree is not None and (self.save != NO_SAVE or (self.top_k and not five)):
             raise UsageError(
                 f"agree is {self.agree:g}, and more than the class is kept of an image: only the "
-                "class is promised. Leave out --top-k and --save, or --agree"
+                "class is promised, with --agree-on top5 also which five classes are the best, so "
+                "that --top-k may be 5. Leave out --top-k and --save, or --agree"
             )
         named = next((stage.network for stage in self.stages if stage.kind == COLLAGE), "")
         if named and self.collage and named != self.collage:
@@ -1294,4 +1329,5 @@ def any_foreign(settings: RunSettings) -> bool:
 def with_every_answer(settings: RunSettings) -> RunSettings:
     """The settings changed so that every answer counts at once."""
     first = tuple(replace(stage, threshold=None).text for stage in settings.stages)
-    return replace(settings, confidence=0.0, agree=None, first=first if settings.first else ())
+    own = first if settings.first else ()
+    return replace(settings, confidence=0.0, agree=None, agree_on=CLASS, first=own)

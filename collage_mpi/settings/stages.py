@@ -14,6 +14,9 @@ from collage_mpi.system.fields import with_shipped
 
 MARGIN, TOP = "margin", "top"
 SCORES = (MARGIN, TOP)
+CLASS, TOP5 = "class", "top5"
+AGREE_ON = (CLASS, TOP5)  # what of an answer `agree` promises
+BEST = 5  # classes of TOP5
 HUB = "hf-hub:"  # its names may hold an @ before a revision
 _PX = re.compile(r"(\d+)px")
 _NUMBER = re.compile(r"\d*\.?\d+")

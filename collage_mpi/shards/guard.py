@@ -3,8 +3,9 @@ memory limit, and reads them (`OpenShard`).
 
 libhdf5 can loop or crash on damaged files (24 endless loops and a segfault in 7,923 mutated
 shards), and a rank must not. The child is a new process (`python -m collage_mpi.shards.guard`) and
-not a fork, because a fork after MPI_Init hangs. It takes one JSON request on stdin and answers with
-one JSON line a shard. So one child checks many shards, and it is known which shard killed it.
+not a fork of the rank, because a fork after MPI_Init hangs. If a server forks the ranks, it forks
+the child too, which saves the import of h5py. The child takes one JSON request on stdin and answers
+with one JSON line a shard. So one child checks many shards, and it is known which shard killed it.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ from collage_mpi.shards.schema import (
     stamp_of,
 )
 from collage_mpi.shards.source import Checks, ReadAs, Source, slices_of
+from collage_mpi.system.environment import without_rank
 from collage_mpi.system.files import require_regular
-from collage_mpi.system.process_tree import ask_apart, own_command
+from collage_mpi.system.forked import of_server
+from collage_mpi.system.process_tree import ask_apart, own_command, stat_of
 
 HOW_TO_MAKE = "`collage-mpi prep --help` says how to make shards; docs/shards.md has the schema."
 INPUTS = "folders of pictures, .h5, .tar, .parquet and .zarr, and .txt files that name pictures"
@@ -349,7 +352,7 @@ def first_of(lines: list[str]) -> list[str]:
 CHILD_COMMAND = own_command("collage_mpi.shards.guard")
 Answer = tuple[str, Any]  # "found" and what was found, or a key of FAULTS and its message
 FAULTS = {"data": DataFault, "environment": EnvironmentFault}
-MEMORY_BYTES = 2 << 30
+MEMORY_BYTES = 2 << 30  # beside what the child holds when it begins
 START_S = 60.0  # python and h5py from a cold network file system
 BYTES_PER_S = 20e6  # hashing and reading that is slower than this counts as hung
 DECODE_BYTES_PER_S = 2e6  # the same for verify, which decodes images: 20 to 40 MB/s on one core
@@ -419,7 +422,8 @@ def _ask(task: str, paths: Sequence[Path], limit_s: float | None) -> list[Answer
 
 def _run_child(task: str, paths: Sequence[Path], limit_s: float) -> tuple[list[Answer], str]:
     request = {"task": task, "paths": [str(path) for path in paths], "cpu_s": int(limit_s) + 5}
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**without_rank(os.environ), **threads, **of_server}
     said = ask_apart(CHILD_COMMAND, request, limit_s, environment)
     answers = [json.loads(line) for line in said.lines]
     if said.code == 1 and not answers:
@@ -453,7 +457,9 @@ def main() -> None:
 
 
 def _limit_child(cpu_s: int) -> None:
-    wanted = ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, cpu_s))
+    # Virtual bytes at the start: gigabytes if a server that has imported torch forked this process.
+    mapped = int(stat_of("self")[1][20]) if Path("/proc/self/stat").exists() else 0
+    wanted = ((resource.RLIMIT_AS, mapped + MEMORY_BYTES), (resource.RLIMIT_CPU, cpu_s))
     for limit, value in (*wanted, (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(limit)[1]
         ceiling = value if hard == resource.RLIM_INFINITY else min(value, hard)

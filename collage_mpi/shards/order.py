@@ -9,8 +9,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
+
+from collage_mpi.errors import DataFault
+from collage_mpi.system.files import reading, require_regular
+from collage_mpi.system.printable import shown
 
 Range = tuple[int, int]  # [start, stop)
 
@@ -256,6 +261,29 @@ class Order:
         for first in range(0, images, _ASCENDING_BLOCK):
             some = np.arange(first, min(first + _ASCENDING_BLOCK, images))
             yield some if len(self) == images else some[self.find(some)[0]]
+
+
+def read_numbers(path: Path, images: int) -> np.ndarray:
+    """(k,) int64 ascending, the numbers of images in a text file, separated by white space.
+
+    Raises:
+        EnvironmentFault: the file cannot be read.
+        DataFault: it has no number, something else than numbers, one twice, or one that is not
+            below `images`.
+    """
+    with reading(path):
+        require_regular(path)
+        words = path.read_text("utf-8", "replace").split()
+    odd = next((word for word in words if not (word.isascii() and word.isdecimal())), None)
+    if odd is not None or not words:
+        what = "no number" if odd is None else f"{shown(odd, 40)}"
+        raise DataFault(f"{path}: has {what}; needed: numbers of images, one on each line")
+    numbers = np.sort(np.array([min(int(word[:20]), images) for word in words], np.int64))
+    if numbers[-1] >= images:
+        raise DataFault(f"{path}: names an image beyond the last one, which is {images - 1}")
+    if (twice := numbers[1:][np.diff(numbers) == 0]).size:
+        raise DataFault(f"{path}: names image {twice[0]} twice")
+    return numbers
 
 
 def ranges_of(numbers: np.ndarray) -> list[Range]:

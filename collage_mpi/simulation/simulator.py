@@ -231,7 +231,7 @@ def _check(arrays: Mapping[str, np.ndarray], path: Path, side: int) -> None:
 ANSWER, RANK, TIMER = 0, 1, 2
 ROWS = 4096  # that are written together
 FINGERPRINT = "simulated"  # of the shard that its images would be in
-ANY_CELL = np.array([(0, 1.0, PRESENT, (0, 0, 0))], CELL)
+ANY_CELL = np.array([(0, 1.0, PRESENT, 0, 0)], CELL)
 _answers = lru_cache(maxsize=8)(read_answers)
 
 

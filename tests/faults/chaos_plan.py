@@ -124,11 +124,7 @@ class Round:
 
 
 def make_round(
-    seed: int,
-    number: int,
-    modes: tuple[str, ...],
-    kinds: tuple[str, ...],
-    schemes: tuple[str, ...],
+    seed: int, number: int, modes: tuple[str, ...], kinds: tuple[str, ...], schemes: tuple[str, ...]
 ) -> Round:
     """The plan of a round.
 

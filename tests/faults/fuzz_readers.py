@@ -31,13 +31,7 @@ from collage_mpi.models.gate import tensor_files
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
 from collage_mpi.prep.work import read_idx, read_labels, to_labels
 from collage_mpi.report.page import render_page
-from collage_mpi.results import (
-    export_run,
-    read_results,
-    render_summary,
-    summarise,
-    verify_run,
-)
+from collage_mpi.results import export_run, read_results, render_summary, summarise, verify_run
 from collage_mpi.results.columns import parquet_bytes
 from collage_mpi.results.slow_ranks import trace_of
 from collage_mpi.rows import STORED
@@ -386,8 +380,9 @@ def _other_columns(rng: random.Random, raw: bytes) -> bytes:
 
 
 def _tables(folder: Path) -> list[Reader]:
-    """Text of other programs: names of classes, a file of checksums."""
+    """Text of other programs: names of classes, numbers of images, a file of checksums."""
     from collage_mpi.commands.parser import ClassNamesArguments
+    from collage_mpi.shards.order import read_numbers
     from collage_mpi.shards.schema import read_sidecar, sidecar_path
 
     def names(path: Path) -> None:
@@ -398,6 +393,8 @@ def _tables(folder: Path) -> list[Reader]:
     return [
         Reader("names of classes", ["cat\ndög\n".encode()],
                _from_file(folder / "names.txt", names), USER),
+        Reader("numbers of images", [b"3\n1\n4\n"],
+               _from_file(folder / "some.txt", lambda p: read_numbers(p, 5)), USER),
         Reader("checksum beside a shard", [line],
                _from_file(sidecar_path(shard), lambda p: read_sidecar(shard)), USER),
     ]  # fmt: skip
@@ -466,7 +463,7 @@ def _simulation(folder: Path) -> list[Reader]:
     from collage_mpi.system.table import to_text
     from collage_mpi.workload.arrivals import load_times_ns
 
-    given = np.array([(1, 0.5, PRESENT, (0, 0, 0))] * 12, CELL)
+    given = np.array([(1, 0.5, PRESENT, 0, 0)] * 12, CELL)
     partly, path = given.copy(), folder / "a.npz"
     partly[0] = 0
     save_answers(path, 3, np.zeros(12), {"single": given, "collage": partly}, ["a", "b"])

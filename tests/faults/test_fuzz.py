@@ -23,14 +23,7 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job import messages
 from collage_mpi.job.row_reader import RowReader
 from collage_mpi.mpi import protocol as wire
-from collage_mpi.mpi.answers import (
-    BEGIN_BYTES,
-    FAILED,
-    RESULT,
-    Unread,
-    WireResult,
-    pack_results,
-)
+from collage_mpi.mpi.answers import BEGIN_BYTES, FAILED, RESULT, Unread, WireResult, pack_results
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.columns import parquet_bytes
 from collage_mpi.results.manifest import compose
@@ -39,7 +32,6 @@ from collage_mpi.slurm import SlurmSettings
 from collage_mpi.system.hard_exit import shared_memory
 from collage_mpi.system.progress import split_statuses
 from collage_mpi.system.tell import status_line
-from collage_mpi.training.loop import VERSION, load_checkpoint
 from collage_mpi.workload.arrivals import load_trace
 
 pytestmark = pytest.mark.faults
@@ -66,7 +58,7 @@ NAMES = (
     *("record of a core", "record of a core, calls"),
     *("variables, values", "kernel's files of the host", "kernel's files of a process"),
     *("answers .npz", "status", "status, values"),
-    *("arrivals .npy", "arrivals .txt", "pictures", "tar"),
+    *("arrivals .npy", "arrivals .txt", "numbers of images", "pictures", "tar"),
     *("parquet", "list of paths", "list of members"),
     *(f"{what}{how}" for what in ("shards", "HDF5 of other programs") for how in ("", ", values")),
 )  # fmt: skip
@@ -100,6 +92,7 @@ NOT_TRIED = {
     ("models/gate", "_check_function"): "any bytes are a text",
     ("models/libraries", "_code_of_hub"): LIBRARY,
     ("models/gate", "_inside"): "any bytes are a file",
+    ("models/runtimes", "why_unknown"): "every error means other answers",
     ("models/info", "processor_facts"): KERNEL,
     ("system/files", "sha256_of_file"): "any bytes have a hash",
     ("mpi/answers", "array"): "any bytes of a record are numbers",
@@ -247,6 +240,8 @@ def test_numbers_of_400_digits() -> None:
 def test_a_checkpoint_whose_progress_is_damaged(tmp_path, progress) -> None:
     import torch
 
+    from collage_mpi.training.loop import VERSION, load_checkpoint
+
     torch.save({"version": VERSION, "progress": progress}, tmp_path / "c.pt")
     with pytest.raises(DataFault, match="not a checkpoint"):
         load_checkpoint(tmp_path / "c.pt", {})
@@ -254,6 +249,8 @@ def test_a_checkpoint_whose_progress_is_damaged(tmp_path, progress) -> None:
 
 def test_a_checkpoint_whose_pickle_pops_from_nothing(tmp_path) -> None:
     """torch's restricted unpickler says IndexError."""
+    from collage_mpi.training.loop import load_checkpoint
+
     (tmp_path / "c.pt").write_bytes(b"\x80\x02t.")
     with pytest.raises(DataFault, match="not a checkpoint"):
         load_checkpoint(tmp_path / "c.pt", {})

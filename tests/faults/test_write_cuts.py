@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import json
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,21 @@ FEW = 60
 
 
 class Cut:
-    """Counts the bytes that results and the ledger write, and kills at a chosen one."""
+    """Counts bytes that this thread writes to results and the ledger, and kills at a chosen one.
+
+    What the thread of an earlier story's status writes is not counted: it lives on here, and would
+    take the kill of a later story.
+    """
 
     def __init__(self, at: int | None) -> None:
         self.at = at
         self.written = 0
+        self.killed = threading.get_ident()
 
     def room(self, size: int) -> int:
         """How many of these bytes are written."""
+        if threading.get_ident() != self.killed:
+            return size
         room = size if self.at is None else min(size, self.at - self.written)
         self.written += room
         return room

@@ -28,7 +28,6 @@ from collage_mpi.models.collage_net import build_network
 from collage_mpi.shards import write_shard
 from collage_mpi.training.loop import start_from
 
-torchvision = pytest.importorskip("torchvision")
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 NAMES = (

@@ -29,7 +29,7 @@ from fakes import (
     truthful,
 )
 
-from collage_mpi.bounds.promise import Threshold
+from collage_mpi.bounds.promise import Answer, Threshold
 from collage_mpi.core import events as ev
 from collage_mpi.core.core import Core, ProtocolViolation
 from collage_mpi.core.schemes import make_scheme
@@ -47,8 +47,9 @@ from collage_mpi.job.coordinator import (
     ReadyRank,
     WorkMeter,
 )
+from collage_mpi.job.messages import Changed, pack
 from collage_mpi.job.packing import Packer
-from collage_mpi.job.pairs import Pair, PairBook
+from collage_mpi.job.pairs import Heard, Pair, PairBook
 from collage_mpi.job.supply import Close, Lease, Pause, Supply
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, Unread, WireResult
@@ -355,11 +356,14 @@ def test_the_images_that_both_networks_classify_first_choose_the_threshold(chose
     def hear(new):
         pairs.extend(new)
         if len(pairs) == 40:
-            book.hear(Threshold(chosen, 30, 40))
+            kinds = ("collage",) if chosen else ()
+            book.hear(Heard(kinds, Threshold(chosen, next(iter(kinds), None), 30, 40)))
 
     book.tell(hear)
     job.complete()
-    assert sorted(pairs) == [Pair(at, pytest.approx(0.9), differs=False) for at in range(40)]
+    assert sorted(pairs, key=lambda pair: pair.place) == [
+        Pair(at, {"collage": Answer(pytest.approx(0.9), differs=False)}) for at in range(40)
+    ]
     first = [row for row in job.writer.images if row.row < 40]
     assert {SOURCES[row.source] for row in first} <= {"single", "endgame"}
     assert sum(row.audited for row in first) > 30
@@ -720,6 +724,16 @@ def test_a_lost_rank_leaves_lost_tasks_and_no_gap():
     job.check()
     assert coordinator.finish.status == ev.COMPLETE
     assert {t.rank for t in job.writer.tasks if t.outcome == OUTCOME_CODE["lost"]} == {1}
+
+
+def test_a_rank_that_says_it_can_do_no_more_of_a_kind_gets_none(caplog):
+    job = Job(40, scheme="cascade", placement="fastest", singles=3, every_ns=MS // 10)
+    out = np.zeros(256, np.uint8)
+    told = Changed("collage", "", "it gives other answers")
+    job.cluster.push(1, out[: pack(out, SESSION, told)])
+    job.complete()
+    assert {rank for rank, task in job.cluster.tasks if task.kind == "collage"} == {2, 3, 4}
+    assert "rank 1 does no more collage tasks; it gives other answers" in caplog.text
 
 
 def test_reports_are_made_now_and_then_and_at_the_end():

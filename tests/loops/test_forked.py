@@ -127,7 +127,10 @@ def test_the_server_forks_a_child_of_a_rank_only_if_the_rank_asks_for_it(start, 
     assert start(server, "ask").communicate()[0].split() == ["False", "True"]
 
 
-@pytest.mark.parametrize("how", ["sys.exit(7)", "os._exit(3)", "pass", "os.kill(os.getpid(), 9)",
+COLLECTS = "sys.exit(7 * __import__('gc').isenabled())"
+
+
+@pytest.mark.parametrize("how", [COLLECTS, "os._exit(3)", "pass", "os.kill(os.getpid(), 9)",
                                  "signal.raise_signal(signal.SIGABRT)"])  # fmt: skip
 def test_a_rank_and_its_relay_end_alike(start, server, how):
     plain, rank = start({}, how), start(server, how)

@@ -29,6 +29,7 @@ from collage_mpi.models.named import ANY, NotInCache
 from collage_mpi.models.weights import read_tensors, save_weights
 from collage_mpi.settings.run_settings import RunSettings
 
+pytestmark = pytest.mark.usefixtures("torch_once")
 GEOMETRY = Geometry((PX, PX, 3), side=2, cell_px=PX, classes=None)
 SHARD = str(Path(collage_mpi.__file__).parent / "data" / "fashion_demo.h5")
 HAS_LANDLOCK = subprocess.run(

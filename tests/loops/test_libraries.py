@@ -31,6 +31,7 @@ from collage_mpi.models.named import ANY, NORMS, NotInCache, is_foreign, read_sp
 from collage_mpi.models.predictor import TorchPredictor
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
 
+pytestmark = pytest.mark.usefixtures("torch_once")
 GEOMETRY = Geometry((PX, PX, 3), side=2, cell_px=PX, classes=None)
 NOISE = np.random.default_rng(1).integers(0, 256, (5, PX, PX, 3), np.uint8)
 

@@ -8,6 +8,7 @@ from fakes import MS
 from test_coordinator import Job
 
 from collage_mpi.bounds.promise import Threshold
+from collage_mpi.job.pairs import Heard
 from collage_mpi.rows import AUDIT_CODE
 from collage_mpi.workload.arrivals import OpenLoop, poisson_times_ns
 
@@ -66,7 +67,7 @@ def test_at_a_low_load_the_images_that_choose_a_threshold_meet_both_networks():
     def hear(pairs):
         places.update(pair.place for pair in pairs)
         if len(places) == 40:
-            book.hear(Threshold(0.8999, 30, 40))
+            book.hear(Heard(("collage",), Threshold(0.8999, "collage", 30, 40)))
 
     book.tell(hear)
     job.complete()

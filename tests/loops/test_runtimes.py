@@ -27,6 +27,8 @@ from collage_mpi.job.networks import Networks
 from collage_mpi.models import load_predictor, runtimes
 from collage_mpi.models.info import PLAIN, Geometry, Loading
 from collage_mpi.models.runtimes import TRIED_AGAIN, Runtime, open_runtime, read_record
+from collage_mpi.mpi.answers import ANSWERED, FAILED
+from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.process_tree import Said
 
@@ -139,7 +141,7 @@ def test_a_runtime_with_other_answers_is_not_taken(
         record = making.make(network, network, images, 8, ["onnx"], folder)
         assert record.runtime == "torch"
         assert re.search(why, record.why), record.why
-        assert [each.name for each in folder.iterdir()] == ["record.json"]
+        assert sorted(each.name for each in folder.iterdir()) == ["known.npz", "record.json"]
         assert network.launch is network.torch
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith("making")] == []
 
@@ -178,6 +180,53 @@ def test_a_rank_lets_both_answer_before_it_changes_over(
         assert changed.runtime == network.runtime == "torch float32"
         assert "got another class" in changed.why or "it broke" in changed.why
     assert networks_of(network).predictors["single"].runtime == "torch float32"
+
+
+KNOWN_WRONG = {
+    "equal": "",
+    "other": "other answers than where the network was made",
+    "an error": "onnx bfloat16 cannot be loaded: RuntimeError: no such instruction",
+    "no folder": "has no network",
+    "no answers": "the known images cannot be answered: FileNotFoundError",
+}
+
+
+@pytest.mark.parametrize("answers", KNOWN_WRONG)
+def test_where_answers_are_promised_a_rank_that_gives_others_gives_none(
+    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str
+) -> None:
+    network, other = single(), single()
+
+    def opened(*_: Any) -> Any:
+        if answers == "an error":
+            raise RuntimeError("no such instruction")
+        return lambda batch: other.forward(torch.from_numpy(batch)).detach().numpy()
+
+    monkeypatch.setitem(runtimes._OPENERS, "onnx", opened)
+    wanted = other.predict(images)
+    record = runtimes.Record(
+        *("onnx", "bfloat16", 8, (28, 28, 1), "uint8", 2.0, 1.0, 0, 64, "", runtimes.processor())
+    )
+    folder = tmp_path / "made"
+    if answers != "no folder":
+        folder.mkdir()
+        record.write(folder)
+        known = wanted[:, :, ::-1] if answers == "other" else wanted
+        if answers != "no answers":
+            np.savez(folder / runtimes.KNOWN, inputs=images, scores=known)
+    told = networks_of(network)
+    told.await_runtimes({"single": str(folder)}, {"single"})
+    first = [*told.changes(), *told.changes()][0]
+    task = WireTask(1, "single", tuple((i, 0) for i in range(4)))
+    (result,) = told.begin([task], [images[:4]]).finish()
+    if answers == "equal":
+        assert (first.runtime, first.why) == (network.runtime, "") == ("onnx bfloat16", "")
+        assert result.status == ANSWERED
+    else:
+        assert first.runtime == ""
+        assert KNOWN_WRONG[answers].removeprefix("other answers ") in first.why
+        assert (result.status, result.reason) == (FAILED, first.why)
+    assert list(told.changes()) == []
 
 
 @pytest.mark.parametrize(("code", "runtime"), [(-4, "torch float32"), (0, "onnx bfloat16")])

@@ -17,7 +17,7 @@ from collage_mpi.core.core import Core
 from collage_mpi.core.schemes import make_scheme
 from collage_mpi.core.table import Table
 from collage_mpi.errors import EnvironmentFault
-from collage_mpi.job.pairs import Pair, PairBook
+from collage_mpi.job.pairs import Heard, Pair, PairBook
 from collage_mpi.job.supply import Close, Lease, Pause, Supply
 from collage_mpi.rows import CELL, PLACED, PRESENT
 from collage_mpi.settings.run_settings import RunSettings
@@ -225,18 +225,18 @@ def test_of_the_images_that_choose_a_job_awaits_those_of_its_leases():
     job = Job(book)
     job.look(lease(0, (1, 3)))
     book.look()
-    assert job.link.said == [(Pair(1, None, False), Pair(2, None, False))]
+    assert job.link.said == [(Pair(1, {}), Pair(2, {}))]
 
 
 def test_a_threshold_reaches_a_job_that_pairs_answers_and_no_other():
-    threshold = Threshold(0.8, 70, 90)
+    heard = Heard(("stage1",), Threshold(0.8, "stage1", 70, 90))
     book = PairBook(4, Order(Permutation(6)), SimpleNamespace(lost={}))
-    Job(book).look(threshold)
-    assert book.heard == [threshold]
+    Job(book).look(heard)
+    assert book.heard == [heard]
     assert book.draws(0, np.arange(4)) is None
     job = Job()
-    job.look(threshold)
-    assert [*job.supply.thresholds()] == []
+    job.look(heard)
+    assert [*job.supply.stages()] == []
 
 
 # ---- the core ---------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_behind_a_group_that_was_cut_short_images_for_a_whole_one_are_awaited():
 
 def test_after_a_pause_images_may_come_and_another_end_game_copies_them():
     found = core(depth=4, endgame=True)
-    cell = np.array([(1, 0.5, PRESENT, (0, 0, 0))], CELL)
+    cell = np.array([(1, 0.5, PRESENT, 0, 0)], CELL)
     (first,) = tasks(found.step(1, [arrived(0)]))
     copies = tasks(found.step(2, [ev.InputPaused()]))
     assert [list(copy.positions) for copy in copies] == [[0]]

@@ -53,7 +53,7 @@ def test_two_worlds_make_one_report(tmp_path):
 def test_under_a_launcher_it_is_one_world_and_can_be_profiled(mpiexec, tmp_path):
     profile = tmp_path / "job.pstats"
     words = [ROUND, *TINY, "--profile", profile]
-    done = mpiexec(3, words)
+    done = mpiexec(3, words, libraries=["torch"])
     assert done.returncode == 0, done.stderr
     assert "1 single + 1 collage ranks" in done.stdout
     assert profile.stat().st_size > 0

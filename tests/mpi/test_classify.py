@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from library_files import save_scripted
 from PIL import Image
 
 from collage_mpi.cli import main
-from collage_mpi.commands import classify, launch
+from collage_mpi.commands import classify, launch, yes_or_no
 from collage_mpi.errors import ExitCode
 from collage_mpi.job.networks import gpus_here
 from collage_mpi.models.gate import sha256_of_network
+from collage_mpi.results import verify_run
+from collage_mpi.shards import write_shard
 
 pytestmark = pytest.mark.any_mpi
 
@@ -93,6 +94,8 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_pictures(tmp_path / "photos")
+    from library_files import save_scripted  # imports torch
+
     digest = sha256_of_network(save_scripted(tmp_path / "n.ts"))
     words = ["classify", "photos", "--network", "n.ts", "--image-px", "28", "--top-k", "2"]
     words += ["--resize-px", "28", "--out", "c.csv", "--ranks", "2", "--device", "cpu"]
@@ -145,6 +148,8 @@ def test_a_run_without_faults_prints_runtime_progress_and_result(
     tmp_path: Path, monkeypatch, capfd
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    from library_files import save_scripted  # imports torch
+
     (make_pictures(tmp_path / "photos") / "z" / "damaged.jpg").unlink()
     save_scripted(tmp_path / "n.ts")
     words = ["classify", "photos", "--network", "n.ts", "--image-px", "28", "--resize-px", "28"]
@@ -158,3 +163,44 @@ def test_a_run_without_faults_prints_runtime_progress_and_result(
     assert runtime.startswith("runtime: torch float32; 5 images are too few")
     assert done.startswith("done: 5 of 5 images (100.0 %)")
     assert said.out == "classes in c.csv; collage-mpi verify c.csv.run proves them\n"
+
+
+@pytest.mark.mpi
+@pytest.mark.any_mpi
+def test_pictures_of_a_class_are_found_by_several_runs_that_go_on_after_an_end(
+    tmp_path: Path, monkeypatch, capfd
+) -> None:
+    """Null networks read their answers from pixels: the first one is wrong for 5 % of the images,
+    rather where it is unsure."""
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (2_000, 8, 8, 3), dtype=np.uint8)
+    write_shard("all.h5", pixels)
+    of_class = set(np.flatnonzero(pixels[:, 0, 0, 0] % 10 == 3).tolist())
+    ids = [f"all.h5:{row}" for row in range(2_000)]
+    # The times of null networks are noise.
+    monkeypatch.setattr(yes_or_no, "seconds_of", lambda runs: 1.0 if len(runs) > 1 else COSTS.pop())
+    words = ["classify", "all.h5", "--network", "null", "--first", "null:wrong=5", "--recall"]
+    words += ["3=0.9", "--out", "c.csv", "--ranks", "2", "--device", "cpu"]
+    launched = launch.launch_ranks
+
+    def ends(ranks: int, how: launch.LaunchArguments) -> int:
+        return ExitCode.INCOMPLETE if "exact-2" in str(how.words) else launched(ranks, how)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(launch, "launch_ranks", ends)
+        COSTS = [1.0, 0.1]
+        assert main(words) == ExitCode.INCOMPLETE, capfd.readouterr().err
+    assert not Path("c.csv").exists()
+    COSTS = [1.0, 0.1]
+    assert main(words) == ExitCode.COMPLETE, capfd.readouterr().err
+    rows = [*csv.DictReader(Path("c.csv").read_text().splitlines())]
+    assert [row["id"] for row in rows] == ids
+    found = {at for at, row in enumerate(rows) if row["answer"] == "yes"}
+    assert found <= of_class
+    assert len(found) >= 0.9 * len(of_class)
+    assert {row["class"] for row in rows if row["by"] == "first"} == {""}
+    asked = sum(row["by"] == "exact" for row in rows)
+    assert f"It classified {asked:,} of 2,000 pictures" in capfd.readouterr().out
+    for run in Path("c.csv.run").iterdir():
+        assert run.suffix == ".txt" or verify_run(run).status == "complete"
+    assert main([*words, "--first", "null:wrong=6"]) == ExitCode.USAGE

@@ -91,7 +91,7 @@ def test_the_answers_are_those_of_the_network_whoever_reads(mpi, inputs, tmp_pat
     collage = ["--scheme", "collage", "--collage", "null", "--singles", "2", "--out", "x"]
     other = ["--single", "nets.py:tiles", "--out", "y"]
     refused = [[*wrong, *collage], [*run_of("volumes.h5", "rank0", "volumes"), *other]]
-    done = run_many(mpi, WORLD, [*cases, *refused], tmp_path)
+    done = run_many(mpi, WORLD, [*cases, *refused], tmp_path, libraries=["torch"])
     assert [codes(case) for case in done[: len(cases)]] == [[0] * WORLD] * len(cases), done
     for case in cases:
         out = tmp_path / case[case.index("--out") + 1]

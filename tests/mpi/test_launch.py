@@ -184,7 +184,7 @@ sys.exit(7 if "--own" in sys.argv else 0)
 PART = f"""
 from collage_mpi import RunSettings
 def settings(out):
-    null = {{"single": "null", "collage": "null", "cell_px": 14, "singles": 1, "limit": 24}}
+    null = {{"single": "null", "collage": "null", "cell_px": 28, "singles": 1, "limit": 24}}
     return RunSettings(shards=({str(DATA / "fashion_demo.h5")!r},), out=out, **null)
 """
 

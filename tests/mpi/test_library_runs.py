@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import codes, run_many
-from library_files import PX, save_onnx, save_timm
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import read_results, verify_run
@@ -21,6 +20,8 @@ def test_networks_of_other_libraries_are_begun_and_gone_on_with(mpi, tmp_path: P
     """Of pictures without labels: the network alone knows the classes. One shard comes late."""
     for package in ("timm", "onnxruntime", "onnx"):
         pytest.importorskip(package)
+    from library_files import PX, save_onnx, save_timm
+
     random = np.random.default_rng(0)
     for px in (PX, 160):
         for name in ("a", "b"):
@@ -37,7 +38,7 @@ def test_networks_of_other_libraries_are_begun_and_gone_on_with(mpi, tmp_path: P
         [*common, "--shards", "160", "--single", timm, "--out", "timm"],
         [*common, "--shards", str(PX), "--single", "cut.onnx", "--out", "no"],
     ]
-    *done, broken = run_many(mpi, 2, cases, tmp_path, 200)
+    *done, broken = run_many(mpi, 2, cases, tmp_path, 200, ["timm"])
     assert [codes(case) for case in done] == [[ExitCode.DATA] * 2] * 2, done  # for the late shard
     assert codes(broken) == [ExitCode.DATA] * 2
     assert "cut.onnx: cannot be loaded" in broken[0]["err"]
@@ -49,7 +50,7 @@ def test_networks_of_other_libraries_are_begun_and_gone_on_with(mpi, tmp_path: P
     save_onnx(file, softmax=True)
     (tmp_path / "said").rename(tmp_path / "said before")
     resumed = [["run", "--out", name] for name in ("onnx", "timm")]
-    other, done = run_many(mpi, 2, resumed, tmp_path, 200)
+    other, done = run_many(mpi, 2, resumed, tmp_path, 200, ["timm"])
     assert codes(other) == [ExitCode.USAGE] * 2, other
     assert "the run there has other settings" in other[0]["err"]
     assert codes(done) == [0] * 2, done

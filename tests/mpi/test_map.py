@@ -160,11 +160,7 @@ def test_what_cannot_be_mapped_is_refused_before_ranks_wait(pictures: np.ndarray
     local = type("Local", (), {"__qualname__": "test.<locals>.Local"})
     for function, code, says in (
         ("gone.py:Detect", ExitCode.USAGE, "gone.py cannot be imported"),
-        (
-            "own.py:Detects",
-            ExitCode.USAGE,
-            "own.py has no function 'Detects'; it has Path",
-        ),
+        ("own.py:Detects", ExitCode.USAGE, "own.py has no function 'Detects'; it has Path"),
         ("wrong.py:Silent", ExitCode.USAGE, "has no __call__(batch)"),
         ("wrong.py:Refuses", ExitCode.USAGE, "OSError: no such model"),
         ("own.py", ExitCode.USAGE, "names no class"),

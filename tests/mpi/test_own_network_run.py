@@ -64,7 +64,9 @@ def test_jpegs_under_mpi_with_a_network_of_ones_own(mpi, mpiexec, tmp_path: Path
     unlabelled = ["run", "--shards", "plain", "--side", "2", *own]  # the network knows its classes
     cases.append([*unlabelled, "--top-k", "2", "--out", "unlabelled"])
     cases.append([*unlabelled, "--top-k", "4", "--out", "too-many"])
-    done, embedded, refused, counted, too_many = run_many(mpi, 6, cases, tmp_path)
+    done, embedded, refused, counted, too_many = run_many(
+        mpi, 6, cases, tmp_path, libraries=["torch"]
+    )
     assert codes(done) == [0] * 6, done[0]["err"]
     assert "complete: 36 of 36 images" in done[0]["out"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

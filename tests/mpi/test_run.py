@@ -128,7 +128,7 @@ def test_a_cascade_chooses_its_threshold_and_goes_by_it(mpiexec, data, tmp_path)
     words += ["--endgame", "off", "--straggler", "pinned", "--straggler-median-ms", "3"]
     done = mpiexec(4, ["-m", "collage_mpi", "run", *map(str, words), "--out", tmp_path / "out"])
     assert done.returncode == 0, done.stderr
-    assert "agree 0.9: an answer of the first stage counts from a score of" in done.stderr
+    assert "agree 0.9: an answer of collage counts from a score of" in done.stderr
     run = read_results(tmp_path / "out")
     (held,) = run.manifest["thresholds"]
     assert 0 < held["confidence"] <= 1

@@ -23,8 +23,7 @@ SAME: dict[tuple[str, str], str] = {
     ): "the tasks of a message are of one kind",
     (
         "collage_mpi/mpi/answers.py",
-        "found = [((-1), 0.0, ABSENT) "
-        "if cell is None else (*cell, PRESENT) for cell in result.cells]",
+        "absent = (-1), 0.0, ABSENT, 0",
     ): "the class of a cell that is absent is not read",
     (
         "collage_mpi/mpi/transport.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,15 +246,20 @@ class Kill(BaseException):
 
 
 def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise Kill in place of the `step`-th of fsync, rename and their like."""
+    """Raise Kill in place of the `step`-th of fsync, rename and their like that this thread does.
+
+    Other threads' steps are not counted: the thread of an earlier run's status, which is not dead
+    as that run's process would be, would take the kill of a later one.
+    """
     count = 0
+    killed = threading.get_ident()
     for name in ("fsync", "replace", "open"):
         real = getattr(files.os, name)
 
         def call(*args: Any, _real: Any = real, **kwargs: Any) -> Any:
             nonlocal count
-            count += 1
-            if count == step:
+            count += threading.get_ident() == killed
+            if count == step and threading.get_ident() == killed:
                 raise Kill
             return _real(*args, **kwargs)
 

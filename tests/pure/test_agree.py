@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from collage_mpi.bounds.draw import Draw
-from collage_mpi.bounds.promise import Promise
+from collage_mpi.bounds.promise import Answer, Promise
 from collage_mpi.bounds.sample import Asked, Candidate
 from collage_mpi.core.events import Judged
 from collage_mpi.core.schemes import make_scheme
@@ -19,8 +21,9 @@ from collage_mpi.errors import UsageError
 from collage_mpi.job import run as runs
 from collage_mpi.job.agreed import Agreed
 from collage_mpi.job.changeover import Changeover
-from collage_mpi.job.handshake import ServiceCosts
-from collage_mpi.job.pairs import AgreementWatch, Pair, PairBook, drawn_first, pairs_of
+from collage_mpi.job.handshake import ServiceCosts, roll_call
+from collage_mpi.job.messages import Hello, Start
+from collage_mpi.job.pairs import AgreementWatch, Heard, Pair, PairBook, drawn_first, pairs_of
 from collage_mpi.job.plan import Plan, run_order
 from collage_mpi.ledger.owner import LOOK_S, join
 from collage_mpi.ledger.records import Run
@@ -49,6 +52,9 @@ def cascade(**more) -> RunSettings:
         ({"agree": 1.0}, "between 0 and 1"),
         ({"agree": 0.0}, "between 0 and 1"),
         ({"top_k": 5}, "only the class is promised"),
+        ({"top_k": 3, "agree_on": "top5"}, "so that --top-k may be 5"),
+        ({"top_k": 5, "agree_on": "top5", "save": "scores"}, "Leave out --top-k and --save"),
+        ({"agree": None, "agree_on": "top5"}, "what --agree promises; add it"),
         ({"save": "scores"}, "Leave out --top-k and --save"),
     ],
 )
@@ -127,6 +133,28 @@ def test_collages_are_of_images_from_all_over_a_run_that_promises() -> None:
     assert run_order(cascade(), 900).indices(range(900)).tolist() == list(range(900))
 
 
+@pytest.mark.parametrize("order", ["file", "shuffle:3"])
+@pytest.mark.parametrize("limit", [None, 30])
+def test_a_run_over_some_images_has_these_in_its_order(order, limit, tmp_path) -> None:
+    some = np.random.default_rng(0).permutation(5_000)[:900]
+    (tmp_path / "some.txt").write_text("\n".join(map(str, some)))
+    settings = RunSettings(only=str(tmp_path / "some.txt"), order=order, limit=limit)
+    found = run_order(settings, 5_000)
+    whole = run_order(RunSettings(order=order), 5_000).indices(range(5_000))
+    expected = whole[np.isin(whole, some)][:limit]
+    assert found.indices(range(len(found))).tolist() == expected.tolist()
+    assert np.concatenate([*found.ascending()]).tolist() == sorted(expected)
+
+
+def test_a_promise_about_some_images_draws_from_these(tmp_path) -> None:
+    (tmp_path / "some.txt").write_text("\n".join(map(str, range(0, 5_000, 2))))
+    asked = cascade(agree=0.99, only=str(tmp_path / "some.txt"))
+    for first in ((), ("q",)):  # collages are shuffled, pictures drawn
+        found = run_order(replace(asked, first=first), 5_000).indices(range(2_500))
+        assert sorted(found) == list(range(0, 5_000, 2))
+        assert np.abs(np.diff(found[:1_000])).mean() > 1_000
+
+
 NONE_LOST = SimpleNamespace(lost={})
 
 
@@ -145,12 +173,12 @@ def test_the_book_knows_its_images_and_says_each_pair_once() -> None:
     book, said = book_of(2)
     assert book.draws(7, np.array([1, 2])).tolist() == [True, False]
     assert book.draws(9, np.array([2, 3])) is None
-    book.judged(Judged(7, 0.5, False, False))
-    book.judged(Judged(8, None, False, False))
-    book.judged(Judged(9, 0.5, True, False))  # an audit that is not of the draw
+    book.judged(Judged(7, {"stage1": (0.5, False)}, False))
+    book.judged(Judged(8, {}, False))
+    book.judged(Judged(9, {"stage1": (0.5, True)}, False))  # an audit that is not of the draw
     book.look()
     book.look()
-    assert said == [Pair(1, 0.5, differs=False)]
+    assert said == [Pair(1, {"stage1": Answer(0.5, differs=False)})]
 
 
 def test_images_of_a_shard_that_is_lost_are_not_waited_for() -> None:
@@ -163,28 +191,31 @@ def test_images_of_a_shard_that_is_lost_are_not_waited_for() -> None:
     shards.lost[1] = "truncated"
     book.look()
     book.look()
-    assert said == [Pair(101, None, differs=False)]  # 102 had come in by then
+    assert said == [Pair(101, {})]  # 102 had come in by then
     shards.lost[2] = "gone"
     book.expect([(203, 209)])  # it is lost already; what is beyond 204 is not drawn
     book.look()
-    assert said[1:] == [Pair(at, None, differs=False) for at in (203, 204)]
+    assert said[1:] == [Pair(at, {}) for at in (203, 204)]
 
 
 def test_rows_give_the_same_pairs() -> None:
-    rows = np.zeros(6, IMAGES.dtype)
-    sources = ("single", "collage", "retry", "error", "stage1", "collage")
+    rows = np.zeros(7, IMAGES.dtype)
+    sources = ("single", "collage", "retry", "error", "single", "collage", "stage2")
     rows["source"] = [SOURCE_CODE[name] for name in sources]
-    rows["audited"] = [AUDIT_CODE[name] for name in ("done", "done", "", "", "done", "failed")]
-    rows["score"], rows["other_score"] = 0.75, 0.25
-    rows["other"] = [1, 0, 0, 0, 1, 0]
-    rows["position"] = [3, 1, 0, 2, 5, 4]
-    assert pairs_of(rows) == [
-        Pair(3, 0.25, differs=True),
-        Pair(1, 0.75, differs=False),
-        Pair(0, None, differs=False),
-        Pair(2, None, differs=False),
-        Pair(5, 0.75, differs=True),
-        Pair(4, None, differs=False),
+    rows["audited"] = [
+        AUDIT_CODE[each] for each in ("done", "done", "", "", "done", "failed", "done")
+    ]
+    rows["score"], rows["other_score"], rows["other2_score"] = 0.75, 0.25, 0.5
+    rows["stages"] = [1 | 8, 0, 0, 0, 3 | 16, 0, 16]
+    rows["position"] = [3, 1, 0, 2, 5, 4, 6]
+    assert pairs_of(rows, ("collage", "stage2")) == [
+        Pair(3, {"collage": Answer(0.25, differs=True)}),
+        Pair(1, {"collage": Answer(0.75, differs=False)}),
+        Pair(0, {}),
+        Pair(2, {}),
+        Pair(5, {"collage": Answer(0.25, differs=False), "stage2": Answer(0.5, differs=True)}),
+        Pair(4, {}),
+        Pair(6, {"stage2": Answer(0.75, differs=True)}),
     ]
 
 
@@ -201,28 +232,39 @@ class Jobs:
         self,
         folder: Path,
         asked: Asked = ASKED,
-        candidate: Candidate = CHEAP,
+        candidates: Sequence[Candidate] = (CHEAP,),
         hows: tuple[str, str] = ("torch bfloat16",) * 2,
     ) -> None:
-        plan = SimpleNamespace(settings=SimpleNamespace(out=str(folder)), front=9_000)
+        kinds = [each.name for each in candidates]
+        stages = [SimpleNamespace(kind=kind, text=f"net{kind[-1]}") for kind in kinds]
+        settings = SimpleNamespace(out=str(folder), stages=stages, agree_on="class")
+        plan = SimpleNamespace(settings=settings, front=9_000)
         self.store, self.now_s = FolderStore(folder), 0.0
         self.store.make()
         join(self.store, Run(1, 0, 1000, 1000, by="a" * 32, settings={}))
-        promises = [Promise(asked, [candidate]) for _ in range(2)]
+        promises = [Promise(asked, candidates) for _ in range(2)]
         self.jobs = [
-            Agreed(self.store, plan, session, promise, how, lambda: self.now_s)
+            Agreed(self.store, plan, session, promise, dict.fromkeys(kinds, how), self.clock)
             for session, (promise, how) in enumerate(zip(promises, hows, strict=True), 1)
         ]
 
-    def turns(self) -> list[list[float | None]]:
+    def clock(self) -> float:
+        return self.now_s
+
+    def heard(self) -> list[list[Heard]]:
         """What is new to each job, LOOK_S later."""
         self.now_s += LOOK_S
-        return [[each.confidence for each in job.turn()] for job in self.jobs]
+        return [job.turn() for job in self.jobs]
+
+    def turns(self) -> list[list[float | None]]:
+        """The scores that are new to each job, LOOK_S later."""
+        return [[each.threshold.confidence for each in job] for job in self.heard()]
 
 
 def pairs(differing=lambda at: False, images: int = 1_000) -> list[Pair]:
     """Images of which one half has a score of 0.9, and the others 0.5."""
-    return [Pair(at, (0.9, 0.5)[at % 2], differing(at)) for at in range(images)]
+    answers = [Answer((0.9, 0.5)[at % 2], differing(at)) for at in range(images)]
+    return [Pair(at, {"stage1": answer}) for at, answer in enumerate(answers)]
 
 
 def test_who_has_all_pairs_makes_the_threshold_of_all_jobs(tmp_path, caplog):
@@ -234,9 +276,44 @@ def test_who_has_all_pairs_makes_the_threshold_of_all_jobs(tmp_path, caplog):
     assert both.turns() == [[0.5], []]
     assert both.turns() == [[], []]
     assert [job.number for job in both.jobs] == [1, 1]
-    assert "an answer of the first stage counts from a score of 0.5 on" in caplog.text
+    assert "an answer of net1 counts from a score of 0.5 on" in caplog.text
     assert "0 of 100 audited ones differ" in caplog.text
     assert "at most 2 % of all answers change" in caplog.text
+
+
+def test_of_several_candidates_one_is_chosen_and_the_record_names_it(tmp_path, caplog):
+    """The first one is cheaper, and wrong of each third image; the other one may lack then."""
+    both = Jobs(tmp_path, candidates=[CHEAP, Candidate("stage2", 0.0, 0.2)])
+    answered = [
+        pair._replace(
+            answers={
+                "stage1": Answer(0.9, pair.place % 3 == 0),
+                "stage2": pair.answers["stage1"],
+            }
+        )
+        for pair in pairs()
+    ]
+    both.jobs[0].pairs(answered[:150])
+    assert both.heard() == [[], []]
+    both.jobs[0].pairs(answered[150:200])
+    assert both.heard() == [[Heard(("stage2",), None)], []]
+    assert both.heard() == [[], []]
+    both.jobs[0].pairs(
+        pair._replace(answers={"stage2": pair.answers["stage2"]}) for pair in answered[200:]
+    )
+    mine, theirs = both.heard()
+    assert [(each.kinds, each.threshold.confidence) for each in mine] == [(("stage2",), 0.5)]
+    assert theirs == mine
+    held = json.loads((tmp_path / "thresholds/1.json").read_text())
+    assert (held["candidate"], held["confidence"], held["how"]) == ("stage2", 0.5, "torch bfloat16")
+    assert "an answer of net2 counts from a score of 0.5 on" in caplog.text
+    assert "the first 200 through net1 and net2; 100 % of" in caplog.text
+
+
+def test_what_costs_too_much_to_try_is_not_asked(tmp_path):
+    both = Jobs(tmp_path, candidates=[CHEAP, Candidate("stage2", 0.0, 0.95)])
+    assert both.heard() == [[Heard(("stage1",), None)]] * 2
+    assert both.heard() == [[], []]
 
 
 def test_the_folder_of_thresholds_outlives_a_loss_of_power(tmp_path, monkeypatch):
@@ -261,17 +338,19 @@ def test_a_job_whose_first_stage_answers_in_another_way_leaves_the_threshold_out
     both = Jobs(tmp_path, hows=("openvino bfloat16", "torch bfloat16"))
     both.jobs[0].pairs(pairs())
     assert both.turns() == [[0.5], [None]]
-    assert "is for a first stage in openvino bfloat16, and here it answers in torch" in caplog.text
+    assert (
+        "is for a first network in openvino bfloat16, and here it answers in torch" in caplog.text
+    )
     assert [job.number for job in both.jobs] == [1, 1]
 
 
 @pytest.mark.parametrize(
     ("images", "cost", "differing", "said"),
     [
-        (900, 0.1, None, "the job has 900 images, and a first stage pays from 1,069 on"),
-        (10_000, 1.1, None, "an image takes 1.10 times as long on the first stage"),
+        (900, 0.1, None, "the job has 900 images, and a first network pays from 1,069 on"),
+        (10_000, 1.1, None, "an image takes 1.10 times as long on the first network"),
         (10_000, 0.5, lambda at: at % 2 == 0, "200 drawn images went through both networks, and"),
-        (10_000, 0.1, lambda at: at >= 200 and at % 2 == 0, "no score is proved to change"),
+        (10_000, 0.1, lambda at: at >= 200 and at % 2 == 0, "no score of net1 is proved to change"),
         (10_000, 0.1, lambda at: at >= 450, "and 6 of 64 audited answers differ: the single"),
     ],
 )
@@ -279,7 +358,7 @@ def test_where_no_threshold_pays_the_single_network_goes_on_alone(
     tmp_path, caplog, images, cost, differing, said
 ):
     asked = replace(ASKED, images=images)
-    both = Jobs(tmp_path, asked, replace(CHEAP, image_s=cost))
+    both = Jobs(tmp_path, asked, [replace(CHEAP, image_s=cost)])
     both.jobs[0].pairs(pairs(differing or (lambda at: False)))
     assert both.turns()[0] == [None]
     assert said in caplog.text
@@ -288,10 +367,10 @@ def test_where_no_threshold_pays_the_single_network_goes_on_alone(
 
 def test_an_image_that_lacks_an_answer_is_left_out(tmp_path):
     both = Jobs(tmp_path)
-    lacking = [pair._replace(score=None) for pair in pairs()[::9]]
+    lacking = [pair._replace(answers={}) for pair in pairs()[::9]]
     both.jobs[0].pairs([*lacking, *(pair for pair in pairs() if pair.place % 9)])
     assert both.turns()[0] == [0.5]
-    held = both.jobs[0]._held
+    held = both.jobs[0]._held.threshold
     assert held.drawn - held.proved == pytest.approx(100 * 9 / 8, abs=1)
 
 
@@ -304,7 +383,14 @@ def test_the_price_is_that_of_an_image_in_the_batches_that_are_sent(first, batch
         settings=RunSettings(scheme="cascade", first=first, agree=0.98, batch=batch),
         order=Order(Permutation(1_000)),
     )
-    costs = ServiceCosts({}, {}, {"any": 0.5}, {"stage1": 0.1, "single": 0.5}, batch, None)
+    costs = ServiceCosts(
+        {},
+        {},
+        dict.fromkeys(("collage", "stage1"), 0.5),
+        {"stage1": 0.1, "single": 0.5},
+        batch,
+        None,
+    )
     promise = runs.build_promise(plan, costs, SimpleNamespace(record=lambda kind: None))
     assert promise.candidates[0].image_s == pytest.approx(ratio, abs=0.026)
     assert promise.asked == Asked(1_000, 0.98, 1.0)
@@ -317,8 +403,20 @@ def test_the_price_of_networks_that_were_made_is_what_they_were_timed_at():
     )
     own_ms = {"stage1": 3.0, "single": 4.0}
     change = SimpleNamespace(record=lambda kind: SimpleNamespace(own_ms=own_ms[kind]))
-    promise = runs.build_promise(plan, ServiceCosts({}, {}, {"any": 9.9}, {}, 1, None), change)
+    promise = runs.build_promise(plan, ServiceCosts({}, {}, {"stage1": 9.9}, {}, 1, None), change)
     assert promise.candidates[0].image_s == 0.75
+
+
+@pytest.mark.parametrize(("made", "ratio"), [("single", 0.8), ("stage1", 0.2)])
+def test_a_network_that_stays_in_torch_is_priced_beside_one_that_does_not(made, ratio):
+    plan = SimpleNamespace(
+        settings=RunSettings(scheme="cascade", first=("q",), agree=0.98, batch=1),
+        order=Order(Permutation(1_000)),
+    )
+    records = {made: SimpleNamespace(own_ms=1.0, times=2.0)}
+    costs = ServiceCosts({}, {}, {"stage1": 0.4}, {}, 1, None)
+    promise = runs.build_promise(plan, costs, SimpleNamespace(record=records.get))
+    assert promise.candidates == [Candidate("stage1", 0.0, ratio)]
 
 
 def test_images_that_come_to_a_run_later_are_not_promised():
@@ -330,15 +428,44 @@ def test_images_that_come_to_a_run_later_are_not_promised():
     assert not replace(plan, settings=cascade(first=("q",))).promises
 
 
+def hello(how="bfloat16", device="cpu", kinds=("single", "stage1")):
+    tuning = dict.fromkeys(kinds, how)
+    held = {"kinds": kinds, "devices": (device,), "tuning": tuning, "fingerprints": {}}
+    told = {"service_ns": {}, "longest_ns": 0, "classes": {}, "columns": (), "cannot_read": ""}
+    return Hello(host="host", pid=1, **held, **told)
+
+
 @pytest.mark.parametrize(
     ("runtime", "said"),
-    [("openvino", "openvino bfloat16"), ("torch", "bfloat16"), (None, "bfloat16")],
+    [("openvino", "openvino bfloat16"), ("torch", "bfloat16 on cpu"), (None, "bfloat16 on cpu")],
 )
 def test_how_a_stage_answers_is_the_same_word_whoever_found_that_torch_is_quickest(runtime, said):
     record = runtime and SimpleNamespace(runtime=runtime, answerer=f"{runtime} bfloat16")
-    hellos = {1: SimpleNamespace(tuning={"stage1": "bfloat16"}), 2: SimpleNamespace(tuning={})}
-    change = SimpleNamespace(record=lambda kind: record)
-    assert runs.answerer("stage1", hellos, change) == said
+    hellos = {1: hello(device="cuda:0"), 2: hello(), 3: hello(), 4: hello(kinds=("single",))}
+    made = {"stage1": record, "single": None}
+    waited = []  # nothing is made before
+    change = SimpleNamespace(
+        record=lambda kind: made[kind] if waited else None,
+        folders={"stage1": "a", "single": "b"},
+        wait=waited.append,
+    )
+    start = Start({}, {}, 1, 2, 3, {"stage1": "a", "single": "b"})
+    start, found = runs.steady(start, ("stage1",), hellos, change, lambda: None)
+    assert (found, start.steady) == ({"stage1": said}, {"stage1": "bfloat16 on cpu"})
+    assert start.runtimes == ({"stage1": "a"} if record else {})  # what could not be made is left
+
+
+def test_ranks_that_answer_otherwise_than_is_promised_get_exact_work_only(caplog):
+    hellos = {1: hello(), 2: hello(device="cuda:1"), 3: hello("float32"), 4: hello()}
+    plan = SimpleNamespace(placement=SimpleNamespace(workers=(1, 2, 3, 4)))
+    lost = {4: SimpleNamespace(why="killed")}
+    group = SimpleNamespace(detector=SimpleNamespace(timeouts=SimpleNamespace(losses=lost)))
+    ready, gone = roll_call(plan, group, hellos, {"stage1": "bfloat16 on cpu"})
+    both, alone = {"single", "stage1"}, {"single"}
+    assert [set(each.kinds) for each in ready] == [both, alone, alone]
+    assert gone == {4: "killed"}
+    assert "rank 2 gets no task of the stage1 network" in caplog.text
+    assert [set(each.kinds) for each in roll_call(plan, group, hellos, {})[0]] == [both] * 3
 
 
 @pytest.mark.parametrize(("first", "least"), [((), 9), (("q",), 3)])

@@ -12,9 +12,12 @@ import pytest
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.ledger.owner import Owner, join
 from collage_mpi.ledger.records import Part, Run
+from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results.writer import ALONE, leave_alone, open_folder
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.process_tree import this_process
+
+LINK = os.link
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +58,13 @@ def test_a_job_alone_whose_process_has_ended_keeps_nobody_out(tmp_path):
 def test_teams_are_several_jobs():
     with pytest.raises(UsageError, match="alone is on"):
         RunSettings(teams=2, alone="on")
+
+
+def test_a_lone_job_where_there_are_links_takes_no_name_from_another_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", LINK)
+    store = open_folder(tmp_path, shared=False, alone=True)
+    other = FolderStore(tmp_path)
+    store.read = lambda name: None  # the other job makes it right afterwards
+    assert other.link("leases/0.0", b"theirs")
+    assert not store.link("leases/0.0", b"mine")
+    assert other.read("leases/0.0") == b"theirs"

@@ -217,7 +217,8 @@ def play(promise: Promise, scores, differs, order=None, until: int = 20_000) -> 
     for number in range(until) if order is None else order:
         last = Answer(float(scores[number]), bool(differs[number]))
         both = [Answer(last.score, True), last] if len(promise.tried) == 2 else [last]
-        promise.take(int(number), both)
+        names = [each.name for each in promise.tried]
+        promise.take(int(number), dict(zip(names, both, strict=True)))
     return promise
 
 
@@ -237,19 +238,40 @@ def test_equal_answers_lead_to_equal_thresholds_in_any_order():
     assert play(Promise(asked, candidates), *pairs, gap).threshold is None
 
 
+def test_an_image_that_lacks_an_answer_of_a_candidate_is_left_out_until_one_is_chosen():
+    asked, candidates = Asked(20_000, 0.99, 1.0), [CHEAP, Candidate("other", 0.0, 0.2)]
+    promise = Promise(asked, candidates)
+    assert promise.asks == ("cheap", "other")
+    lacking = {"cheap": Answer(0.9, True)}
+    for number in range(400):
+        found = lacking if number % 2 else {**lacking, "other": Answer(0.9, False)}
+        assert promise.asks == ("cheap", "other")
+        promise.take(number, found)
+        if number == 398:
+            break
+    assert promise.asks == ("other",)
+    promise.take(399, lacking)
+    for number in range(400, 5_000):
+        promise.take(number, {"other": Answer(0.9, False)})
+    held = promise.threshold
+    assert (held.candidate, held.confidence) == ("other", pytest.approx(0.9))
+    assert held.proved - 400 < 500
+
+
 def test_after_the_choice_the_chosen_candidate_alone_may_answer():
     pairs = drawn_pairs(0, 20_000, 0.015, 4)
     asked, candidates = Asked(20_000, 0.99, 1.0), [CHEAP, Candidate("other", 0.0, 0.2)]
     promise, wanted = Promise(asked, candidates), play(Promise(asked, candidates), *pairs)
     play(promise, *pairs, until=FIRST)
     for number in range(FIRST, 20_000):
-        promise.take(number, [Answer(float(pairs.scores[number]), bool(pairs.differs[number]))])
+        answer = Answer(float(pairs.scores[number]), bool(pairs.differs[number]))
+        promise.take(number, {"other": answer})
     assert promise.threshold == wanted.threshold
 
 
 def test_a_small_job_is_exact_and_draws_nothing():
     small = Promise(Asked(150, 0.99, 1.0), [CHEAP])
-    assert small.threshold == Threshold(None, 0, 0)
+    assert small.threshold == Threshold(None, None, 0, 0)
     assert (small.tried, small.audited(), small.counting()) == ([], (0, 0, (0.0, 1.0)), 0.0)
     assert [front(Asked(n, 0.99, 1.0)) for n in (699, 700, 10**5)] == [0, 700, 10_500]
 
@@ -262,9 +284,9 @@ def test_what_lacks_an_answer_is_left_out():
         answer = Answer(float(pairs.scores[number]), bool(pairs.differs[number]))
         if number % 3:
             known.append(answer)
-        one.take(number, [answer] if number % 3 else [])
+        one.take(number, {CHEAP.name: answer} if number % 3 else {})
     for number, answer in enumerate(known):
-        other.take(number, [answer])
+        other.take(number, {CHEAP.name: answer})
     assert one.threshold is not None
     assert other.threshold is not None
     assert one.threshold.confidence == other.threshold.confidence is not None
@@ -275,16 +297,17 @@ def test_what_lacks_an_answer_is_left_out():
 def test_a_job_whose_drawn_images_lack_answers_ends_without_a_threshold():
     promise = Promise(Asked(1_000, 0.98, 1.0), [CHEAP])
     for number in range(999):
-        promise.take(number, [Answer(1.0, False)] if number % 9 == 0 else [])
+        promise.take(number, {CHEAP.name: Answer(1.0, False)} if number % 9 == 0 else {})
     assert promise.threshold is None
-    promise.take(999, [])
-    assert promise.threshold == Threshold(None, 1_000, 1_000)
+    promise.take(999, {})
+    assert promise.threshold == Threshold(None, None, 1_000, 1_000)
 
 
 def test_the_audits_of_the_last_images_count_though_they_are_fewer():
     promise = Promise(Asked(1_000, 0.98, 1.0), [CHEAP])
     for number in range(1_000):
-        promise.take(number, [Answer(1.0, False)] if number < 500 or number > 995 else [])
+        there = number < 500 or number > 995
+        promise.take(number, {CHEAP.name: Answer(1.0, False)} if there else {})
     assert promise.threshold is not None
     assert promise.threshold.confidence == 1.0
     assert promise.asked.audits == 10
@@ -321,7 +344,7 @@ def test_the_last_audits_count():
     assert (held.confidence, held.drawn) == (1.0, 784)
     differs[776:784] = True
     spoiled = play(Promise(asked, [CHEAP]), scores, differs).threshold
-    assert spoiled == Threshold(None, 584, 784)
+    assert spoiled == Threshold(None, None, 584, 784)
 
 
 def test_thresholds_are_scores_as_messages_hold_them():

@@ -22,6 +22,10 @@ MAP = ("map", "own.py:Map", "--input", "photos", "--out", "o", "--device", "cpu"
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "id": (("--id", "url"), {}),
     "agree": (("--agree", "0.99"), {"agree": 0.99, "scheme": "cascade", "singles": None}),
+    "agree_on": (
+        ("--agree", "0.99", "--agree-on", "top5"),
+        {"agree": 0.99, "agree_on": "top5", "scheme": "cascade", "singles": None},
+    ),
     "first": (
         ("--agree", "0.99", "--first", "null"),
         {"agree": 0.99, "scheme": "cascade", "singles": None, "first": ["null"]},
@@ -114,7 +118,12 @@ def test_a_promise_that_cannot_be_is_refused(words, said, started):
         command.execute(args)
 
 
-@pytest.mark.parametrize("option", [spec.name for spec in own_fields(classify.ClassifyArguments)])
+ONE_RUN = [
+    spec.name for spec in own_fields(classify.ClassifyArguments) if spec.name != "recall"
+]  # which starts several: test_yes_or_no
+
+
+@pytest.mark.parametrize("option", ONE_RUN)
 def test_each_option_of_classify_reaches_the_run_and_changes_nothing_else(option, started):
     words, settings = OPTIONS[option]
     base, found = run_of(started, *CLASSIFY), run_of(started, *CLASSIFY, *words)
@@ -141,7 +150,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 # Settings that are refused without another one -> that one, which both commands get.
 NEEDS: dict[str, tuple[str, ...]] = {}
-NOT_OF_MAP = {"agree", "first", *classify.ITS_OWN}
+NOT_OF_MAP = {"agree", "agree_on", "first", *classify.ITS_OWN}
 
 
 def words_for(spec: dataclasses.Field) -> tuple[str, ...]:
@@ -182,3 +191,30 @@ def test_what_map_starts_without_options(started):
     values |= {"scheme": "none", "batch": None, "device": "cpu", "singles": 3}
     assert found.settings == RunSettings.from_mapping(values)
     assert (found.run.retry_errors, found.run.brief) == (True, False)
+
+
+ZEN = {"vendor_id": "AuthenticAMD", "flags": "fpu avx512_bf16"}
+AMX = {"vendor_id": "GenuineIntel", "flags": "avx512_bf16 amx_bf16"}
+
+
+@pytest.mark.parametrize(
+    ("images", "processor", "device", "how", "said"),
+    [
+        (18_200, ZEN, "cpu", "float32, channels-last", "about 0.66 of"),
+        (1_000_000, AMX, "cpu", "float32, channels-last", "about 0.61 of"),
+        (17_000, ZEN, "cpu", "float32, channels-last", ""),  # choosing costs more than it saves
+        (10**6, {**AMX, "flags": "avx512_bf16"}, "cpu", "float32", ""),  # slower there
+        (10**6, {}, "cpu", "float32", ""),
+        (10**6, ZEN, "cuda:0", "float32", ""),
+        (10**6, ZEN, "cpu", "bfloat16, channels-last", ""),
+        (10**6, ZEN, "cpu", "null", ""),
+    ],
+)
+def test_what_agree_would_bring_is_told_where_it_is_forecast_to_bring_something(
+    images, processor, device, how, said
+):
+    world = [{"rank": 0, "kinds": []}, {"devices": [device], "tuning": {"single": how}}]
+    hint = classify.agree_hint({"images": images, "world": world}, processor)
+    assert said in hint
+    parts = (f"for {images:,} pictures, and with 95 % probability change at most 0.5 % of", "if bf")
+    assert [part in hint for part in parts] == [bool(said)] * 2

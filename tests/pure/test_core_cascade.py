@@ -49,6 +49,51 @@ def sources(world: World) -> dict[int, str]:
     return {image: row["source"] for image, row in world.rows.items()}
 
 
+# ---- ranks that can no longer answer first -----------------------------------
+
+
+def test_a_rank_that_is_unfit_for_the_first_stage_does_exact_work():
+    world = cascade(side=2)
+    came(world, 6)
+    end(world, 1)
+    assert world.out() == [(2, SINGLE, [1]), (1, COLLAGE, [2, 3, 4, 5])]
+    world.step(ev.RankUnfit(1, COLLAGE), world.failed(world.of(1)[0]))
+    assert world.out() == [(2, SINGLE, [1]), (1, SINGLE, [2])]
+    came(world, 4)
+    end(world, 1)
+    assert {kind for rank, kind, _ in world.out() if rank == 1} == {SINGLE}
+    while world.live:
+        end(world, *{sent.rank for sent in list(world.live.values())[:1]})
+    assert world.core.ranks.known[1].status == "ready"  # what it could not do is one failure
+    assert len(sources(world)) == 10
+    assert {sent.kind for sent in world.sent.values() if sent.rank == 2} == {SINGLE, COLLAGE}
+
+
+@pytest.mark.parametrize("settings", [{}, APART])
+def test_without_a_rank_that_is_fit_all_is_exact(settings):
+    world = cascade(side=2, **settings)
+    came(world, 2)
+    for rank, kinds in world.kinds.items():
+        if COLLAGE in kinds:
+            world.step(ev.RankUnfit(rank, COLLAGE))
+    came(world, 6)
+    while world.live:
+        end(world, *{sent.rank for sent in list(world.live.values())[:1]})
+    assert set(sources(world).values()) == {SINGLE}
+    assert len(world.rows) == 8
+
+
+def test_drawn_images_that_wait_for_a_rank_that_turns_out_unfit_are_classified():
+    world = cascade(calibrate=True, side=2, depth=9, **APART)
+    drawn(world, 2)
+    assert world.out() == []
+    world.step(ev.RankUnfit(2, COLLAGE))
+    assert world.out() == [(1, SINGLE, [0])]
+    end(world, 1)
+    end(world, 1)
+    assert sources(world) == {0: SINGLE, 1: SINGLE}
+
+
 # ---- what leaves, and how ---------------------------------------------------
 
 
@@ -267,7 +312,7 @@ def test_a_drawn_image_has_its_accepted_answer_once_the_single_has_answered():
     world.take()
     row = world.rows[1]
     assert (row["source"], row["latency_ns"], row["audited"]) == (COLLAGE, 5 * MS, "done")
-    assert world.judged[1] == ev.Judged(1, pytest.approx(0.9), False, True)
+    assert world.judged[1] == ev.Judged(1, {COLLAGE: (pytest.approx(0.9), False)}, True)
 
 
 def test_a_drawn_image_that_is_unsure_is_resolved_by_the_single():
@@ -278,14 +323,14 @@ def test_a_drawn_image_that_is_unsure_is_resolved_by_the_single():
     end(world, 1, 2)
     world.run_out()
     assert [world.rows[i]["source"] for i in (1, 2, 3)] == [COLLAGE, SINGLE, COLLAGE]
-    assert world.judged[2] == ev.Judged(2, 0.5, False, False)
+    assert world.judged[2] == ev.Judged(2, {COLLAGE: (0.5, False)}, False)
 
 
 def test_a_drawn_image_that_only_one_network_answered_is_not_audited():
     world = cascade()
     drawn(world, 2)
     end(world, 1)
-    assert world.judged[0] == ev.Judged(0, None, False, False)
+    assert world.judged[0] == ev.Judged(0, {}, False)
 
 
 def test_an_audit_is_tried_as_often_as_an_image_and_then_given_up():
@@ -361,7 +406,7 @@ def test_until_a_threshold_is_told_only_drawn_images_are_in_collages_and_none_is
         assert world.out() == [(1, SINGLE, [image])]
         end(world, 1)
     assert [world.judged[image].accepted for image in (4, 5, 6, 7)] == [False] * 4
-    world.step(ev.Threshold(0.5))
+    world.step(ev.Stages((COLLAGE,), 0.5))
     came(world, 5)
     end(world, 1)
     assert world.out() == [(1, COLLAGE, [9, 10, 11, 12])]
@@ -373,7 +418,7 @@ def test_a_threshold_is_for_the_answers_that_come_after_it():
     world = cascade(singles=1, depth=9)
     came(world, 10)
     end(world, 1)
-    world.step(ev.Threshold(0.95))
+    world.step(ev.Stages((COLLAGE,), 0.95))
     end(world, 1)
     assert world.open.keys() == {*range(1, 10)}
 
@@ -381,7 +426,7 @@ def test_a_threshold_is_for_the_answers_that_come_after_it():
 def test_without_a_threshold_nothing_leaves_together_any_more_and_the_oldest_goes_first():
     world = cascade(singles=1, depth=9)
     came(world, 4)
-    world.step(ev.Threshold(None))
+    world.step(ev.Stages((), None))
     came(world, 3)
     order = []
     while world.live:
@@ -393,7 +438,7 @@ def test_without_a_threshold_nothing_leaves_together_any_more_and_the_oldest_goe
 
 def test_another_threshold_leaves_the_deadline_as_it_is():
     world = cascade(singles=1, depth=9, deadline_ns=20 * MS)
-    world.step(ev.Threshold(0.95))
+    world.step(ev.Stages((COLLAGE,), 0.95))
     came(world, 10)
     end(world, 1)
     end(world, 1)
@@ -402,11 +447,113 @@ def test_another_threshold_leaves_the_deadline_as_it_is():
     assert {source for image, source in sources(world).items() if image} == {"kept"}
 
 
+@pytest.mark.parametrize("threshold", [None, 0.95])
+def test_no_unsure_answer_counts_where_a_share_is_promised(threshold):
+    world = cascade(calibrate=True, side=2, depth=9, **APART)
+    if threshold is None:
+        drawn(world, 4)
+    else:
+        world.step(ev.Stages((COLLAGE,), threshold))
+        came(world, 5)
+    end(world, 2)
+    unsure = {image for image, found in world.open.items() if found.kept is not None}
+    assert unsure
+    world.step(ev.RankLost(1, "killed"))
+    while world.live:
+        end(world, 2)
+    world.take()
+    assert {world.rows[image]["source"] for image in unsure} == {"error"}
+
+
+def tried(**settings) -> World:
+    """Three networks are tried on four drawn images, which have passed the first one."""
+    chain = (COLLAGE, *STAGES[1:])
+    world = cascade(singles=1, calibrate=True, side=2, depth=9, stages=chain, **settings)
+    drawn(world, 4)
+    assert world.out() == [(1, COLLAGE, [0, 1, 2, 3])]
+    end(world, 1, 2)
+    return world
+
+
+def test_until_one_is_chosen_all_networks_classify_drawn_images_and_rows_have_their_answers():
+    world = tried()
+    assert world.out() == [(1, STAGES[1], [0, 1, 2, 3])]
+    task = world.of(1)[0]
+    world.step(world.answered(task, {1: (7, 0.95, 1)}))
+    assert world.out() == [(1, STAGES[2], [0, 1, 2, 3])]
+    end(world, 1)
+    world.run_out()
+    assert world.judged[2].answers == {
+        COLLAGE: (0.5, False),
+        STAGES[1]: (pytest.approx(0.9), False),
+        STAGES[2]: (pytest.approx(0.9), False),
+    }
+    assert world.judged[1].answers[STAGES[1]] == (pytest.approx(0.95), True)
+    row = world.rows[1]
+    assert (row["source"], row["predicted"], row["stages"]) == (SINGLE, 1, 7 + 16)
+    assert (row["other"], row["other2"], row["other3"]) == (1, 7, 1)
+    assert row["other2_score"] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("unsure", [True, False])
+def test_an_answer_of_the_same_class_is_changed_if_more_than_the_class_is_promised(unsure):
+    world = cascade(singles=1, side=2, depth=8)
+    came(world, 1)
+    drawn(world, 4)
+    end(world, 1)
+    while world.live:
+        (task,) = world.of(1)
+        first = world.live[task].kind == COLLAGE
+        score = 0.5 if first and unsure else 0.9
+        cells = {image: (image, score, 1, 9) for image in (2, 3, 4)}
+        cells[1] = 1, score, 1, 7 if first else 8
+        world.step(world.answered(task, cells))
+    world.run_out()
+    kind = next(iter(world.judged[1].answers))
+    assert [world.judged[image].answers[kind][1] for image in (1, 2)] == [True, False]
+    assert world.judged[1].accepted != unsure
+    assert [world.rows[image]["stages"] for image in (1, 2)] == ([9, 1] if unsure else [8, 0])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "now", "then"),
+    [
+        (COLLAGE, (SINGLE, [0]), COLLAGE),
+        (STAGES[2], (STAGES[2], [0, 1, 2, 3]), STAGES[2]),
+        (None, (SINGLE, [0]), SINGLE),
+    ],
+)
+def test_what_was_not_chosen_is_asked_no_more(chosen, now, then):
+    world = tried()
+    world.step(ev.Stages((chosen,) if chosen else (), None))
+    end(world, 1)  # of the second network, which had the images then
+    assert world.out() == [(1, *now)]
+    while world.live:
+        end(world, 1)
+    assert world.scheme.calibrating == (chosen is not None)
+    drawn(world, 4)
+    kinds = []
+    while world.live:
+        kinds.append(world.out()[0][1])
+        end(world, 1)
+    assert kinds == [*([then] if chosen else []), *[SINGLE] * 4]
+    world.take()
+    assert chosen is None or world.judged[5].answers.keys() == {chosen}
+    world.step(ev.Stages((chosen,) if chosen else (), 0.5 if chosen else None))
+    drawn_before = len(world.sent)
+    came(world, 5)
+    while world.live:
+        end(world, 1)
+    later = {sent.kind for number, sent in world.sent.items() if number >= drawn_before}
+    assert later == {SINGLE, then}
+    assert then in sources(world).values()
+
+
 def test_what_waited_while_a_threshold_was_chosen_leaves_together_with_it():
     world = cascade(calibrate=True, side=2, depth=9, **APART)
     came(world, 5)
     assert world.out() == [(1, SINGLE, [0])]
-    world.step(ev.Threshold(0.5))
+    world.step(ev.Stages((COLLAGE,), 0.5))
     assert world.out()[1:] == [(2, COLLAGE, [1, 2, 3, 4])]
 
 
@@ -439,7 +586,7 @@ def test_they_wait_no_longer_when_no_image_will_come(event):
 @pytest.mark.parametrize("how", ["threshold", "lost"])
 def test_they_wait_no_longer_when_nothing_can_leave_together(how):
     world = held()
-    world.step(ev.Threshold(0.5)) if how == "threshold" else world.lose(2)
+    world.step(ev.Stages((COLLAGE,), 0.5)) if how == "threshold" else world.lose(2)
     assert world.out() == [(1, SINGLE, [0])]
     end(world, 1)
     assert world.out() == [(1, SINGLE, [1])]

@@ -252,6 +252,8 @@ def test_a_job_that_could_not_begin_leaves_the_folders_of_one_that_begins(tmp_pa
     out = tmp_path / "run"
     store = open_folder(out, shared=False)
     first, second = (register(store, name * 32, {}) for name in "ab")
+    (out / "index" / "of_a_folder_of_pictures.npz").touch()
+    (out / "alone").touch()
     leave_no_trace(out, first)
     assert (out / "leases").is_dir()
     leave_no_trace(out, second)

@@ -446,6 +446,34 @@ def test_each_job_gets_the_first_number_that_nobody_has(tmp_path: Path) -> None:
     assert found[1].facts == {"host": "a", "ended": "complete"}
 
 
+def test_a_number_is_not_given_again_while_parts_of_its_job_are_there(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.make()
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "tasks-0003-000001.npy").touch()
+    (tmp_path / "parts" / "images-0004-000001.parquet").touch()
+    assert register(store, ME, {}, rows="parts") == 5
+
+
+def test_a_mark_of_the_end_that_was_cut_is_damage_and_moved_away(tmp_path: Path) -> None:
+    store, run = FolderStore(tmp_path), Run(1, 0, 4, 4)
+    store.make()
+    whole_run(store, run)
+    assert not damage.examine(store, run).damage
+    (tmp_path / "COMPLETE.1").write_bytes(b'{"number":1,')
+    found = damage.examine(store, run)
+    assert list(found.damage) == found.orphans == ["COMPLETE.1"]
+    damage.repair(store, run, found)
+    assert not damage.examine(store, run).damage
+
+
+def test_repairing_is_advised_only_where_it_is_done() -> None:
+    told = {name: str(Damage(name, "it is damaged")) for name in ("leases/0.1", "COMPLETE.1")}
+    assert all("--repair" in text for text in told.values())
+    for name in ("run.1.json", "jobs/0001.json", "thresholds/1.json"):
+        assert str(Damage(name, "it is damaged")).endswith("Restore the file from a copy.")
+
+
 def whole_run(store: FolderStore, run: Run, name: str = ME) -> None:
     """One job does all positions of a run; the first of each cell is an error row."""
     now = [0.0]

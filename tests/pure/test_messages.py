@@ -64,7 +64,15 @@ EXAMPLES = [
     ),
     messages.Shards(("{}", "[1]")),
     messages.Measure("single", 4),
-    Start({"collage": 1.5}, {"collage": 0.5}, 8, 4096, 16384, {"single": "cache/x"}),
+    Start(
+        {"collage": 1.5},
+        {"collage": 0.5},
+        8,
+        4096,
+        16384,
+        {"single": "cache/x"},
+        {"stage1": "bfloat16 on cpu"},
+    ),
     messages.Changed("single", "openvino float32", ""),
     Stop(6),
     Leave(),
@@ -178,7 +186,7 @@ def test_a_whole_number_is_a_float_too():
     )
     assert (
         repr(found) == "Start(costs={'single': 2.0}, batch_costs={}, batch=1, task_bytes=4096, "
-        "answer_bytes=16384, runtimes={})"
+        "answer_bytes=16384, runtimes={}, steady={})"
     )
 
 

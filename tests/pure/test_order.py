@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collage_mpi.shards.order import BLOCK, Listed, Order, Permutation, Shuffle, gaps
+from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.order import (
+    BLOCK,
+    Listed,
+    Order,
+    Permutation,
+    Shuffle,
+    gaps,
+    read_numbers,
+)
 
 N = 90_000
 
@@ -125,3 +135,26 @@ def test_gaps_are_what_no_range_holds() -> None:
 def test_an_image_that_is_not_in_an_order_has_no_position() -> None:
     with pytest.raises(ValueError, match="image 7 is not in this order"):
         Order(Permutation(9), [(0, 5)]).positions(np.array([3, 7]))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no number; needed: numbers of images, one on each line"),
+        ("3\nx 4", "has 'x'; needed: numbers of images"),
+        ("-1", "has '-1'"),
+        ("٣", "needed: numbers of images"),
+        ("9\n10\n", "names an image beyond the last one, which is 9"),
+        ("1" * 5_000, "names an image beyond the last one"),
+        ("7 2\n3\n7\n", "names image 7 twice"),
+    ],
+)
+def test_a_list_of_images_is_checked(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "some.txt"
+    path.write_text(text)
+    with pytest.raises(DataFault, match=said):
+        read_numbers(path, 10)
+    path.write_text("7\n\n 2 9\r\n0")
+    assert read_numbers(path, 10).tolist() == [0, 2, 7, 9]
+    with pytest.raises(EnvironmentFault, match="cannot be read: it is a folder"):
+        read_numbers(tmp_path, 10)

@@ -53,7 +53,7 @@ from collage_mpi.rows import (
 
 ROW = ImageRow(
     *(0, 7, 7, 0, 3, 1, True, 4, 0.75, True, 4, 10, 1, 5, 1000, 10, 20, 30, 300, 1, False),
-    *(1, 5, 0.5, 0, ""),
+    *(1, 5, 0.5, 9, 0, 0.0, 0, 0.0, 0, ""),
 )
 
 LAST = ROW._replace(position=89)

@@ -31,7 +31,7 @@ from collage_mpi.results.columns import Form, rows_of
 from collage_mpi.results.parts import read_ledger
 from collage_mpi.results.sole import SoleWriter
 from collage_mpi.results.verify import repair_run
-from collage_mpi.rows import IMAGES
+from collage_mpi.rows import CHANGED, IMAGES
 from collage_mpi.system import files
 
 ROWS = 27
@@ -72,6 +72,7 @@ def test_a_kill_between_any_two_steps(tmp_path: Path, monkeypatch: pytest.Monkey
 def audited(run, position: int, score: float, other: int = 2) -> None:
     """An image that both networks have classified; the row is the single network's."""
     said = {"predicted": 1, "audited": "done", "other": other, "other_score": score}
+    said["stages"] = 1 | (other != 1) << CHANGED
     add_image(run, shard=0, row=position, group=0, cell=0, source="single", answered=True, **said)
 
 
@@ -85,12 +86,13 @@ def test_the_summary_tells_what_audits_found_of_the_promise(tmp_path: Path) -> N
     audited(run, 7, 0.9)  # after the audits
     run.close("incomplete")
     (out / "thresholds").mkdir()
-    held = {"confidence": 0.5, "proved": 4, "drawn": 7}
+    held = {"confidence": 0.5, "candidate": "collage", "proved": 4, "drawn": 7}
     (out / "thresholds" / "1.json").write_text(json.dumps(held))
     found = summarise(results := read_results(out))
     assert results.manifest["thresholds"] == [held]
     low, high = found["promise"].pop("ci95")
-    assert found["promise"] == {"agree": 0.9, **held, "audited": 3, "differing": 1}
+    told = {"agree": 0.9, "agree_on": None, **held, "audited": 3, "differing": 1}
+    assert found["promise"] == told
     assert (low, high) == pytest.approx((0.0084, 0.9057), abs=1e-4)
     assert "1 of 3 audited ones differ" in render_summary(summarise(results), width=200)
     (out / "thresholds" / "1.json").write_text(json.dumps({**held, "confidence": None}))

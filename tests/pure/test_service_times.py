@@ -175,13 +175,7 @@ def test_a_death_has_a_rank_and_a_time(wrong):
         deaths_of((wrong,))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"straggler_sigma": 1e6},
-        {"straggler": "cauchy"},
-    ],
-)
+@pytest.mark.parametrize("wrong", [{"straggler_sigma": 1e6}, {"straggler": "cauchy"}])
 def test_what_cannot_work_is_one_message(wrong):
     with pytest.raises(UsageError):
         RunSettings(**wrong)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from job_messages import HELLO
+from msgspec import structs
 from pictures import write_folder
 from results_harness import input_digest
 
@@ -34,6 +35,7 @@ from collage_mpi.job.provenance import fixed_facts
 from collage_mpi.job.run import Ask, before_this, run_session, warn_of_bad_shards
 from collage_mpi.job.session import build_encoder, open_reader
 from collage_mpi.ledger.records import Run
+from collage_mpi.ledger.store import FolderStore
 from collage_mpi.models.asking import Described
 from collage_mpi.models.info import Declared, Geometry, own_info
 from collage_mpi.mpi.tasks import cancel_message_bytes
@@ -77,15 +79,20 @@ def test_what_does_not_fit_is_refused(shards, more, error, says):
         plan_of(shards, **more)
 
 
-@pytest.mark.parametrize(("limit", "images"), [(None, 12), (6, 5)])
-def test_a_limited_run_stays_without_a_shard_that_was_mended_later(shards, caplog, limit, images):
-    at_first = plan_of(shards[:1], limit=limit)
-    plan = plan_of(shards, limit=limit, known={"sessions": [], **fixed_facts(at_first)})
+@pytest.mark.parametrize("partial", ["", "limit", "only"])
+def test_a_partial_run_stays_without_a_shard_that_was_mended_later(
+    shards, tmp_path, caplog, partial
+):
+    (tmp_path / "some.txt").write_text("0 1 2 3 4")
+    given = {"": {}, "limit": {"limit": 6}, "only": {"only": str(tmp_path / "some.txt")}}[partial]
+    at_first = plan_of(shards[:1], **given)
+    plan = plan_of(shards, **given, known={"sessions": [], **fixed_facts(at_first)})
+    images = 5 if partial else 12
     assert (len(plan.order), len(plan.shards)) == (5, images)  # a later run has the others
     assert differences(fixed_facts(at_first), fixed_facts(plan, 1)) == []
     warn_of_bad_shards(plan.shards)
-    told = f"warning: {shards[1]}: left out, because the run has a --limit"
-    assert (told in caplog.text) == (limit is not None)
+    told = f"warning: {shards[1]}: left out, because the run has --limit or --only"
+    assert (told in caplog.text) == bool(partial)
 
 
 @pytest.mark.parametrize(
@@ -367,6 +374,23 @@ def test_a_run_whose_name_is_seen_late_is_known_to_the_plan(shards, tmp_path, mo
         run_session(settings, world, Ask())
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"again": ((2, 3),)}, {"stop": 17}, {"settings": {"images_now": 20, "shards": [1, 3]}}],
+)
+def test_a_later_run_that_another_job_began_has_the_images_that_this_job_found(tmp_path, other):
+    store = FolderStore(tmp_path)
+    plan = SimpleNamespace(
+        settings=SimpleNamespace(open_loop=False, assign="pull", teams=1), order=range(8)
+    )
+    mine = Run(2, 8, 16, 1, settings={"images_now": 20, "shards": (1, 2)})
+    jobs = [SimpleNamespace(plan=plan, store=store, owner=name * 32, out=tmp_path) for name in "ab"]
+    begun = run_module.JobRun._joined(jobs[0], mine, 1, 1.0)
+    assert run_module.JobRun._joined(jobs[1], mine, 1, 1.0) == begun
+    with pytest.raises(EnvironmentFault, match=r"run\.2\.json: another job .* Repeat"):
+        run_module.JobRun._joined(jobs[1], structs.replace(mine, **other), 1, 1.0)
+
+
 @pytest.mark.parametrize(("stopped", "status"), [(None, "complete"), ("SIGTERM", "incomplete")])
 def test_a_complete_run_is_waited_for_that_is_seen_late(monkeypatch, stopped, status):
     first, second = Run(1, 0, 8, 8), Run(2, 8, 16, 8)
@@ -519,7 +543,9 @@ def test_small_pictures_are_not_enlarged_without_a_word(tmp_path, caplog):
     for px, small in ((40, len(files)), (10, 0)):
         caplog.clear()
         warn_of_small_pictures(plan_of((str(tmp_path / "photos"),), scheme="none", image_px=px))
-        said = f"{small} of 12 pictures looked at are smaller than the {px} x {px} px"
+        said = (
+            f"{small} of 12 pictures looked at are enlarged, because their shorter edge is resized"
+        )
         assert (said in caplog.text) == bool(small) == ("enlarged" in caplog.text)
 
 

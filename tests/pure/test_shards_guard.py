@@ -18,6 +18,8 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
 from collage_mpi.shards import ShardSet, inspect_shard, verify_shard
 from collage_mpi.shards import guard as guard_module
 from collage_mpi.shards.schema import sidecar_path
+from collage_mpi.system.forked import FOLDER_VARIABLE, VARIABLE, of_server, serving
+from collage_mpi.system.process_tree import own_command
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 3, 3, 1), dtype=np.uint8)
 LABELS = np.arange(20) % 3
@@ -271,6 +273,25 @@ def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(guard_module, "CHILD_COMMAND", (sys.executable, "-c", child))
     with pytest.raises(EnvironmentFault, match="allocate"):
         verify_shard(make_shard(tmp_path))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_child_is_forked_from_the_server_of_the_ranks(tmp_path, monkeypatch, named) -> None:
+    """It may map more than the limit when it begins, as with a torch for GPUs."""
+    (tmp_path / "large.py").write_text("import mmap; held = mmap.mmap(-1, 3 << 30)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    environment = {**os.environ, FOLDER_VARIABLE: str(tmp_path)}
+    with serving(environment, ["large"], ["mpiexec"]):
+        if named:
+            monkeypatch.setitem(of_server, VARIABLE, environment[VARIABLE])
+        (tmp_path / "asked.py").write_text(
+            "import sys; from collage_mpi.shards import guard\n"
+            "guard._answer = lambda task, path: ('found', ['large' in sys.modules])\n"
+            "guard.main()"
+        )
+        assert inspect_shard(make_shard(tmp_path)).count == 20
+        monkeypatch.setattr(guard_module, "CHILD_COMMAND", own_command("asked"))
+        assert verify_shard(tmp_path / "good.h5") == [named]
 
 
 def test_a_child_that_cannot_start_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

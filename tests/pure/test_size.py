@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 34_716, "analysis": 5_340, "tests": 48_576}
-GUIDE_WORDS = 22_030  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 5_945
+LINES = {"collage_mpi": 35_122, "analysis": 5_355, "tests": 49_202}
+GUIDE_WORDS = 22_070  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 5_870
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

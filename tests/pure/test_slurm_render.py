@@ -14,14 +14,7 @@ import pytest
 
 from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
-from collage_mpi.slurm import (
-    KINDS,
-    RUN_KINDS,
-    SlurmSettings,
-    hours,
-    layout,
-    render,
-)
+from collage_mpi.slurm import KINDS, RUN_KINDS, SlurmSettings, hours, layout, render
 
 JOBS = Path(__file__).parents[2] / "jobs" / "slurm"
 GOLDEN = Path(__file__).parent / "golden"

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.encoding.collage import decode
+from collage_mpi.encoding.collage import best_five, decode
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job.handshake import welcomes
-from collage_mpi.job.networks import NetworkLoader, Networks
-from collage_mpi.job.plan import make_plan
+from collage_mpi.job.networks import NetworkLoader, Networks, result_of
+from collage_mpi.job.plan import check_top_k, make_plan
 from collage_mpi.job.session import build_encoder
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.settings.flags import add_setting_flags
@@ -82,8 +82,10 @@ def test_the_flag_may_be_given_once_for_each_stage():
         ({"first": ("q",), "scheme": "none"}, "only scheme cascade asks networks"),
         ({"first": ("s@0.9",), "single": "s"}, "the single network itself: .* such as s@bfloat16"),
         ({"first": ("collage:a",), "collage": "b"}, "first names the collage network a, and"),
-        ({"first": ("a", "b"), "agree": 0.99}, r"several: .* give each network a threshold"),
-        ({"first": ("a@0.9",), "agree": 0.99}, "a@0.9 has a threshold: --agree chooses one"),
+        (
+            {"first": ("a@0.9",), "agree": 0.99},
+            "a@0.9 has a threshold: --agree chooses",
+        ),
     ],
 )
 def test_stages_that_cannot_be_are_refused_with_what_to_type(given, said):
@@ -98,6 +100,37 @@ def test_the_margin_is_between_the_two_largest_probabilities():
     assert alone == (0, 1.0)
     assert absent is None
     assert decode(scores[:, :1], margin=True)[0] == (0, 0.5)
+
+
+def test_the_five_best_classes_are_a_set():
+    scores = np.array([[6, 5, 4, 3, 2, 1, 0], [2, 3, 4, 5, 6, 1, 0], [6, 5, 4, 3, 1, 2, 0]]) / 21
+    first, ordered, other = best_five(scores.astype(np.float32)).tolist()
+    assert first == ordered != other
+    ties = np.zeros((2, 9), np.float32)
+    ties[:, 3], ties[1, 7] = 1, 1e-9
+    alone, two = best_five(ties).tolist()  # 3 and 0, 1, 2, 4; then 3, 7, 0, 1, 2
+    best = np.zeros((1, 9), np.float32)
+    best[0, [0, 1, 2, 3, 4]] = 0.2
+    assert [alone] == best_five(best).tolist() != [two]
+    drawn = np.random.default_rng(0).random((4_000, 1_000)).astype(np.float32)
+    assert len(np.unique(best_five(drawn))) > 3_800  # of 65,536, by chance
+
+
+@pytest.mark.parametrize(("agree_on", "alike"), [("class", True), ("top5", False)])
+def test_a_rank_tells_of_the_five_best_classes_where_these_are_promised(agree_on, alike):
+    scores = np.array([[[6, 5, 4, 3, 2, 1, 0]], [[6, 5, 4, 3, 1, 2, 0]]], np.float32) / 21
+    task = WireTask(1, "single", ((0, 0), (1, 1)))
+    one, other = result_of(task, scores, "top", agree_on).cells
+    assert one[:2] == other[:2] == (0, pytest.approx(6 / 21))
+    assert (one.also == other.also) == alike
+    assert alike == (one.also == 0)
+
+
+def test_five_of_five_classes_are_always_the_best():
+    asked = RunSettings(scheme="cascade", agree=0.99, agree_on="top5", top_k=5)
+    check_top_k(asked, 6)
+    with pytest.raises(UsageError, match="only 5 classes: all of them"):
+        check_top_k(asked, 5)
 
 
 @pytest.fixture
@@ -120,6 +153,7 @@ def test_a_rank_shrinks_the_pictures_of_a_stage_and_scores_it_as_told(planned):
     plan = planned("own.py:network@4px@0.5", "null@top", confidence=0.9)
     plan.shards.close()
     welcome = welcomes(plan, build_encoder(plan))[1]
+    assert welcome.agree_on == "class"
     networks = Networks(welcome, NetworkLoader(1, 3), lambda: 0, lambda: 0)
     pixels, items = np.zeros((2, 56, 56, 1), np.uint8), ((0, 0), (1, 1))
     found = {}

@@ -35,6 +35,7 @@ from collage_mpi.job.provenance import fixed_facts
 from collage_mpi.job.session import build_encoder
 from collage_mpi.mpi.answers import (
     ANSWERED,
+    Score,
     WireResult,
     in_messages,
     pack_results,
@@ -99,7 +100,7 @@ def test_they_travel_as_they_are():
     layout = layout_of(extras.columns(3))
     vectors = extras.pack(layout, np.float32([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]]))
     buffer = np.zeros(4096, np.uint8)
-    sent = WireResult(1, ANSWERED, cells=((1, 0.7), (0, 0.5)), vectors=vectors)
+    sent = WireResult(1, ANSWERED, cells=(Score(1, 0.7), Score(0, 0.5)), vectors=vectors)
     (got,) = unpack_results(buffer[: pack_results(buffer, 1, [sent])])
     assert unpack(layout, got.vectors)["top_classes"].tolist() == [[1, 2], [0, 2]]
 
@@ -136,7 +137,7 @@ def test_the_largest_answer_fits_its_message(settings, scheme, world, extras):
     columns = plan.settings.extras.columns(plan.classes, length)
     room = answer_bytes(plan, build_encoder(plan), columns)
     items = 4 if scheme in ("collage", "cascade") else extras.get("batch", 1)
-    result = WireResult(1, ANSWERED, cells=((1, 0.5),) * items, reason="x" * 480)
+    result = WireResult(1, ANSWERED, cells=(Score(1, 0.5),) * items, reason="x" * 480)
     result.vectors = np.zeros((items, kept), np.float32)
     assert room < max(UP_BYTES, 2 * items * 4 * kept) + 4096  # and is not many times too large
     ((only,),) = in_messages([result], room)

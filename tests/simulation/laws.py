@@ -283,7 +283,7 @@ def _thresholds(run: Run) -> list[str]:
         counted = counted[counted["latency_ns"] < int(fixed[2]) * 1_000_000]
     unsure = counted[counted["score"] < min(chosen, default=math.inf) - 1e-6]
     if len(unsure):
-        return [f"an unsure answer counts, with thresholds {chosen}: {unsure[0]}"]
+        return [f"an unsure answer counts: {unsure[0]}, with thresholds {chosen}"]
     if agree is None or not chosen or chosen[0] == math.inf or not run.alone:
         return []
     held, names = manifest["thresholds"][0], [Path(s["path"]).name for s in manifest["shards"]]

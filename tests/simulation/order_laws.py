@@ -303,7 +303,9 @@ class Session:
 
     def _kept(self) -> Iterator[str]:
         """No image gets an error row after its group's collage, with all of its images, was
-        answered."""
+        answered. Where a share is promised, no unsure answer counts."""
+        if self.said["agree"] is not None:
+            return
         tasks = self.tasks[(self.tasks["kind"] != SINGLE) & (self.tasks["outcome"] == ANSWERED)]
         sizes = dict(zip(*np.unique(self.images["group"], return_counts=True), strict=True))
         unread = np.char.startswith(self.images["reason"], b"on ")  # which no network was asked for

@@ -26,7 +26,8 @@ SINGLE, BATCHES = 0, (0, 3)  # kinds; those whose tasks may be batches of images
 SLACK_NS = 1_000_000  # clocks of hosts run at other rates
 DRIFT = 1e-3
 OF_ANSWER = ("predicted", "score", "rank", "compute_ns", "decode_ns", "encode_ns")
-MAY_LACK = ("label", "other", "other_score", "runtime")  # an empty text where there is none
+OTHERS = ("other", "other_score", "other2", "other2_score", "other3", "other3_score")
+MAY_LACK = ("label", *OTHERS, "runtime")  # an empty text where there is none
 
 
 def wrong_columns(run: Run) -> list[str]:

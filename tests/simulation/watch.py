@@ -134,7 +134,7 @@ class Laws:
             for task in [task for task in self.live.values() if task.rank == event.rank]:
                 self.over.add(task.id)
                 self._failed(self.live.pop(task.id))
-        elif name == "Threshold":
+        elif name == "Stages" and (event.confidence is not None or not event.kinds):
             least = 2.0 if event.confidence is None else event.confidence
             if least < self.least:
                 self.broken(f"a threshold of {self.least} is lowered", event)

@@ -58,11 +58,7 @@ def at_images(act):
 
 def at_task(act, count=5):
     """Act at a worker's count-th task."""
-    patch(
-        NullPredictor,
-        "predict",
-        lambda self, batch: at_real(batch, act, count),
-    )
+    patch(NullPredictor, "predict", lambda self, batch: at_real(batch, act, count))
 
 
 seen = iter(range(1, 1 << 30))
