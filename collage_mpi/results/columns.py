@@ -23,7 +23,7 @@ import numpy as np
 
 from collage_mpi.encoding.vectors import is_text, objects, unpack, varied_in
 from collage_mpi.errors import DataFault
-from collage_mpi.rows import IMAGES, NAMES, TableLayout
+from collage_mpi.rows import IMAGES, NAMES, OTHERS, TableLayout
 from collage_mpi.system.files import reading
 
 ADVICE = (
@@ -38,11 +38,12 @@ _LARGEST_BYTES = 1 << 30  # of a part, which has about 1 MB of rows and 64 MiB o
 ABOUT = b"collage_mpi"  # key of the metadata of a file
 _KEPT = b"kept"  # key of the metadata of a kept column: its own name
 _TAKEN = {FINGERPRINT, *(IMAGES.dtype.names or ())}
-# Column of images -> the column, and its value, with which it has a value.
+# Column of images -> the column of which this bit is set if this column has a value.
 PRESENT_WITH = {
-    **dict.fromkeys(("predicted", "score", "rank"), ("answered", True)),
-    "label": ("has_label", True),
-    **dict.fromkeys(("other", "other_score"), ("audited", 1)),
+    **dict.fromkeys(("predicted", "score", "rank"), ("answered", 1)),
+    "label": ("has_label", 1),
+    **dict.fromkeys(OTHERS[0], ("audited", 1)),
+    **{name: ("stages", 1 << at) for at, pair in enumerate(OTHERS) if at for name in pair},
 }
 
 
@@ -83,13 +84,13 @@ def as_table(
     if table is IMAGES:
         add(FINGERPRINT, _chosen(form.fingerprints, rows["shard"]))
     for name in rows.dtype.names or ():
-        values, (of, there) = rows[name], PRESENT_WITH.get(name, ("", None))
+        values, (of, bit) = rows[name], PRESENT_WITH.get(name, ("", 0))
         if name in NAMES:
             add(name, _chosen(NAMES[name], values))
         elif values.dtype.kind == "S":
             add(name, _texts(values.tolist()))
         else:
-            add(name, numbers(values, rows[of] == there if table is IMAGES and of else None))
+            add(name, numbers(values, rows[of] & bit != 0 if table is IMAGES and of else None))
     if form.layout is not None and table is IMAGES:
         for name, column in _kept(form.layout, vectors, rows["answered"]):
             stored = name

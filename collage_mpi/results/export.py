@@ -25,12 +25,12 @@ from collage_mpi.encoding.vectors import KEYS, OFFSETS
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.plugins import optional
 from collage_mpi.results import EXPORT, INDEX_FOLDER, MANIFEST
+from collage_mpi.results.columns import PRESENT_WITH
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.vectors import KeptValues, extras_of
 from collage_mpi.rows import (
     IMAGES,
     NAMES,
-    OTHERS,
     TABLES,
     WAIT_FORMULA,
     TableLayout,
@@ -378,13 +378,7 @@ def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, st
     return f"{path}: no file given has its SHA-256{unread}"
 
 
-# Column of images -> the column of which this bit is set if this column has a value.
-_MASKED = {
-    **dict.fromkeys(("predicted", "score", "rank", "wait_ns"), ("answered", 1)),
-    "label": ("has_label", 1),
-    **dict.fromkeys(OTHERS[0], ("audited", 1)),
-    **{name: ("stages", 1 << at) for at, pair in enumerate(OTHERS) if at for name in pair},
-}
+_MASKED = {**PRESENT_WITH, "wait_ns": ("answered", 1)}
 _OF_CLASSES = ("predicted", "score")
 # Column of images -> the name columns that follow it.
 _BEHIND = {
