@@ -38,6 +38,7 @@ MEANT = (
     "only Open MPI ",
     "root may write",
     "needs a CUDA GPU",
+    "needs another reader",
     "needs the right to",
     "seccomp is not allowed",
 )

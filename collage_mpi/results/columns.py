@@ -112,15 +112,11 @@ def _kept(
     for name, values in unpack(layout, vectors).items():
         if is_text(layout, name):
             column = pa.array(values, pa.string())
+        elif name in varied:
+            column = _as_lists(values, varied[name])
         else:
-            like = varied.get(name)
-            column = _as_arrow(values) if like is None else _as_lists(values, like)
-        if answered.all():
-            yield name, column
-        elif isinstance(column.type, pa.FixedShapeTensorType):
-            yield name, pa.ExtensionArray.from_storage(column.type, column.storage.take(places))
-        else:
-            yield name, column.take(places)
+            column = _nested(values, values.shape[1:])
+        yield name, column if answered.all() else column.take(places)
 
 
 def numbers(values: np.ndarray, there: np.ndarray | None = None) -> Any:
@@ -154,19 +150,15 @@ def _chosen(texts: Sequence[str], codes: np.ndarray) -> Any:
     return pa.DictionaryArray.from_arrays(numbers(places.astype(np.int32)), known)
 
 
-def _as_arrow(values: np.ndarray) -> Any:
-    """(n, *shape) as an Arrow array of numbers, lists or fixed-shape tensors; see `array_of`."""
+def _nested(values: np.ndarray, shape: Sequence[int]) -> Any:
+    """(n, *shape) as a pyarrow.Array of numbers, or of lists of fixed size in one another, which
+    all readers of Parquet know, as they do not know tensors."""
     import pyarrow as pa
 
-    flat = numbers(values)
-    if values.ndim == 1:
-        return flat
-    if values.ndim == 2:
-        offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-        return pa.ListArray.from_arrays(numbers(offsets), flat)
-    shape = values.shape[1:]
-    rows = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
-    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(flat.type, shape), rows)
+    found = numbers(values)
+    for size in reversed(shape):
+        found = pa.FixedSizeListArray.from_arrays(found, size)
+    return found
 
 
 def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
@@ -175,10 +167,7 @@ def _as_lists(values: np.ndarray, like: np.dtype) -> Any:
 
     flat = np.concatenate([np.empty(like.shape, like.base), *values])
     offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
-    inner = numbers(flat)
-    for size in reversed(like.shape[1:]):
-        inner = pa.FixedSizeListArray.from_arrays(inner, size)
-    return pa.LargeListArray.from_arrays(numbers(offsets), inner)
+    return pa.LargeListArray.from_arrays(numbers(offsets), _nested(flat, like.shape[1:]))
 
 
 def parquet_bytes(table: Any) -> Sequence[bytes | memoryview]:
@@ -273,8 +262,6 @@ def _has_few_values(kind: Any) -> bool:
     """Whether a column of this type, which may be nested, has texts of codes or small integers."""
     import pyarrow as pa
 
-    if isinstance(kind, pa.FixedShapeTensorType):
-        kind = kind.storage_type
     while not pa.types.is_dictionary(kind) and hasattr(kind, "value_type"):
         kind = kind.value_type
     return pa.types.is_dictionary(kind) or kind in (pa.int8(), pa.uint8())
@@ -437,55 +424,54 @@ def can_be_kept(column: Any, lists: bool) -> bool:
     """Whether a pyarrow.Field has a type that `array_of` supports.
 
     Args:
-        lists: it must be a list.
+        lists: it must be a list of numbers.
     """
-    import pyarrow as pa
     from pyarrow import types
 
     kind = column.type
-    if lists and not types.is_list(kind):
+    if lists and (not types.is_fixed_size_list(kind) or types.is_nested(kind.value_type)):
         return False
-    tensor = isinstance(kind, pa.FixedShapeTensorType)
-    inner = kind.value_type if types.is_list(kind) or tensor or types.is_large_list(kind) else kind
-    while types.is_large_list(kind) and types.is_fixed_size_list(inner):
+    inner = kind.value_type if types.is_large_list(kind) else kind
+    while types.is_fixed_size_list(inner):
         inner = inner.value_type
     number = types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner)
     return bool(number or types.is_string(kind))
 
 
 def array_of(column: Any) -> np.ndarray:
-    """A pyarrow.ChunkedArray as numpy array: (n, ...) for numbers, and for lists or tensors of
-    equal shape; (n,) objects for texts and large lists.
+    """A pyarrow.ChunkedArray as numpy array: (n, ...) for numbers, and for lists of fixed size;
+    (n,) objects for texts and large lists.
 
     Raises:
-        DataFault: the lists have different lengths, or values are null.
+        DataFault: values are null.
     """
     import pyarrow as pa
 
-    chunks = [chunk for chunk in column.chunks if len(chunk)]
-    shape: tuple[int, ...] = ()
+    chunks = column.chunks or [column.combine_chunks()]
     if any(map(_nulls_in, chunks)):
         raise DataFault("nulls among the vectors of a file")
-    if isinstance(column.type, pa.FixedShapeTensorType):
-        shape, chunks = tuple(column.type.shape), [chunk.storage for chunk in chunks]
-    elif pa.types.is_list(column.type):
-        lengths = {n for chunk in chunks for n in chunk.value_lengths().unique().to_pylist()}
-        if len(lengths) > 1 or 0 in lengths:
-            raise DataFault("vectors of different lengths in one file")
-        shape = tuple(lengths or (0,))
     if pa.types.is_string(column.type) or pa.types.is_large_list(column.type):
         return objects([value for chunk in chunks for value in _values_of(chunk)])
-    # By chunk, because all numbers together may exceed the 32-bit offsets of lists.
-    parts = [flat_of(chunk.flatten() if shape else chunk) for chunk in chunks]
-    whole: np.ndarray = np.concatenate(parts) if parts else np.empty(0)
-    return whole.reshape(len(column), *shape)
+    found: np.ndarray = np.concatenate([*map(_unnested, chunks)])
+    return found
+
+
+def _unnested(array: Any) -> np.ndarray:
+    """(n, ...) values of a pyarrow.Array of numbers or of lists of fixed size."""
+    import pyarrow as pa
+
+    shape = []
+    while pa.types.is_fixed_size_list(array.type):
+        shape.append(array.type.list_size)
+        array = array.flatten()
+    found: np.ndarray = flat_of(array).reshape(-1, *shape)
+    return found
 
 
 def _nulls_in(array: Any) -> int:
     """The number of null values in a pyarrow.Array and in its nested arrays."""
     import pyarrow as pa
 
-    array = array.storage if isinstance(array.type, pa.FixedShapeTensorType) else array
     inner = _nulls_in(array.flatten()) if pa.types.is_nested(array.type) else 0
     return int(array.null_count) + inner
 
@@ -496,9 +482,5 @@ def _values_of(chunk: Any) -> list[Any]:
 
     if pa.types.is_string(chunk.type):
         return list(chunk.to_pylist())
-    inner, shape = chunk.values, []
-    while pa.types.is_fixed_size_list(inner.type):
-        shape.append(inner.type.list_size)
-        inner = inner.flatten()
-    values, ends = flat_of(inner).reshape(-1, *shape), flat_of(chunk.offsets)
+    values, ends = _unnested(chunk.values), flat_of(chunk.offsets)
     return [values[start:end] for start, end in pairwise(ends)]

@@ -101,7 +101,7 @@ class LeaseFiles:
         schema = schema.with_metadata({ABOUT: json.dumps({**facts[0], "jobs": jobs})})
 
         def groups() -> Iterator[Any]:
-            waiting = [schema.empty_table()]
+            waiting = [pa.Table.from_batches([], schema)]  # `empty_table` imports pandas
             for part in parts:
                 alive()
                 table = read_table(self._path(part))

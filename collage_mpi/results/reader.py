@@ -324,19 +324,17 @@ class Results(Run):
             raise UsageError(f"the run has no {name}; it has {', '.join(known) or 'none'}")
         found = np.empty((0, 0)) if table is None else array_of(table[name])
         keys = np.empty(0, np.uint64) if table is None else keys_in(table)
-        places = np.flatnonzero(self.images["answered"])
-        of_places = flat_keys(self.images[places])
-        order, in_order = (np.argsort(each, kind="stable") for each in (keys, of_places))
-        if not np.array_equal(keys[order], of_places[in_order]):
+        answered, order = self.images["answered"], np.argsort(keys, kind="stable")
+        if not np.array_equal(keys[order], flat_keys(self.images[answered])):
             raise DataFault(
                 f"{self.path}: {len(found):,} vectors for other rows; collage-mpi verify says more"
             )
         whole = _blank((len(self.images), *found.shape[1:]), found.dtype)
-        whole[places[in_order]] = found[order]
-        if len(places) == len(whole):
+        whole[answered] = found[order]
+        if answered.all():
             return whole
         absent = np.ones(whole.shape, bool)
-        absent[places] = False
+        absent[answered] = False
         return np.ma.array(whole, mask=absent)
 
     def to_arrow(self, table: str = "images", names: ImageNames | None = None) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +31,7 @@ from collage_mpi.system import files
 EXTRAS = {"top_k": 2, "save": "scores"}
 PAGE = Path(__file__).parents[2] / "docs" / "run-folder.md"
 MOST_LINES = 40
+SOME = ["position", "share", "mask"]
 
 
 def found(out: Path) -> dict[tuple[str, int], dict]:
@@ -59,6 +62,31 @@ def test_another_reader_finds_what_the_page_says(tmp_path: Path) -> None:
         f"{len(classes)} classes",
         "26 rows of scores, each of 10",
     ]
+
+
+READERS: dict[str, Callable[[Any, str], list[Any]]] = {  # -> SOME of each row
+    "duckdb": lambda it, files: it.sql(f"select {', '.join(SOME)} from '{files}'").fetchall(),
+    "polars": lambda it, files: it.read_parquet(files).select(SOME).rows(),
+    "datasets": lambda it, files: [
+        tuple(row[name] for name in SOME)
+        for row in it.load_dataset("parquet", data_files=files, split="train")
+    ],
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_other_readers_find_what_is_kept(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    reader = pytest.importorskip(name, reason=f"needs another reader: {name}")
+    run = make_run(tmp_path / "OUT", 27, errors=frozenset({4}), status="complete_with_errors",
+                   extras={"top_k": None, "save": "outputs"}, labels=False)  # fmt: skip
+    rows = {at: kept for at, *kept in READERS[name](reader, str(run / "rows/*.parquet"))}
+    assert rows[4] == [None, None]
+    assert rows[6] == [3.0, [[6] * 3] * 2]
+    assert [*sorted(rows)] == [*range(27)]
 
 
 def test_the_page_names_every_column() -> None:

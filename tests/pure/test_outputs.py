@@ -445,10 +445,10 @@ def test_outputs_are_read_back_in_their_types_and_shapes(run: Path) -> None:
     assert report.headline.endswith("2 error rows, 25 vectors")
     results = read_results(run)
     table = results.to_arrow("vectors")
-    assert str(table.schema.field("mask").type).startswith("extension<arrow.fixed_shape_tensor")
-    assert [str(table.schema.field(name).type) for name in ("share", "seen")] == [
+    assert [str(table.schema.field(name).type) for name in ("mask", "share", "seen")] == [
+        "fixed_size_list<element: fixed_size_list<element: uint8>[3]>[2]",
         "double",
-        "list<element: bool>",
+        "fixed_size_list<element: bool>[2]",
     ]
     numbers = np.array([i for i in range(27) if i not in ERRORS])
     mask = results.kept("mask")
