@@ -312,7 +312,7 @@ class Results(Run):
 
         Raises:
             UsageError: the run does not keep `name`.
-            EnvironmentFault, DataFault: pyarrow is not installed; a file is damaged or missing.
+            EnvironmentFault, DataFault: a file cannot be read; it is damaged or missing.
         """
         extras = extras_of(self.manifest)
         there = extras and name in (extras.names or (name,))
@@ -348,7 +348,6 @@ class Results(Run):
 
         Raises:
             UsageError: the table is unknown.
-            EnvironmentFault: pyarrow is not installed.
         """
         from collage_mpi.results.export import as_arrow, columns
 

@@ -160,13 +160,13 @@ class InputSettings(Settings):
     top_k: int | None = _input(
         None,
         "keep this many classes of each image with their scores, best first, as Parquet files in "
-        "OUT/vectors",
+        "OUT/rows",
         unset="only the best class",
         at_least=1,
     )
     save: str = _input(
         "none",
-        "what else to keep of each image, in OUT/vectors. scores: the scores of all classes. "
+        "what else to keep of each image, in OUT/rows. scores: the scores of all classes. "
         "embeddings: the network's embedding; needs scheme none, replicate or hedge. outputs: "
         "what a Python class of your own returns, as with `collage-mpi map`",
         choices=SAVES,
