@@ -74,7 +74,7 @@ def _quantise(file: Path, batches: Batches) -> None:
     from onnxruntime import quantization, set_default_logger_severity
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Given(quantization.CalibrationDataReader):
+    class Given:
         left = iter(batches)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
