@@ -1,4 +1,4 @@
-"""What `python` does, in a process that was forked: FILE, -m MODULE or -c CODE, and its arguments."""
+"""What `python` does, in a process that was forked: FILE, -m MODULE or -c CODE, and arguments."""
 
 import runpy
 import sys
