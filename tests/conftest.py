@@ -49,6 +49,7 @@ MEANT = (
 RANKS_LIMIT_S = 120.0
 MANY_LIMIT_S = 280.0
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
+BENCH = Path(__file__).parents[1] / "analysis" / "bench"
 FORKED = {("-m", name) for name in ("collage_mpi", "many", "saboteur", "round")}
 # Of the server that forks ranks: what each of them loads.
 MODULES = (
@@ -63,7 +64,7 @@ MODULES = (
 ENVIRONMENT = {
     **os.environ,
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-    "PYTHONPATH": f"{PROGRAMS}:{os.environ.get('PYTHONPATH', '')}",
+    "PYTHONPATH": f"{PROGRAMS}:{BENCH}:{os.environ.get('PYTHONPATH', '')}",
 }
 _servers = ExitStack()
 
@@ -128,12 +129,9 @@ def _shards_are_checked_here(request: pytest.FixtureRequest, monkeypatch) -> Non
 def torch_once() -> Iterator[None]:
     """Children that ask a network are forked from a process that has imported torch, as those of a
     rank under `launch`: each import takes 2 s of a core."""
-    with tempfile.TemporaryDirectory(prefix="asked-") as folder:
-        served = {**os.environ, FOLDER_VARIABLE: folder}
-        with serving(served, ["torch"], ["pytest"]):
-            of_server[VARIABLE] = served[VARIABLE]
-            yield
-            del of_server[VARIABLE]
+    of_server[VARIABLE] = server_of(("torch",))
+    yield
+    del of_server[VARIABLE]
 
 
 @cache
