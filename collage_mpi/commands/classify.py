@@ -193,7 +193,7 @@ def _first(args: ClassifyArguments) -> Values:
         UsageError: --first names several networks or a threshold, or it is the network itself.
     """
     network = with_shipped(args.network)
-    (stage, *more) = read_stages(args.first or (f"{network}@bfloat16",))
+    (stage, *more) = read_stages(args.first or ("@bfloat16",), network)
     if more or stage.threshold is not None or stage.score is not None:
         raise UsageError("--recall takes one network in --first, without a threshold or a score")
     usual = Tuning(precision=args.precision, runtime=args.runtime)

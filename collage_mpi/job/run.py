@@ -651,7 +651,7 @@ def steady(
         hows[kind] = said[kind] = max(ways, key=ways.count, default="")
         record = change.record(kind)
         if record is not None and record.runtime != TORCH:
-            said[kind] = record.answerer
+            said[kind] = record.how
     made = {each: folder for each, folder in change.folders.items() if change.record(each)}
     return replace(start, runtimes=made, steady=hows), said
 

@@ -313,8 +313,8 @@ class RedundancySettings(Settings):
         (),
         "scheme cascade: networks that are asked before the single network, in this order. Each "
         "answers what the one before it is unsure of; with --agree the run chooses one of them. A "
-        "network as for --single, or collage:W, and "
-        "behind it any of @160px (input size), @bfloat16 and other formats, @openvino and other "
+        "network as for --single, or collage:W, or nothing for the single network, and behind it "
+        "any of @160px (input size), @bfloat16, @int8 and other formats, @openvino and other "
         "runtimes, @margin or @top (score), @0.9 (threshold; otherwise --confidence)",
         unset="the collage network",
         metavar="W",
@@ -481,7 +481,7 @@ class RedundancySettings(Settings):
             return ()
         single, collage = (getattr(self, kind, None) for kind in (SINGLE, COLLAGE))
         own = self.agree is not None and single and not (self.first or collage)
-        return read_stages([f"{single}@bfloat16"] if own else self.first)
+        return read_stages(["@bfloat16"] if own else self.first, single or "")
 
     def stage(self, kind: str) -> Stage | None:
         """The stage of a cascade whose tasks are of this kind; None if there is none."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import round
+from conftest import BENCH
 from round_report import FORMAT, VARIANTS
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
@@ -15,7 +16,7 @@ pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 TINY = ["--px", "16", "--rounds", "8", "--blocks", "2", "--warmup", "1"]
 
 
-ROUND = Path(__file__).parents[2] / "analysis" / "bench" / "round.py"
+ROUND = BENCH / "round.py"
 
 
 def bench(*words: str) -> subprocess.CompletedProcess[str]:
@@ -29,11 +30,16 @@ def bench(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_worlds_make_one_report(tmp_path):
+def test_two_worlds_make_one_report(mpiexec, monkeypatch, capsys, tmp_path):
+    def launch(ranks, how):  # the same ranks, forked from a process that has imported torch
+        return mpiexec(ranks, how.words, libraries=["torch"]).returncode
+
+    monkeypatch.setattr("collage_mpi.commands.launch.launch_ranks", launch)
     out = tmp_path / "round.json"
-    done = bench(*TINY, "--ranks", "4", "3", "--json", "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    words = [*TINY, "--ranks", "4", "3", "--json", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["round.py", *words])
+    assert round.main() == 0
+    report = json.loads(capsys.readouterr().out)
     assert report == json.loads(out.read_text())
     assert report["format"] == FORMAT
     assert report["settings"]["cell_px"] == 10
