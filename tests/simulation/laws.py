@@ -40,6 +40,8 @@ CODES = {  # what the codes of columns stand for, in their order
         "onnx float32",
         "onnx float16",
         "onnx bfloat16",
+        "openvino int8",
+        "onnx int8",
     ],
     "source": [
         "single",
