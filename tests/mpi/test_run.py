@@ -153,6 +153,7 @@ def test_a_dry_run_asks_every_rank_and_writes_nothing(mpiexec, both, tmp_path, t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.any_mpi
 def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
     shapes = {
         "collage": [],
