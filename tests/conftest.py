@@ -62,9 +62,10 @@ MODULES = (
     "collage_mpi.launch.supervisor",
 )
 # Whatever a test patches: servers that are started in it are those of later tests, too.
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ENVIRONMENT = {
     **os.environ,
-    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    **THREADS,
     "PYTHONPATH": f"{PROGRAMS}:{BENCH}:{os.environ.get('PYTHONPATH', '')}",
 }
 _servers = ExitStack()
@@ -118,7 +119,8 @@ def _nothing_kept() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _shards_are_checked_here(request: pytest.FixtureRequest, monkeypatch) -> None:
     """In this process, but by the guard's own tests: its child takes half a second of a core."""
-    if request.path.parent.name in ("pure", "loops") and request.path.stem != "test_shards_guard":
+    ring, guarded = request.path.parent.name, request.path.stem == "test_shards_guard"
+    if ring in ("pure", "loops", "mpi") and not guarded:
 
         def ask_here(task: str, paths: Sequence[Path], limit_s: float | None) -> list[Any]:
             return [json.loads(json.dumps(guard._answer(task, path))) for path in paths]
@@ -271,8 +273,7 @@ def run_many(
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps([[str(word) for word in c] for c in cases]))
     words = ["-m", "many", folder / "cases.json", folder]
-    env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = run_ranks(mpi, n, words, timeout, env, cwd, libraries)
+    done = run_ranks(mpi, n, words, timeout, THREADS, cwd, libraries)
     assert done.returncode == 0, done.stderr
     by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n)]
     return [list(case) for case in zip(*by_rank, strict=True)]

@@ -88,7 +88,7 @@ def test_without_a_driver_no_gpu_is_counted_and_torch_is_not_imported(monkeypatc
 
 
 @pytest.mark.mpi
-@pytest.mark.any_mpi
+@pytest.mark.usefixtures("torch_once")
 def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     tmp_path: Path, monkeypatch, capfd
 ) -> None:
@@ -143,7 +143,7 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
 
 
 @pytest.mark.mpi
-@pytest.mark.any_mpi
+@pytest.mark.usefixtures("torch_once")
 def test_a_run_without_faults_prints_runtime_progress_and_result(
     tmp_path: Path, monkeypatch, capfd
 ) -> None:
@@ -166,7 +166,6 @@ def test_a_run_without_faults_prints_runtime_progress_and_result(
 
 
 @pytest.mark.mpi
-@pytest.mark.any_mpi
 def test_pictures_of_a_class_are_found_by_several_runs_that_go_on_after_an_end(
     tmp_path: Path, monkeypatch, capfd
 ) -> None:

@@ -36,10 +36,5 @@ def test_the_demo_runs_shows_and_proves_every_scheme(tmp_path: Path, capfd) -> N
     assert main(words) == 3
     again = capfd.readouterr()
     assert (again.out, "is there already" in again.err) == ("", True)
-
-
-def test_a_demo_of_warm_up_alone_is_refused_before_it_starts(tmp_path: Path, capsys) -> None:
-    assert main(["demo", f"--out={tmp_path / 'demo'}", "--images=9"]) == 2
-    said = capsys.readouterr().err
-    assert said == "collage-mpi demo: --images is 9; it needs at least 27\n"
-    assert not (tmp_path / "demo").exists()
+    assert main(["demo", f"--out={tmp_path / 'x'}", "--images=9"]) == 2
+    assert "--images is 9; it needs at least 27" in capfd.readouterr().err
