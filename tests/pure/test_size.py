@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 35_122, "analysis": 5_355, "tests": 49_202}
-GUIDE_WORDS = 22_070  # every page of docs/ but architecture.md
+LINES = {"collage_mpi": 35_193, "analysis": 5_355, "tests": 49_249}
+GUIDE_WORDS = 22_260  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 5_870
 NO_CODE = {
     tokenize.COMMENT,
