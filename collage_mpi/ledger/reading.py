@@ -83,7 +83,8 @@ def counted(store: FolderStore) -> list[Part]:
 
 
 def replaced(run: Run, counted: Spans) -> Spans:
-    """The positions of earlier runs that a run has asked again, and that have a row there."""
+    """The positions of earlier runs that a run has asked again, and that have a row there, and
+    those that it drops."""
     tiles, at = [], run.first
     for first, stop in run.again:
         tiles.append((at, at + stop - first, first - at))
@@ -94,7 +95,7 @@ def replaced(run: Run, counted: Spans) -> Spans:
         while first >= end:
             _, end, shift = next(next_tile)
         found.append((first + shift, stop + shift))
-    return sp.union(found)
+    return sp.union(found, run.dropped)
 
 
 class View:
