@@ -135,6 +135,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         whole: one job does all of it, in one cell.
         settings: what fixes the run's rows.
         format: of the ledger.
+        dropped: positions of earlier runs whose rows count no longer.
     """
 
     number: Annotated[int, Meta(ge=1, lt=10**6)]
@@ -146,6 +147,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     whole: bool = False
     settings: dict[str, Any] = {}
     format: int = FORMAT
+    dropped: Spans = ()
 
     @property
     def starts(self) -> range:
@@ -234,7 +236,7 @@ def decode(kind: type[T], raw: bytes, name: str) -> T:
         found = msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise Damage(name, f"it is damaged ({error})") from error
-    sets: list[Spans] = [found.again] if isinstance(found, Run) else []
+    sets: list[Spans] = [found.again, found.dropped] if isinstance(found, Run) else []
     if isinstance(found, Record):
         for part in found.parts:
             sets += part.spans, part.errors

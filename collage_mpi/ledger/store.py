@@ -58,8 +58,14 @@ class FolderStore:
             sleep(1.0)
         raise FileNotFoundError(errno.ENOENT, "it is there and cannot be seen", name)
 
-    def link(self, name: str, data: bytes | Iterable[bytes | memoryview]) -> bool:
-        """Make a file whole, of its content or of pieces of it. False: there is one.
+    def link(
+        self,
+        name: str,
+        data: bytes | Iterable[bytes | memoryview],
+        still: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Make a file whole, of its content or of pieces of it, if `still` says so once it is
+        written. False: it does not, or there is one.
 
         No reply is certain: who made a file, what is there tells.
 
@@ -70,6 +76,8 @@ class FolderStore:
         temp = self._temporary(name)
         try:
             self._write_new(temp, data)
+            if not still():
+                return False
             try:
                 self._give_name(temp, name)
             except FileExistsError:
@@ -120,12 +128,21 @@ class FolderStore:
         file = self._disk.open(self._at(name), os.O_WRONLY | os.O_CREAT, 0o666)
         self._write(file, data)
 
-    def replace(self, name: str, data: bytes | Iterable[bytes | memoryview]) -> None:
-        """Put a whole file in the place of another one, or of none."""
+    def replace(
+        self,
+        name: str,
+        data: bytes | Iterable[bytes | memoryview],
+        still: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Put a whole file in the place of another one, or of none, if `still` says so once it is
+        written."""
         temp = self._temporary(name)
         try:
             self._write_new(temp, data)
-            self._disk.rename(temp, self._at(name))
+            if still():
+                self._disk.rename(temp, self._at(name))
+            else:
+                self._disk.unlink(temp)
         except (OSError, CollageError):
             with suppress(OSError):
                 self._disk.unlink(temp)

@@ -3,7 +3,8 @@ kept of their images, for whoever reads Parquet.
 
 A file is made by one link, and its name is that of its cell, so that no image is in two of them at
 any moment. A row that a later run has asked again replaces the older row in the file of that one,
-which is put in the place of the older file by one rename, before the later run is complete.
+which is put in the place of the older file by one rename, before the later run is complete. So go
+the rows that a later run drops.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import numpy as np
 from collage_mpi.errors import DataFault
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.cells import Cell
-from collage_mpi.ledger.reading import at_home, counted, last_rows, runs, without
-from collage_mpi.ledger.records import Part, Run
+from collage_mpi.ledger.reading import at_home, counted, first_places, last_rows, runs, without
+from collage_mpi.ledger.records import COMPLETE, Part, Run, news_name
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import PARTS_FOLDER, ROWS_FOLDER
 from collage_mpi.results.columns import (
@@ -66,24 +67,55 @@ class LeaseFiles:
         parts = without(last_rows(cell.parts), ((first, first + sp.count(self._run.again)),))
         if parts and not (self._out / name).exists():
             with suppress(DataFault):
-                store.link(name, self._content(parts, alive))
+                store.link(name, self._content(parts, alive), self._goes_on)
 
     def finish(self, alive: Callable[[], object] = tuple) -> None:
-        """Let the rows that the run has asked again replace the older ones. All its cells are
-        closed. Raises as `make`."""
-        asked = ((self._run.first, self._run.first + sp.count(self._run.again)),)
-        for start, parts in closed(self._store).items() if self._run.again else ():
-            if any(sp.common(part.spans, asked) for part in parts):
-                self.mend(start, parts, alive)
+        """Let the rows that the run has asked again replace the older ones, and those that it drops
+        go. All its cells are closed. Raises as `make`."""
+        first, again, dropped = self._run.first, self._run.again, self._run.dropped
+        if not again and not dropped:
+            return
+        known = runs(self._store)
+        changed = sp.union(((first, first + sp.count(again)),), dropped)
+        homes = at_home(known, first_places(known, changed)).keys()
+        for start, parts in closed(self._store).items():
+            if start in homes:
+                self.mend(start, parts, alive, self._goes_on)
 
-    def mend(self, start: int, parts: Sequence[Part], alive: Callable[[], object] = tuple) -> bool:
-        """Make the file of a cell, or put another one in its place, unless it is as it should be.
-        Returns whether it was not. Raises as `make`."""
+    def mend(
+        self,
+        start: int,
+        parts: Sequence[Part],
+        alive: Callable[[], object] = tuple,
+        still: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Make the file of a cell, or put another one in its place, or none if the cell has no rows
+        any more, unless it is as it should be.
+
+        Args:
+            start: of the cell.
+            parts: its rows, as `closed` finds them.
+            alive: is called again and again.
+            still: is asked last of all whether the file is still to be made.
+
+        Returns:
+            Whether it was not as it should be.
+
+        Raises: as `make`.
+        """
         right = wrong_with(self._out, start, parts) is None
-        if not right:
+        if not right and not parts:
+            self._store.remove(rows_name(start))
+            self._store.sync_folder(rows_name(start))
+        elif not right:
             with suppress(DataFault):
-                self._store.replace(rows_name(start), self._content(parts, alive))
+                self._store.replace(rows_name(start), self._content(parts, alive), still)
         return not right
+
+    def _goes_on(self) -> bool:
+        """Whether nobody has marked the run as complete: then its files are as they should be, or
+        of a later run."""
+        return not (self._store.read(news_name(self._run)) or b"").startswith(COMPLETE)
 
     def _content(
         self, parts: Sequence[Part], alive: Callable[[], object]
@@ -128,21 +160,25 @@ def rows_name(start: int) -> str:
 
 
 def closed(store: FolderStore) -> dict[int, list[Part]]:
-    """Start of each closed cell -> the rows that lie in its file. Raises OSError, Damage."""
-    known = runs(store)
+    """Start of each closed cell -> the rows that lie in its file; [] if it has none any more, for
+    they were dropped. Raises OSError, Damage."""
+    known, there = runs(store), counted(store)
     found = dict[int, list[Part]]()
-    for part in counted(store):
+    for part in there:
         for start, spans in at_home(known, part.spans).items():
             errors = sp.common(part.errors, spans)
             found.setdefault(start, []).append(Part(part.file, part.size, part.crc, spans, errors))
-    needed = dict[int, int]()
-    for run in known:
-        begin = run.first + sp.count(run.again)
-        needed |= {start: run.end(start) - max(start, begin) for start in run.starts}
+    each = (*(part.spans for part in there), *(run.dropped for run in known))
+    done = first_places(known, sp.union(*each))
+    cells = [
+        (start, ((max(start, run.first + sp.count(run.again)), run.end(start)),))
+        for run in known
+        for start in run.starts
+    ]
     return {
-        start: parts
-        for start, parts in sorted(found.items())
-        if sum(sp.count(part.spans) for part in parts) == needed[start]
+        start: found.get(start, [])
+        for start, own in cells
+        if own[0][0] < own[0][1] and not sp.minus(own, done)
     }
 
 
@@ -152,10 +188,15 @@ def positions_of(table: Any) -> dict[str, Any]:
 
 
 def wrong_with(out: Path, start: int, parts: Sequence[Part]) -> str | None:
-    """What is wrong with the file of a closed cell; None if it has the rows of these parts."""
+    """What is wrong with the file of a closed cell; None if it has the rows of these parts, or is
+    not there and there are none."""
     path = out / rows_name(start)
-    if not path.exists():
-        return f"{path}: missing, though its images have rows. collage-mpi verify --repair makes it"
+    if path.exists() != bool(parts):
+        missing = "missing, though its images have rows. collage-mpi verify --repair makes it"
+        left = "there, though its rows were dropped. collage-mpi verify --repair removes it"
+        return f"{path}: {missing if parts else left}"
+    if not parts:
+        return None
     wanted = sp.union(*(part.spans for part in parts))
     wrong, found = 0, NumberSet(wanted[-1][1] - wanted[0][0])
     try:

@@ -404,6 +404,7 @@ def _check_size(manifest: Json, report: VerifyReport) -> None:
     total = sum(shard["count"] for shard in manifest["shards"])
     limit = manifest.get("limit")
     wanted = total if limit is None else min(total, limit)
+    wanted -= manifest.get("dropped") or 0
     if wanted != report.expected:
         report.problems.append(
             f"manifest expects {report.expected:,} rows, its shards and limit give {wanted:,}"

@@ -107,6 +107,13 @@ class InputSettings(Settings):
         "none: no labels",
         choices=("auto", "none"),
     )
+    key: str = _input(
+        "path",
+        "what an update of the run knows a picture by. path: its path, size and time of change. "
+        "content: its bytes, which are read once, so that moved and renamed pictures keep their "
+        "rows",
+        choices=("path", "content"),
+    )
     out: str = _input("", "folder to write the results to", metavar="DIR")
     shared_out: str = _input(
         "off",
@@ -895,7 +902,7 @@ class SurvivalSettings(Settings):
 
 
 # Settings that do not change the rows.
-NOT_OF_ROWS = ("out", "shared_out", "alone", "trust_network", *names(SurvivalSettings))
+NOT_OF_ROWS = ("out", "key", "shared_out", "alone", "trust_network", *names(SurvivalSettings))
 # Most images in the job at a time in an open loop, at least, and for each single rank.
 OPEN_WINDOW, OPEN_WINDOW_A_RANK = 4096, 8
 MAX_ATTEMPTS = 3  # tasks of the main kind that may fail for an image before its error row

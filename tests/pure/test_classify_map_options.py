@@ -13,6 +13,7 @@ from collage_mpi.commands.parser import read_command
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.settings.flags import flag, own_fields
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.update import Update
 from collage_mpi.system.fields import about
 
 CLASSIFY = ("classify", "photos", "--network", "null", "--out", "c.csv", "--device", "cpu")
@@ -44,6 +45,9 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "pictures": ((), {}),  # these four are in the settings without any option
     "network": ((), {}),
     "out": ((), {}),
+    "key": (("--key", "content"), {"key": "content"}),
+    "touched": (("--touched", "same"), {}),
+    "prune": (("--prune",), {}),
     "retry_errors": (("--retry-errors",), {}),
     "verbose": (("-v",), {}),
     "mpi": (("--mpi", "openmpi"), {}),
@@ -128,6 +132,8 @@ def test_each_option_of_classify_reaches_the_run_and_changes_nothing_else(option
     words, settings = OPTIONS[option]
     base, found = run_of(started, *CLASSIFY), run_of(started, *CLASSIFY, *words)
     assert difference(found, base) == settings
+    asked = {"touched": {"touched": "same"}, "prune": {"prune": True}}.get(option, {})
+    assert found.run.asked == Update(**asked)
     assert found.run.retry_errors == (option == "retry_errors")
     assert found.run.brief == (option != "verbose")
     assert found.mpi == ("openmpi" if option == "mpi" else "auto")

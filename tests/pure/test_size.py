@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 35_386, "analysis": 5_355, "tests": 49_582}
-GUIDE_WORDS = 22_922  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 5_992
+LINES = {"collage_mpi": 35_809, "analysis": 5_355, "tests": 49_823}
+GUIDE_WORDS = 23_252  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 6_142
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

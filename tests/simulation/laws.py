@@ -153,8 +153,10 @@ def run_in(out: Path, *, labelled: bool = True, misread: bool = False) -> Run | 
     marked = (out / f"COMPLETE.{runs[-1]['number']}").exists()
     run = Run(manifest, marked=marked, labelled=labelled, misread=misread)
     counted: dict[str, list[int]] = {}
+    dropped = {at for each in runs for span in each.get("dropped", ()) for at in range(*span)}
     for position, file in (item for each in runs for item in rows_in(out, each).items()):
-        counted.setdefault(file, []).append(position)
+        if position not in dropped:
+            counted.setdefault(file, []).append(position)
     for table in TABLES:
         found = []
         for path in sorted((out / "parts").glob(f"{table}-*.parquet")):
