@@ -98,7 +98,7 @@ class Job:
         sink = RowSink(self.out, fixed, self.session, owner.wrote)
         shards: Plan = self.plan.shards
         for _ in range(TURNS):  # a job takes half of what is free
-            owner.turn(len(self.at))
+            owner.turn(max(1, len(self.at)))  # who wants none looks at no cell so soon
         for image in images:
             (data,), _ = shards.read_files_checked([image])
             known = answer_to(data or b"")

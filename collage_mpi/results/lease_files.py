@@ -67,7 +67,7 @@ class LeaseFiles:
         parts = without(last_rows(cell.parts), ((first, first + sp.count(self._run.again)),))
         if parts and not (self._out / name).exists():
             with suppress(DataFault):
-                store.link(name, self._content(parts, alive), self._goes_on)
+                store.link(name, self._content(parts, alive), self.goes_on)
 
     def finish(self, alive: Callable[[], object] = tuple) -> None:
         """Let the rows that the run has asked again replace the older ones, and those that it drops
@@ -80,7 +80,7 @@ class LeaseFiles:
         homes = at_home(known, first_places(known, changed)).keys()
         for start, parts in closed(self._store).items():
             if start in homes:
-                self.mend(start, parts, alive, self._goes_on)
+                self.mend(start, parts, alive, self.goes_on)
 
     def mend(
         self,
@@ -112,7 +112,7 @@ class LeaseFiles:
                 self._store.replace(rows_name(start), self._content(parts, alive), still)
         return not right
 
-    def _goes_on(self) -> bool:
+    def goes_on(self) -> bool:
         """Whether nobody has marked the run as complete: then its files are as they should be, or
         of a later run."""
         return not (self._store.read(news_name(self._run)) or b"").startswith(COMPLETE)

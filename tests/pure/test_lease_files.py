@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jobs_by_hand import GOOD, Job
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
 from collage_mpi.cli import main
 from collage_mpi.ledger.cells import Cell
-from collage_mpi.ledger.reading import at_home
+from collage_mpi.ledger.reading import at_home, runs
 from collage_mpi.ledger.records import Part, Record, Run
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import lease_files, read_results, row_sink, verify_run
@@ -26,11 +28,14 @@ from collage_mpi.results.lease_files import LeaseFiles, closed
 from collage_mpi.results.parts import read_ledger, write_part
 from collage_mpi.results.sole import SoleWriter
 from collage_mpi.rows import IMAGES
+from collage_mpi.shards.update import Update
 from collage_mpi.system import files
+from tests.simulation.laws import run_in, wrong_lease_files
 
 EXTRAS = {"top_k": 2, "save": "scores"}
 PAGE = Path(__file__).parents[2] / "docs" / "run-folder.md"
 MOST_LINES = 40
+MOST_JOBS = 5
 SOME = ["position", "share", "mask"]
 
 
@@ -172,6 +177,121 @@ def test_a_kill_between_any_two_steps_loses_and_doubles_nothing(
             assert verify_run(out).ok
     assert step > 60
     assert without > 0
+
+
+def updated(pictures: Path, out: Path) -> None:
+    """Jobs that take what has changed into a run, until nothing is left to do."""
+    for _ in range(MOST_JOBS):
+        if (job := Job(pictures, out, Update(prune=True))).mine is None:
+            return
+        job.begin().do(job.lacking)
+    raise AssertionError(f"{out}: {MOST_JOBS} jobs did not end it")
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_kill_between_any_two_steps_of_an_update_leaves_no_picture_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    """At first nothing is left of a cell; then a picture is there again, and another one goes."""
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
+    monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
+    pictures, before, ended = tmp_path / "pictures", tmp_path / "before", False
+    pictures.mkdir()
+    before.mkdir()
+
+    def has(**data: bytes) -> None:
+        for path in pictures.iterdir():
+            path.unlink()
+        for name, each in data.items():
+            (pictures / f"{name}.png").write_bytes(GOOD + each)
+
+    def positions(out: Path) -> set[int]:
+        return {row["position"] for row in found(out).values()}
+
+    has(a=b"1", b=b"2", c=b"3")
+    updated(pictures, before)
+    has(a=b"1", b=b"4", c=b"3", d=b"5")
+    updated(pictures, before)
+    assert positions(before) == {0, 2, 3, 4}
+    has(a=b"1", b=b"4")
+    kept, then = {0, 3}, {0, 3}
+    if back:
+        updated(pictures, before)
+        has(a=b"1", c=b"3")
+        kept, then = {0}, {0, 5}
+    for step in range(1, 600):
+        out = tmp_path / f"kill-{step}"
+        shutil.copytree(before, out)
+        with monkeypatch.context() as patch:
+            kill_at(step, patch)
+            try:
+                updated(pictures, out)
+                break
+            except Kill:
+                pass
+        assert kept <= positions(out)
+        if (ledger := read_ledger(out)).complete:
+            counts = {at for part in ledger.parts for span in part.spans for at in range(*span)}
+            assert positions(out) == counts
+            ended |= {*counts} == then
+        updated(pictures, out)
+        assert positions(out) == then
+        assert verify_run(out).ok
+        assert len([*out.glob("rows/*.parquet")]) == 1
+    assert step > 10
+    assert ended
+
+
+def test_verify_knows_what_was_dropped(tmp_path: Path, capsys) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "run"
+    pictures.mkdir()
+    out.mkdir()
+    for name in "ab":
+        (pictures / f"{name}.png").write_bytes(GOOD + name.encode())
+    updated(pictures, out)
+    (pictures / "c.png").write_bytes(GOOD + b"c")
+    updated(pictures, out)
+    raw = {path: path.read_bytes() for path in (out / "rows").iterdir()}
+    assert len(raw) == 2
+    (pictures / "c.png").unlink()
+    (pictures / "a.png").unlink()
+    updated(pictures, out)
+    assert [row["position"] for row in found(out).values()] == [1]
+    assert [*wrong_lease_files(out, run_in(out), whole=True)] == []
+    for path, older in raw.items():
+        path.write_bytes(older)  # as a job does that was suspended for long
+    (said,) = wrong_lease_files(out, run_in(out), whole=True)
+    assert said == "a marker, and 3 rows in rows/, where 1 last"
+    assert main(["verify", str(out)]) == 4
+    said = capsys.readouterr().out
+    assert "2.parquet: there, though its rows were dropped" in said
+    assert "0.parquet: has other rows than the ledger says" in said
+    assert main(["verify", "--repair", str(out)]) == 0
+    assert [row["position"] for row in found(out).values()] == [1]
+    assert not (out / "orphans").exists()
+
+
+def test_a_job_that_was_suspended_puts_no_older_content_back(tmp_path: Path) -> None:
+    """It has written the content, and sleeps until others have marked the run as complete."""
+    pictures, out = tmp_path / "pictures", tmp_path / "run"
+    pictures.mkdir()
+    out.mkdir()
+    for name in "ab":
+        (pictures / f"{name}.png").write_bytes(GOOD + name.encode())
+    updated(pictures, out)
+    store, path = FolderStore(out), out / "rows/0.parquet"
+    older = path.read_bytes()
+    (cell,) = closed(store).values()
+    (pictures / "a.png").unlink()
+    updated(pictures, out)
+    newer = path.read_bytes()
+    assert newer != older
+    late, first = LeaseFiles(out, runs(store)[1]), LeaseFiles(out, runs(store)[0])
+    late.mend(0, cell, still=late.goes_on)
+    assert path.read_bytes() == newer
+    path.unlink()
+    first.make(store, Cell(0, 2, Record(0, 2, 0, "", "0" * 32, tuple(cell))), lambda: None)
+    assert [*(out / "rows").iterdir()] == []
 
 
 @pytest.mark.parametrize("how", ["gone", "changed", "other rows"])

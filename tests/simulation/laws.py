@@ -224,7 +224,7 @@ def broken(out: Path, run: Run | None, *, whole: bool) -> list[str]:
         faults.append(f"a marker, and {len(set(keys))} of {run.manifest['rows']} rows")
     if whole:
         faults += _sessions(run) or [*wrong_columns(run), *wrong_order(run)]
-    faults += [*_thresholds(run), *_lease_files(out, run, whole=whole)]
+    faults += [*_thresholds(run), *wrong_lease_files(out, run, whole=whole)]
     if run.manifest.get("extras"):
         faults += _vectors(out, run)
     if run.complete and (run.manifest.get("audit") or {}).get("share"):
@@ -232,7 +232,7 @@ def broken(out: Path, run: Run | None, *, whole: bool) -> list[str]:
     return faults
 
 
-def _lease_files(out: Path, run: Run, *, whole: bool) -> Iterator[str]:
+def wrong_lease_files(out: Path, run: Run, *, whole: bool) -> Iterator[str]:
     """Other programs read rows/: no image twice, and in a complete run each one as it lasts."""
     found: list[tuple[int, int]] = []
     for path in sorted(out.glob("rows/[0-9]*.parquet")):
