@@ -75,9 +75,8 @@ class LeaseFiles:
         first, again, dropped = self._run.first, self._run.again, self._run.dropped
         if not again and not dropped:
             return
-        known = runs(self._store)
         changed = sp.union(((first, first + sp.count(again)),), dropped)
-        homes = at_home(known, first_places(known, changed)).keys()
+        homes = at_home(runs(self._store), changed).keys()
         for start, parts in closed(self._store).items():
             if start in homes:
                 self.mend(start, parts, alive, self.goes_on)

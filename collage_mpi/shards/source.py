@@ -415,7 +415,7 @@ class MemberSource(PictureSource):
             return None
         for row in np.linspace(0, len(times) - 1, min(len(times), TIMES_LOOKED_AT)).astype(int):
             member = self._member(self.path, self._members, row)
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # a name with a NUL is a ValueError
                 if not url_of(member.path) and os.stat(member.path).st_mtime_ns == abs(times[row]):
                     return np.abs(times)
         return None

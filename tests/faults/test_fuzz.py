@@ -82,6 +82,7 @@ NOT_TRIED = {
     ("job/changeover", "main"): CHILD,
     ("job/changeover", "make_as_asked"): "its parent's request",
     ("models/runtimes", "main"): "its parent's request",
+    ("models/making", "make"): "any bytes have a hash",
     ("models/runtimes", "read_record"): "this user's cache: of another owner it is not read",
     ("models/runtimes", "_onnx"): "this user's cache: of another owner it is not read",
     ("models/runtimes", "_source_digest"): "any bytes have a hash",

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 35_809, "analysis": 5_355, "tests": 49_823}
-GUIDE_WORDS = 23_252  # every page of docs/ but architecture.md
+LINES = {"collage_mpi": 35_808, "analysis": 5_355, "tests": 49_924}
+GUIDE_WORDS = 23_285  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 6_142
 NO_CODE = {
     tokenize.COMMENT,
