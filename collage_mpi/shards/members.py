@@ -113,7 +113,8 @@ def read_member(member: Member) -> bytes:
                 stream.seek(member.offset)
                 data = stream.read(member.nbytes)
                 more = b"" if member.offset else stream.read(1)  # offset 0: a file of its own
-                time_ns = os.fstat(stream.fileno()).st_mtime_ns  # also if it changes meanwhile
+                if member.time_ns:  # also if it changes meanwhile
+                    time_ns = os.fstat(stream.fileno()).st_mtime_ns
     except OSError as error:
         raise UnreadablePicture(f"cannot be read: {error.strerror}") from error
     if len(data) < member.nbytes:
