@@ -22,7 +22,7 @@ from collage_mpi.encoding.vectors import OUTPUTS, SCORES
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models import describe
-from collage_mpi.models.info import Tuning, processor_facts
+from collage_mpi.models.info import INT8, Tuning, processor_facts
 from collage_mpi.results import ROWS_FOLDER, has_run
 from collage_mpi.settings.flags import (
     Values,
@@ -214,6 +214,11 @@ def _first(args: ClassifyArguments) -> Values:
     (stage, *more) = read_stages(args.first or ("@bfloat16",), network)
     if more or stage.threshold is not None or stage.score is not None:
         raise UsageError("--recall takes one network in --first, without a threshold or a score")
+    if stage.precision == INT8:
+        raise UsageError(
+            "--recall does not take a network in int8, which is for stages of a cascade: choose "
+            "@bfloat16 in place of @int8"
+        )
     usual = Tuning(precision=args.precision, runtime=args.runtime)
     if (stage.network, stage.px) == (network, None) and stage.tuning(usual).like(usual):
         raise UsageError(

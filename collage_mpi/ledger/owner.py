@@ -447,7 +447,7 @@ class Owner:
         if raw is None:
             self._not_seen(name)
         self._unseen.pop(name, None)
-        return raw or b""
+        return raw
 
     def _not_seen(self, name: str) -> NoReturn:
         if self._clock() >= self._unseen.setdefault(name, self._clock()) + UNSEEN_S:

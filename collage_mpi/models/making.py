@@ -41,6 +41,7 @@ from collage_mpi.system.printable import one_line
 OPSET = 17  # of ONNX; the newest that torch's exporter without other packages knows well
 TIMED_S, LEAST_CALLS = 0.3, 3  # how long a runtime is timed
 PAYS = 0.9  # a runtime is taken if it needs at most this share of torch's time
+GIVEN = "inputs"  # name of what an ONNX file is given
 Batches = Sequence[np.ndarray]  # inputs of the job, in batches of the size that is used
 
 
@@ -62,7 +63,9 @@ def _for_onnx(predictor: TorchPredictor, batches: Batches, folder: Path, precisi
         warnings.simplefilter("ignore")  # a trace warns of each shape that it takes as constant
         whole, given = _Whole(predictor).eval(), (torch.from_numpy(batches[0]),)
         # The exporter of torch.export gives wrong files at times (pytorch #166797, #169178).
-        torch.onnx.export(whole, given, str(file), opset_version=OPSET, dynamo=False)
+        torch.onnx.export(
+            whole, given, str(file), input_names=[GIVEN], opset_version=OPSET, dynamo=False
+        )
     if precision == INT8:
         _quantise(file, batches)
 
@@ -70,7 +73,6 @@ def _for_onnx(predictor: TorchPredictor, batches: Batches, folder: Path, precisi
 def _quantise(file: Path, batches: Batches) -> None:
     """Let an ONNX file compute in int8, in the ranges of values that it takes for these inputs
     (post-training quantisation, a scale for each channel of the weights)."""
-    import onnx
     from onnxruntime import quantization, set_default_logger_severity
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -78,10 +80,9 @@ def _quantise(file: Path, batches: Batches) -> None:
         left = iter(batches)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(({name: batch} for batch in self.left), None)
+            return next(({GIVEN: batch} for batch in self.left), None)
 
     set_default_logger_severity(3)
-    (name,) = (each.name for each in onnx.load(str(file)).graph.input)
     plain = file.with_suffix(".float32.onnx")
     quant_pre_process(str(file), str(plain), skip_symbolic_shape=True)
     quantization.quantize_static(
