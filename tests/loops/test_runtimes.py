@@ -18,19 +18,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from job_messages import WELCOME
+from job_messages import HELLO, WELCOME
 from library_files import PX, save_onnx
 
 from collage_mpi.errors import UsageError
 from collage_mpi.job import changeover
-from collage_mpi.job.changeover import Work, chosen_runtimes, made_batch, run_child
+from collage_mpi.job.changeover import (
+    Changeover,
+    Work,
+    chosen_runtimes,
+    made_batch,
+    run_child,
+)
+from collage_mpi.job.handshake import ServiceCosts
 from collage_mpi.job.networks import Networks
+from collage_mpi.job.plan import make_plan
+from collage_mpi.job.session import build_encoder
 from collage_mpi.models import load_predictor, runtimes
 from collage_mpi.models.info import PLAIN, Geometry, Loading, Tuning
 from collage_mpi.models.runtimes import TRIED_AGAIN, Runtime, open_runtime, read_record
 from collage_mpi.mpi.answers import ANSWERED, FAILED
 from collage_mpi.mpi.tasks import WireTask
 from collage_mpi.rows import ANSWERERS
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.process_tree import Said
 
@@ -109,6 +119,30 @@ def test_a_network_in_int8_is_made_of_pictures_and_named_by_its_bytes(
     np.testing.assert_array_equal(np.concatenate(parts), at_once)
 
 
+@pytest.mark.skipif(not all(map(find_spec, runtimes.QUANTISERS)), reason="needs onnx")
+def test_a_stage_in_int8_is_made_as_the_job_asks_for_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(runtimes.CACHE, str(tmp_path))
+    monkeypatch.setattr(runtimes, "processor_facts", lambda: {"flags": "avx512_vnni"})
+    monkeypatch.setattr(making, "PAYS", math.inf)
+    given = {"scheme": "cascade", "agree": 0.9, "batch": 4, "runtime": INSTALLED[0]}
+    data = {"shards": (str(DATA / "fashion_demo.h5"),), "single": SINGLE, "out": "x"}
+    plan = make_plan(RunSettings(first=("@int8",), **given, **data), 2)
+    prints = dict.fromkeys(("single", "stage1"), single().fingerprint)
+    tuning = dict.fromkeys(prints, "float32, channels-last")
+    hello = replace(HELLO, devices=("cpu",), fingerprints=prints, tuning=tuning)
+    costs = ServiceCosts(dict.fromkeys(prints, 10**7), {}, {}, {}, 4, None)
+    wanted = Changeover(plan, {1: hello}, build_encoder(plan), costs, plan.order)
+    for _, request in wanted._requests:
+        changeover.make_as_asked(request)
+    plan.shards.close()
+    found = {kind: wanted.record(kind) for kind in prints}
+    assert {kind: each and each.precision for kind, each in found.items()} == {
+        "single": "float32",
+        "stage1": "int8",
+    }
+    assert wanted.folders["single"] != wanted.folders["stage1"]
+
+
 def test_int8_is_refused_where_it_cannot_be_had_or_is_no_quicker(monkeypatch) -> None:
     def why(spec: str, runtime: str) -> str:
         with pytest.raises(UsageError) as caught:
@@ -126,6 +160,7 @@ def test_int8_is_refused_where_it_cannot_be_had_or_is_no_quicker(monkeypatch) ->
     assert "int8 needs onnxruntime and onnx: pip install" in why("timm:x", "auto")
     with pytest.raises(UsageError, match="int8 runs on CPUs, and this rank runs on a GPU"):
         Tuning(precision="int8", runtime="auto").on("cuda")
+    assert Tuning(precision="int8", runtime="auto").on("cpu") == PLAIN  # until it is made
 
 
 def test_an_onnx_file_of_the_user_is_read_as_it_is(tmp_path: Path) -> None:

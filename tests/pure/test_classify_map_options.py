@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from collage_mpi.commands import classify, launch
 from collage_mpi.commands.parser import read_command
 from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.results import parts
 from collage_mpi.settings.flags import flag, own_fields
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.update import Update
@@ -224,3 +226,22 @@ def test_what_agree_would_bring_is_told_where_it_is_forecast_to_bring_something(
     assert said in hint
     parts = (f"for {images:,} pictures, and with 95 % probability change at most 0.5 % of", "if bf")
     assert [part in hint for part in parts] == [bool(said)] * 2
+
+
+@pytest.mark.parametrize(
+    ("there", "complete", "codes", "found"),
+    [
+        (False, False, [0], 0),
+        (True, True, [0], 0),
+        (True, False, [0, 5], 5),
+        (True, False, [5, 0], 0),
+        (True, False, [6], 6),
+    ],
+)
+def test_a_run_is_updated_once_it_is_complete(monkeypatch, there, complete, codes, found):
+    """By a second launch, if the first one had to go on with it."""
+    monkeypatch.setattr(classify, "has_run", lambda _: there)
+    monkeypatch.setattr(parts, "read_ledger", lambda _: SimpleNamespace(complete=complete))
+    left = iter(codes)
+    assert classify.updated(Path("out"), lambda: next(left)) == found
+    assert [*left] == []
