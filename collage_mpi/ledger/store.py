@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.errors import CollageError, EnvironmentFault
+from collage_mpi.errors import EnvironmentFault
 from collage_mpi.ledger.records import LARGEST_BYTES
 from collage_mpi.system.files import TEMP_MARK
 
@@ -73,20 +73,32 @@ class FolderStore:
             EnvironmentFault: there are no hard links.
             OSError: it may have been made nevertheless.
         """
+        with suppress(FileExistsError):
+            return self._put(name, data, still, self._give_name)
+        return False
+
+    def _put(
+        self,
+        name: str,
+        data: bytes | Iterable[bytes | memoryview],
+        still: Callable[[], bool],
+        give: Callable[[str, str], object],
+    ) -> bool:
+        """Write a file under a temporary name, then `give` it its name, if `still` says so."""
         temp = self._temporary(name)
         try:
-            self._write_new(temp, data)
+            self._write(self._disk.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), data)
             if not still():
                 return False
-            try:
-                self._give_name(temp, name)
-            except FileExistsError:
-                return False
+            give(temp, name)
             self.sync_folder(name)
         finally:
             with suppress(OSError):
                 self._disk.unlink(temp)
         return True
+
+    def _rename(self, temp: str, name: str) -> None:
+        self._disk.rename(temp, self._at(name))
 
     def _give_name(self, temp: str, name: str) -> None:
         """Name a file that is written. Raises FileExistsError: the name is taken."""
@@ -136,24 +148,13 @@ class FolderStore:
     ) -> None:
         """Put a whole file in the place of another one, or of none, if `still` says so once it is
         written."""
-        temp = self._temporary(name)
-        try:
-            self._write_new(temp, data)
-            if still():
-                self._disk.rename(temp, self._at(name))
-            else:
-                self._disk.unlink(temp)
-        except (OSError, CollageError):
-            with suppress(OSError):
-                self._disk.unlink(temp)
-            raise
-        self.sync_folder(name)
+        self._put(name, data, still, self._rename)
 
     def move(self, name: str, to: str) -> None:
         """Rename a file into a folder, which is made if need be."""
         with suppress(FileExistsError):
             self._disk.mkdir(self._at(to).rpartition("/")[0])
-        self._disk.rename(self._at(name), self._at(to))
+        self._rename(self._at(name), to)
         for each in (to, name):
             self.sync_folder(each)
 
@@ -173,9 +174,6 @@ class FolderStore:
         folder, slash, last = name.rpartition("/")
         mark = f"{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}"
         return self._at(f"{folder}{slash}.{last}{mark}")
-
-    def _write_new(self, path: str, data: bytes | Iterable[bytes | memoryview]) -> None:
-        self._write(self._disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), data)
 
     def _write(self, file: int, data: bytes | Iterable[bytes | memoryview]) -> None:
         try:

@@ -24,7 +24,7 @@ import numpy as np
 from collage_mpi.encoding.vectors import is_text, objects, unpack, varied_in
 from collage_mpi.errors import DataFault
 from collage_mpi.rows import IMAGES, NAMES, OTHERS, TableLayout
-from collage_mpi.system.files import reading
+from collage_mpi.system.files import reading, require_regular
 
 ADVICE = (
     "Restore it from a copy, or type collage-mpi verify --repair: its images are then done again."
@@ -273,23 +273,32 @@ def _opened(path: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.exists():
-        raise DataFault(f"{path}: missing, though the ledger names it. {ADVICE}")
-    with reading(path), path.open("rb") as stream:
-        _check_seal(path, stream, path.stat().st_size)
-        try:
-            with pq.ParquetFile(stream) as file:
-                yield file
-        except (pa.ArrowException, ValueError) as error:
-            why = " ".join(str(error).split())
-            raise DataFault(f"{path}: undamaged, but no part of a run: {why}") from error
+    with reading(path):
+        if not path.exists():
+            raise DataFault(f"{path}: missing, though the ledger names it. {ADVICE}")
+        require_regular(path)
+        with path.open("rb") as stream:
+            _check_seal(path, stream, path.stat().st_size)
+            try:
+                with pq.ParquetFile(stream) as file:
+                    yield file
+            except (pa.ArrowException, ValueError, LookupError, AttributeError) as error:
+                why = " ".join(str(error).split())
+                raise DataFault(f"{path}: undamaged, but no part of a run: {why}") from error
 
 
-def groups_in(path: Path, column: str) -> Iterator[np.ndarray]:
-    """Yields the numbers in a column, a row group at a time. Raises as `read_table`."""
+def positions_in(path: Path, run_id: str | None) -> Iterator[np.ndarray]:
+    """Yields the positions of the rows in a file of this run, (n,) uint64 of a row group each.
+    Raises as `read_table`; DataFault: the file is of another run."""
     with _opened(path) as file:
+        schema, name = file.schema_arrow, "position"
+        about = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
+        if about.get("run_id") != run_id or not _fits(schema, name, IMAGES.dtype[name]):
+            raise DataFault(
+                f"{path}: undamaged, but of another run. collage-mpi verify --repair makes its own"
+            )
         for number in range(file.num_row_groups):
-            yield flat_of_column(file.read_row_group(number, [column], use_threads=False)[column])
+            yield flat_of_column(file.read_row_group(number, [name], use_threads=False)[name])
 
 
 def read_schema(path: Path) -> Any:
@@ -316,17 +325,14 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
     return table
 
 
-def rows_of(path: Path, table: TableLayout, found: Any = None) -> np.ndarray:
+def rows_of(path: Path, table: TableLayout) -> np.ndarray:
     """The rows in a file: (n,) of the table's dtype. What is null is 0.
-
-    Args:
-        found: what was read of the file, a pyarrow.Table with all columns of rows.
 
     Raises:
         EnvironmentFault, DataFault: as `read_table`; the columns are those of another version, or
             have unknown codes.
     """
-    found = read_table(path) if found is None else found
+    found = read_table(path)
     names = [name for name in found.column_names if name != FINGERPRINT]
     if table is IMAGES:
         names = [name for name in names if not is_kept(found.schema.field(name))]

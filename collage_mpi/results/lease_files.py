@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from collage_mpi.results import PARTS_FOLDER, ROWS_FOLDER
 from collage_mpi.results.columns import (
     ABOUT,
     flat_of_column,
-    groups_in,
     numbers,
+    positions_in,
     read_schema,
     read_table,
     written,
@@ -102,7 +103,7 @@ class LeaseFiles:
 
         Raises: as `make`.
         """
-        right = wrong_with(self._out, start, parts) is None
+        right = wrong_with(self._out, start, parts, self._run_id) is None
         if not right and not parts:
             self._store.remove(rows_name(start))
             self._store.sync_folder(rows_name(start))
@@ -110,6 +111,10 @@ class LeaseFiles:
             with suppress(DataFault):
                 self._store.replace(rows_name(start), self._content(parts, alive), still)
         return not right
+
+    @cached_property
+    def _run_id(self) -> str | None:
+        return runs(self._store)[0].settings.get("run_id")
 
     def goes_on(self) -> bool:
         """Whether nobody has marked the run as complete: then its files are as they should be, or
@@ -186,11 +191,18 @@ def positions_of(table: Any) -> dict[str, Any]:
     return {"position": flat_of_column(table["position"])}
 
 
-def wrong_with(out: Path, start: int, parts: Sequence[Part]) -> str | None:
-    """What is wrong with the file of a closed cell; None if it has the rows of these parts, or is
-    not there and there are none."""
+def strangers(out: Path, there: Iterable[int]) -> list[str]:
+    """Names of what lies in rows/ as other readers take it, and is no file of a closed cell."""
+    known, found = {*map(rows_name, there)}, sorted(out.glob(f"{ROWS_FOLDER}/*.parquet"))
+    names = {str(path.relative_to(out)) for path in found if path.is_file()} & known
+    return [path.name for path in found if str(path.relative_to(out)) not in names]
+
+
+def wrong_with(out: Path, start: int, parts: Sequence[Part], run_id: str | None) -> str | None:
+    """What is wrong with the file of a closed cell; None if it has the rows of these parts of the
+    run, or is not there and there are none."""
     path = out / rows_name(start)
-    if path.exists() != bool(parts):
+    if path.is_file() != bool(parts):
         missing = "missing, though its images have rows. collage-mpi verify --repair makes it"
         left = "there, though its rows were dropped. collage-mpi verify --repair removes it"
         return f"{path}: {missing if parts else left}"
@@ -199,7 +211,7 @@ def wrong_with(out: Path, start: int, parts: Sequence[Part]) -> str | None:
     wanted = sp.union(*(part.spans for part in parts))
     wrong, found = 0, NumberSet(wanted[-1][1] - wanted[0][0])
     try:
-        for positions in groups_in(path, "position"):
+        for positions in positions_in(path, run_id):
             again = found.add(positions.astype(np.int64) - wanted[0][0])
             wrong += int((again | ~rows_at({"position": positions}, wanted)).sum())
     except DataFault as error:

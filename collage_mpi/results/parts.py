@@ -72,14 +72,9 @@ class Ledger(NamedTuple):
         return done if self.complete else "incomplete"
 
 
-def part_name(table: str, session: int, number: int) -> str:
-    """The file of part `number` (from 1) of a table in a session, in the folder of parts."""
-    return f"{table}-{session:04d}-{number:06d}.parquet"
-
-
 def part_path(directory: Path, table: TableLayout, session: int, number: int) -> Path:
     """The path of part `number` (from 1) of a table in a session."""
-    return directory / part_name(table.name, session, number)
+    return directory / f"{table.name}-{session:04d}-{number:06d}.parquet"
 
 
 def list_parts(directory: Path) -> list[PartName]:

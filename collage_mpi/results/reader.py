@@ -92,6 +92,11 @@ class Run:
         """The number of rows of a table, or an upper bound of it."""
         raise NotImplementedError
 
+    @cached_property
+    def kept_values(self) -> KeptValues:
+        """The scores, embeddings or outputs of the answered images, read a file at a time."""
+        return KeptValues(self.parts, self.manifest)
+
     @property
     def scheme(self) -> str:
         """The scheme with its accept policy, such as "collage, first"."""
@@ -185,11 +190,6 @@ class StoredRun(Run):
         """The parts of a table, in written order."""
         return [part for part in self.parts if part.table == table.name]
 
-    @cached_property
-    def kept_values(self) -> KeptValues:
-        """The scores, embeddings or outputs of the answered images, read a file at a time."""
-        return KeptValues(self.parts, self.manifest)
-
     def kept_of_piece(
         self, number: int, images: np.ndarray, names: Sequence[str]
     ) -> dict[str, np.ndarray]:
@@ -271,11 +271,6 @@ class Results(Run):
         """The rows of tasks without warm-up groups."""
         return self.tasks[~self.tasks["warmup"]]
 
-    @cached_property
-    def kept_values(self) -> KeptValues:
-        """The scores, embeddings or outputs of the answered images, read a file at a time."""
-        return KeptValues(self.parts, self.manifest)
-
     def __len__(self) -> int:
         """The number of images that have a row, errors included. With `[i]` this makes a map-style
         dataset for torch."""
@@ -329,13 +324,14 @@ class Results(Run):
             raise DataFault(
                 f"{self.path}: {len(found):,} vectors for other rows; collage-mpi verify says more"
             )
-        whole = _blank((len(self.images), *found.shape[1:]), found.dtype)
+        absent = {"f": np.nan, "O": None}.get(found.dtype.kind, 0)
+        whole = np.full((len(self.images), *found.shape[1:]), absent, found.dtype)
         whole[answered] = found[order]
         if answered.all():
             return whole
-        absent = np.ones(whole.shape, bool)
-        absent[answered] = False
-        return np.ma.array(whole, mask=absent)
+        mask = np.ones(whole.shape, bool)
+        mask[answered] = False
+        return np.ma.array(whole, mask=mask)
 
     def to_arrow(self, table: str = "images", names: ImageNames | None = None) -> Any:
         """A table as a pyarrow.Table, with the columns of `export`. Absent values are null.
@@ -376,12 +372,6 @@ class Results(Run):
         if table not in known:
             raise UsageError(f"a run has no table {table!r}; it has {', '.join(known)}, vectors")
         return table, names or image_names(self)
-
-
-def _blank(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array of NaN, of None for objects, or of zeros for other types."""
-    values = {"f": np.nan, "O": None}
-    return np.full(shape, values.get(dtype.kind, 0), dtype)
 
 
 def label_of(manifest: Mapping[str, Any]) -> str:

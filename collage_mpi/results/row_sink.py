@@ -289,11 +289,6 @@ class RowSink:
         self._flushed_ns = time.monotonic_ns()
 
     @property
-    def written(self) -> bool:
-        """Whether any row was taken in this session."""
-        return any(self.counts.values())
-
-    @property
     def counts(self) -> dict[str, int]:
         """Rows taken in this session, by table."""
         return {buffer.table.name: buffer.total for buffer in (self._images, self._tasks)}

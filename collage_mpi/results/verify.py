@@ -20,14 +20,10 @@ from collage_mpi.ledger.records import Run as Numbered
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import EXPORT, PARTS_FOLDER, ROWS_FOLDER
 from collage_mpi.results.columns import rows_of
-from collage_mpi.results.lease_files import LeaseFiles, closed, rows_name, wrong_with
+from collage_mpi.results.lease_files import LeaseFiles, closed, rows_name, strangers, wrong_with
 from collage_mpi.results.manifest import COMPLETE, Json, compose, finals, resume_command
 from collage_mpi.results.number_sets import Draw, InputCoverage, NumberSet, draw_of
-from collage_mpi.results.parts import (
-    list_parts,
-    read_ledger,
-    read_runs,
-)
+from collage_mpi.results.parts import list_parts, read_ledger, read_runs
 from collage_mpi.results.reader import Inventory, Run, open_run
 from collage_mpi.results.status import find_writer
 from collage_mpi.results.vectors import check_kept, extras_of
@@ -42,7 +38,7 @@ from collage_mpi.rows import (
     TableLayout,
     wait_ns,
 )
-from collage_mpi.system.files import reading, remove_leftovers
+from collage_mpi.system.files import reading, remove_leftovers, writing
 from collage_mpi.system.printable import counted
 
 _ERROR = SOURCE_CODE["error"]
@@ -232,8 +228,15 @@ def _check(report: VerifyReport, run: Run) -> None:
     if extras_of(run.manifest):
         _check_vectors(run, report)
     if run.complete:
-        wrong = (wrong_with(run.path, *each) for each in closed(FolderStore(run.path)).items())
-        report.problems += filter(None, wrong)
+        with reading(run.path):
+            there, own = closed(FolderStore(run.path)), run.manifest.get("run_id")
+            wrong = [wrong_with(run.path, *each, own) for each in there.items()]
+            report.problems += filter(None, wrong)
+            report.problems += [
+                f"{run.path / ROWS_FOLDER / name}: of no lease of the run, and other readers take "
+                "it for some of its rows. collage-mpi verify --repair moves it away"
+                for name in strangers(run.path, there)
+            ]
     for session in found.sessions.values():
         _check_session(session, found.inventory, report)
     _conclude(run, report)
@@ -340,14 +343,15 @@ def _with_lease_files(out: Path, run: Numbered, store: FolderStore) -> list[str]
         What was done, a sentence each.
     """
     told, files = list[str](), LeaseFiles(out, run)
-    there = closed(store)
-    for start in (int(path.stem) for path in (out / ROWS_FOLDER).glob("[0-9]*.parquet")):
-        if start not in there:
-            store.move(rows_name(start), f"orphans/rows-{start}.parquet")
-            told.append(f"{out / rows_name(start)}: moved to {out / 'orphans'}")
-    for start, parts in there.items():
-        if files.mend(start, parts):
-            told.append(f"{out / rows_name(start)}: made anew")
+    there, folder = closed(store), out / ROWS_FOLDER
+    with writing(folder):
+        store.make()  # it may be gone
+        for name in strangers(out, there):
+            store.move(f"{ROWS_FOLDER}/{name}", f"orphans/rows-{name}")
+            told.append(f"{folder / name}: moved to {out / 'orphans'}")
+        for start, parts in there.items():
+            if files.mend(start, parts):
+                told.append(f"{out / rows_name(start)}: made anew")
     return told
 
 

@@ -127,7 +127,7 @@ class LoneStore(FolderStore):
         except EnvironmentFault:
             if self.read(name) is not None:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
-            self._disk.rename(temp, self._at(name))
+            self._rename(temp, name)
 
 
 def refuse_alone(out: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from jobs_by_hand import GOOD, Job
+from msgspec import structs
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
 from collage_mpi.cli import main
 from collage_mpi.ledger.cells import Cell
 from collage_mpi.ledger.reading import at_home, runs
-from collage_mpi.ledger.records import Part, Record, Run
+from collage_mpi.ledger.records import Part, Record, Run, news_name
+from collage_mpi.ledger.spans import union
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import lease_files, read_results, row_sink, verify_run
-from collage_mpi.results.columns import Form, parquet_bytes
+from collage_mpi.results.columns import Form, as_table, parquet_bytes
 from collage_mpi.results.lease_files import LeaseFiles, closed
 from collage_mpi.results.parts import read_ledger, write_part
 from collage_mpi.results.sole import SoleWriter
-from collage_mpi.rows import IMAGES
+from collage_mpi.rows import IMAGES, OTHERS
 from collage_mpi.shards.update import Update
 from collage_mpi.system import files
 from tests.simulation.laws import run_in, wrong_lease_files
@@ -117,6 +122,21 @@ def test_a_file_has_the_rows_of_its_lease_and_what_is_kept_of_them(tmp_path: Pat
     assert b'"run_id": "test-run"' in schema.metadata[b"collage_mpi"]
 
 
+def test_what_an_image_does_not_have_is_null() -> None:
+    rows = np.zeros(64, IMAGES.dtype)
+    for at, name in enumerate(["answered", "has_label", "audited"]):
+        rows[name] = np.arange(64) >> at & 1
+    rows["stages"] = np.arange(64)[::-1]
+    table = as_table(rows, IMAGES, Form(["f"]))
+    there = {name: rows["answered"] for name in ("predicted", "score", "rank")}
+    there |= {"label": rows["has_label"], **dict.fromkeys(OTHERS[0], rows["audited"] != 0)}
+    for at, pair in enumerate(OTHERS[1:], 1):
+        there |= dict.fromkeys(pair, rows["stages"] >> at & 1 == 1)
+    for name in IMAGES.dtype.names:
+        valid = table[name].is_valid().to_pylist()
+        assert valid == there.get(name, np.ones(64, bool)).tolist(), name
+
+
 def test_a_row_that_was_asked_again_is_in_the_place_of_the_older_one(tmp_path: Path) -> None:
     full, out = manifest(27, extras=EXTRAS), tmp_path / "run"
     first = SoleWriter(out, full, rows_per_part=5)
@@ -188,6 +208,17 @@ def updated(pictures: Path, out: Path) -> None:
     raise AssertionError(f"{out}: {MOST_JOBS} jobs did not end it")
 
 
+def two_pictures(folder: Path) -> tuple[Path, Path]:
+    """A folder of pictures, and a run of them."""
+    pictures, out = folder / "pictures", folder / "run"
+    pictures.mkdir()
+    out.mkdir()
+    for name in "ab":
+        (pictures / f"{name}.png").write_bytes(GOOD + name.encode())
+    updated(pictures, out)
+    return pictures, out
+
+
 @pytest.mark.parametrize("back", [False, True])
 def test_a_kill_between_any_two_steps_of_an_update_leaves_no_picture_that_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
@@ -243,12 +274,7 @@ def test_a_kill_between_any_two_steps_of_an_update_leaves_no_picture_that_is_gon
 
 
 def test_verify_knows_what_was_dropped(tmp_path: Path, capsys) -> None:
-    pictures, out = tmp_path / "pictures", tmp_path / "run"
-    pictures.mkdir()
-    out.mkdir()
-    for name in "ab":
-        (pictures / f"{name}.png").write_bytes(GOOD + name.encode())
-    updated(pictures, out)
+    pictures, out = two_pictures(tmp_path)
     (pictures / "c.png").write_bytes(GOOD + b"c")
     updated(pictures, out)
     raw = {path: path.read_bytes() for path in (out / "rows").iterdir()}
@@ -271,14 +297,22 @@ def test_verify_knows_what_was_dropped(tmp_path: Path, capsys) -> None:
     assert not (out / "orphans").exists()
 
 
+def test_a_cell_that_asks_again_and_has_new_images_is_closed(tmp_path: Path) -> None:
+    pictures, out = two_pictures(tmp_path)
+    (pictures / "b.png").write_bytes(GOOD + b"changed")
+    (pictures / "c.png").write_bytes(GOOD + b"c")
+    job = Job(pictures, out, Update())
+    assert job.mine is not None
+    job.mine = structs.replace(job.mine, cell=2)
+    job.begin().do(job.lacking)
+    there = closed(FolderStore(out))
+    spans = {start: union(*(part.spans for part in parts)) for start, parts in there.items()}
+    assert spans == {0: ((0, 1), (2, 3)), 2: ((3, 4),)}
+
+
 def test_a_job_that_was_suspended_puts_no_older_content_back(tmp_path: Path) -> None:
     """It has written the content, and sleeps until others have marked the run as complete."""
-    pictures, out = tmp_path / "pictures", tmp_path / "run"
-    pictures.mkdir()
-    out.mkdir()
-    for name in "ab":
-        (pictures / f"{name}.png").write_bytes(GOOD + name.encode())
-    updated(pictures, out)
+    pictures, out = two_pictures(tmp_path)
     store, path = FolderStore(out), out / "rows/0.parquet"
     older = path.read_bytes()
     (cell,) = closed(store).values()
@@ -286,15 +320,35 @@ def test_a_job_that_was_suspended_puts_no_older_content_back(tmp_path: Path) -> 
     updated(pictures, out)
     newer = path.read_bytes()
     assert newer != older
-    late, first = LeaseFiles(out, runs(store)[1]), LeaseFiles(out, runs(store)[0])
-    late.mend(0, cell, still=late.goes_on)
-    assert path.read_bytes() == newer
-    path.unlink()
-    first.make(store, Cell(0, 2, Record(0, 2, 0, "", "0" * 32, tuple(cell))), lambda: None)
-    assert [*(out / "rows").iterdir()] == []
+    first, second = runs(store)
+    for run in (second, first):
+        news, late = out / news_name(run), LeaseFiles(out, run)
+        said = news.read_bytes()
+        news.write_bytes(b"")
+        others = partial(news.write_bytes, said)  # is called while the content is written
+        if run is second:
+            late.mend(0, cell, others, late.goes_on)
+            assert all(each.read_bytes() == newer for each in (out / "rows").iterdir())
+            path.unlink()
+        else:
+            late.make(store, Cell(0, 2, Record(0, 2, 0, "", "0" * 32, tuple(cell))), others)
+            assert [*(out / "rows").iterdir()] == []
+        assert not late.goes_on()
 
 
-@pytest.mark.parametrize("how", ["gone", "changed", "other rows"])
+BAD = [
+    "gone",
+    "changed",
+    "other rows",
+    "a row twice",
+    "another run",
+    "tasks",
+    "other columns",
+    "no folder",
+]
+
+
+@pytest.mark.parametrize("how", BAD)
 def test_a_file_that_is_wrong_is_told_and_made_anew(tmp_path: Path, capsys, how: str) -> None:
     run = make_run(tmp_path / "run", 27, extras=EXTRAS)
     path, whole = run / "rows/0.parquet", found(run)
@@ -303,14 +357,55 @@ def test_a_file_that_is_wrong_is_told_and_made_anew(tmp_path: Path, capsys, how:
         path.unlink()
     elif how == "changed":
         path.write_bytes(raw[:999] + bytes([raw[999] ^ 1]) + raw[1000:])
+    elif how == "no folder":
+        shutil.rmtree(path.parent)
+    elif how == "another run":
+        other = make_run(tmp_path / "other", 27, extras=EXTRAS, run_id="another")
+        shutil.copy(other / "rows/0.parquet", path)
+    elif how == "tasks":
+        shutil.copy(run / "parts/tasks-0001-000001.parquet", path)
     else:
         table = read(path)
-        path.write_bytes(b"".join(parquet_bytes(table.slice(1))))
+        names = ["a position" if name == "position" else name for name in table.column_names]
+        cut = {"other rows": table.slice(1), "other columns": table.rename_columns(names)}
+        table = cut.get(how, pa.concat_tables([table, table.slice(0, 1)]))
+        path.write_bytes(b"".join(parquet_bytes(table)))
     assert main(["verify", str(run)]) == 4
     assert f"{path}: " in capsys.readouterr().out
     assert main(["verify", "--repair", str(run)]) == 0
     assert f"{path}: made anew" in capsys.readouterr().err
     assert found(run) == whole
+
+
+@pytest.mark.parametrize("name", ["0 (copy).parquet", "00.parquet", "99.parquet", "0.parquet"])
+def test_what_is_of_no_lease_is_told_and_moved_away(tmp_path: Path, capsys, name: str) -> None:
+    run = make_run(tmp_path / "run", 27)
+    whole, path = found(run), run / "rows" / name
+    if name == "0.parquet":  # what nobody can read to its end
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        shutil.copy(run / "rows/0.parquet", path)
+    assert main(["verify", str(run)]) == 4
+    assert f"{path}: of no lease" in capsys.readouterr().out
+    assert main(["verify", "--repair", str(run)]) == 0
+    assert found(run) == whole
+    assert (run / "orphans" / f"rows-{name}").exists()
+
+
+def test_a_repair_on_a_full_disk_says_so_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    run = make_run(tmp_path / "run", 27)
+    (run / "rows/0.parquet").unlink()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert main(["verify", "--repair", str(run)]) == 3
+    assert f"{run / 'rows'}: cannot be written: No space left" in capsys.readouterr().err
+    assert [*(run / "rows").iterdir()] == []
 
 
 def test_the_file_of_a_lease_that_is_done_again_is_moved_away(tmp_path: Path) -> None:
