@@ -182,15 +182,22 @@ def next_run(
 
     Raises:
         OSError, Damage: the folder cannot be read.
+        EnvironmentFault: another job has updated the run since `plan` was made, and found others.
         UsageError: a picture has changed that was answered before, and no update is asked for.
     """
     there, shards, growth = runs(store), plan.shards, plan.shards.growth
     last = there[-1]
-    if store.read(complete_name(last)) is None:
-        return there, last
     so_far: Json = {}
     for run in there:
         so_far |= run.settings
+    listed = [(entry["fingerprint"], entry["count"]) for entry in so_far["shards"]]
+    if [(info.fingerprint, info.count) for info in shards.infos[: len(listed)]] != listed:
+        raise EnvironmentFault(
+            f"{plan.settings.out}: another job has updated the run while this one listed the "
+            "input, and found other images. Repeat the command"
+        )
+    if store.read(complete_name(last)) is None:
+        return there, last
     known, images = so_far.get("images_now") or so_far["images"], len(shards)
     place = np.full(images, -1, np.int64)  # of each image, the position that counts
     found = plan.images_of(there)

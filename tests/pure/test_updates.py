@@ -14,9 +14,12 @@ import pytest
 from jobs_by_hand import GOOD, Job, answer_to
 
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.job.plan import make_plan
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.export import NameBook
+from collage_mpi.shards import ShardSet
 from collage_mpi.shards.members import FRESH_NS, Member, MemberIndex
+from collage_mpi.shards.reader import as_before
 from collage_mpi.shards.update import AGAIN, SAME, Update, compare, update
 
 PLAYS = 3
@@ -297,3 +300,74 @@ def test_a_pruned_picture_that_comes_back_is_classified_again(tmp_path) -> None:
     assert len(job.lacking) == 1
     job.do(job.lacking)
     check(folder, out, prune=False)
+
+
+def test_sources_that_moved_together_keep_their_rows(tmp_path, monkeypatch) -> None:
+    """Their pictures have the same names and sizes, and either times or paths differ."""
+    monkeypatch.setattr("collage_mpi.shards.source.HASH_LIMIT_BYTES", 0)
+    for case, (later_ns, names) in enumerate([(1, "cd"), (0, "ab")]):
+        top, entries = tmp_path / f"{case}", []
+        for number, name in enumerate("ab"):
+            (top / "was" / name).mkdir(parents=True)
+            for row in range(3):
+                file = top / "was" / name / f"{row}.png"
+                file.write_bytes(GOOD)
+                os.utime(file, ns=(10**18, 10**18 + later_ns * number * (row > 0)))
+        with ShardSet.open([top / "was" / name for name in "ab"]) as shards:
+            shards.save_indexes(top / "indexes")
+            for info in shards.infos[::-1]:  # the run has them in another order
+                assert info.members is not None
+                about = {"path": str(info.path), "fingerprint": info.fingerprint, "count": 3}
+                entries.append({**about, "content": info.members.content})
+        (top / "is").mkdir()
+        for name, new in zip("ab", names, strict=True):
+            (top / "was" / name).rename(top / "is" / new)
+        found = as_before(
+            ShardSet.open([top / "is" / name for name in names]), entries, top / "indexes", Update()
+        )
+        assert [info.path.name for info in found.infos] == [*names[::-1]]
+        assert not found.growth.again
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+def test_an_update_that_began_while_another_one_listed_the_input_is_not_joined(
+    at_work, tmp_path, monkeypatch
+) -> None:
+    """Else its rows would have the numbers of other pictures."""
+    folder, out = Folder(tmp_path / "photos", 0), tmp_path / "run"
+    out.mkdir()
+    job = Job(folder.root, out).begin()
+    job.do(job.lacking)
+    folder.write("m.png", GOOD + b"m")
+
+    def slowly(*args, **more):
+        monkeypatch.undo()
+        other = Job(folder.root, out, Update(), "b" * 32).begin()
+        other.do([] if at_work else other.lacking)
+        folder.write("0.png", GOOD + b"0")  # comes before m.png
+        return make_plan(*args, **more)
+
+    monkeypatch.setattr("jobs_by_hand.make_plan", slowly)
+    with pytest.raises(EnvironmentFault, match="another job has updated the run while this one"):
+        Job(folder.root, out, Update())
+    for _ in range(2):
+        job = Job(folder.root, out, Update()).begin()
+        job.do(job.lacking or [])
+        if not at_work:
+            break
+    check(folder, out, prune=False)
+
+
+@pytest.mark.parametrize("time_ns", [-(10**18), 10**19])
+def test_a_picture_of_a_time_that_no_clock_has_is_read(time_ns, tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    folder = Folder(tmp_path / "photos", 0)
+    about = Member("a", "a", 5, time_ns=time_ns)
+    times = MemberIndex.of([about, Member("b", "b", 5, time_ns=7)], ["a", "b"]).times
+    assert times is not None
+    assert times.tolist() == [0, 7]
+    if time_ns < 0:  # not all file systems keep the other one
+        os.utime(folder.root / folder.some(), ns=(time_ns, time_ns))
+    job = Job(folder.root, tmp_path / "run").begin()
+    job.do(job.lacking)
+    check(folder, tmp_path / "run", prune=False)
