@@ -232,8 +232,8 @@ def next_run(
     if say and ask.update is not None:
         kept = inside & ~gone & ~again
         told = {
-            "new": growth.new,
-            "changed": (again & ~tried).sum(),
+            "new": growth.new + (again & ~has).sum(),  # some had lost their rows
+            "changed": (again & has & ~tried).sum(),
             "tried again": tried.sum(),
             "removed": growth.removed,
             "unchanged": kept.sum(),
@@ -244,6 +244,7 @@ def next_run(
             text = f"{counted(marked, 'row')} of removed pictures"
             tell(f"{text} stay in the table, marked as removed: --prune drops them", logging.INFO)
     other = bool(more or dropped.any() or growth.removed or growth.renamed)
+    other |= ask.update is not None and bool(touched.any())  # the next one knows their times
     if not (again.any() or other):
         return there, None
     now = {"images_now": known + more}

@@ -15,6 +15,8 @@ from jobs_by_hand import GOOD, Job, answer_to
 
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.job.plan import make_plan
+from collage_mpi.job.run import next_run
+from collage_mpi.ledger.reading import runs
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.export import NameBook
 from collage_mpi.shards import ShardSet
@@ -287,7 +289,7 @@ def test_a_job_refuses_what_is_no_update(tmp_path) -> None:
     assert Job(tmp_path / "moved", out, Update()).mine is None  # the same names
 
 
-def test_a_pruned_picture_that_comes_back_is_classified_again(tmp_path) -> None:
+def test_a_pruned_picture_that_comes_back_is_new(tmp_path, monkeypatch) -> None:
     folder, out = Folder(tmp_path / "photos", 0), tmp_path / "run"
     out.mkdir()
     job = Job(folder.root, out).begin()
@@ -296,7 +298,12 @@ def test_a_pruned_picture_that_comes_back_is_classified_again(tmp_path) -> None:
     (folder.root / name).rename(tmp_path / "aside")
     assert Job(folder.root, out, Update(prune=True)).mine is None
     (tmp_path / "aside").rename(folder.root / name)
-    job = Job(folder.root, out, Update()).begin()
+    told: list[str] = []
+    monkeypatch.setattr("collage_mpi.job.run.tell", lambda text, *_: told.append(text))
+    job = Job(folder.root, out, Update())
+    next_run(job.plan, job.store, job.ask, say=True)
+    assert told == ["update: 1 new, 0 changed, 0 tried again, 0 removed, 4 unchanged"]
+    job.begin()
     assert len(job.lacking) == 1
     job.do(job.lacking)
     check(folder, out, prune=False)
@@ -371,3 +378,31 @@ def test_a_picture_of_a_time_that_no_clock_has_is_read(time_ns, tmp_path) -> Non
     job = Job(folder.root, tmp_path / "run").begin()
     job.do(job.lacking)
     check(folder, tmp_path / "run", prune=False)
+
+
+@pytest.mark.parametrize(("limit", "fresh"), [(0, False), (0, True), (1 << 20, False)])
+def test_what_was_said_of_touched_pictures_is_said_once(
+    limit, fresh, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("collage_mpi.shards.source.HASH_LIMIT_BYTES", limit)
+    folder, out = Folder(tmp_path / "photos", 1), tmp_path / "run"
+    out.mkdir()
+    clock = SimpleNamespace(time_ns=folder.time_ns, monotonic_ns=time.monotonic_ns)
+    monkeypatch.setattr("collage_mpi.shards.source.time", clock)
+
+    def touch(at: int) -> None:
+        for name in folder.there:
+            os.utime(folder.root / name, ns=(at, at))
+
+    touch(folder.now_ns + 10**10 if fresh else 10**18)
+    job = Job(folder.root, out).begin()
+    job.do(job.lacking, ())
+    if not fresh:
+        touch(10**18 + 1)
+    before = len(runs(job.store))
+    assert Job(folder.root, out, Update(touched=SAME)).mine is None
+    assert len(runs(job.store)) == before + 1
+    later = Job(folder.root, out, Update())
+    assert later.mine is None
+    assert len(runs(job.store)) == before + 1  # so that no ranks start for it
+    assert not later.plan.shards.growth.touched
