@@ -6,6 +6,7 @@ import os
 import random
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -406,3 +407,19 @@ def test_what_was_said_of_touched_pictures_is_said_once(
     assert later.mine is None
     assert len(runs(job.store)) == before + 1  # so that no ranks start for it
     assert not later.plan.shards.growth.touched
+
+
+def test_a_picture_of_another_label_gets_another_row() -> None:
+    """Its row has the label. It is so also of --touched same, and not of one that has a fault."""
+    bad = ("a", 0, 0, "leads nowhere")
+    for digests, rows in ((True, (A, B)), (False, (A, B)), (True, (bad, B))):
+        old, new = (
+            replace(listed(*rows, digests=digests), labels=np.array(labels))
+            for labels in ([0, 1], [1, 1])
+        )
+        again = update("", old, new, Update(touched=SAME, content=True)).again.tolist()
+        assert again == ([] if rows[0] is bad else [0])
+        assert not len(update("", old, replace(new, labels=None), Update()).again)
+    later = replace(listed(("a", 5, 51, 1), B, digests=False), labels=np.array([1, 1]))
+    old = replace(listed(A, B, digests=False), labels=np.array([0, 1]))
+    assert update("", old, later, Update(touched=SAME)).again.tolist() == [0]
