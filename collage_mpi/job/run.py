@@ -182,7 +182,8 @@ def next_run(
 
     Raises:
         OSError, Damage: the folder cannot be read.
-        EnvironmentFault: another job has updated the run since `plan` was made, and found others.
+        EnvironmentFault: a source is gone, or another job has updated the run since `plan` was
+            made.
         UsageError: a picture has changed that was answered before, and no update is asked for.
     """
     there, shards, growth = runs(store), plan.shards, plan.shards.growth
@@ -190,12 +191,14 @@ def next_run(
     so_far: Json = {}
     for run in there:
         so_far |= run.settings
-    listed = [(entry["fingerprint"], entry["count"]) for entry in so_far["shards"]]
-    if [(info.fingerprint, info.count) for info in shards.infos[: len(listed)]] != listed:
-        raise EnvironmentFault(
-            f"{plan.settings.out}: another job has updated the run while this one listed the "
-            "input, and found other images. Repeat the command"
-        )
+    for number, shard in enumerate(so_far["shards"]):
+        mine = [(info.fingerprint, info.count) for info in shards.infos[number : number + 1]]
+        if mine != [(shard["fingerprint"], shard["count"])]:
+            raise EnvironmentFault(
+                f"{plan.settings.out}: the run has images of {shard['path']} that this job has not "
+                "found. If nothing is gone, another job has updated the run meanwhile: repeat the "
+                "command. Otherwise put back what was there, or choose another --out."
+            )
     if store.read(complete_name(last)) is None:
         return there, last
     known, images = so_far.get("images_now") or so_far["images"], len(shards)

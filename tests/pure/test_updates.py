@@ -20,7 +20,7 @@ from collage_mpi.job.run import next_run
 from collage_mpi.ledger.reading import runs
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.export import NameBook
-from collage_mpi.shards import ShardSet
+from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.shards.members import FRESH_NS, Member, MemberIndex
 from collage_mpi.shards.reader import as_before
 from collage_mpi.shards.update import AGAIN, SAME, Update, compare, update
@@ -356,7 +356,7 @@ def test_an_update_that_began_while_another_one_listed_the_input_is_not_joined(
         return make_plan(*args, **more)
 
     monkeypatch.setattr("jobs_by_hand.make_plan", slowly)
-    with pytest.raises(EnvironmentFault, match="another job has updated the run while this one"):
+    with pytest.raises(EnvironmentFault, match="another job has updated the run meanwhile"):
         Job(folder.root, out, Update())
     for _ in range(2):
         job = Job(folder.root, out, Update()).begin()
@@ -423,3 +423,19 @@ def test_a_picture_of_another_label_gets_another_row() -> None:
     later = replace(listed(("a", 5, 51, 1), B, digests=False), labels=np.array([1, 1]))
     old = replace(listed(A, B, digests=False), labels=np.array([0, 1]))
     assert update("", old, later, Update(touched=SAME)).again.tolist() == [0]
+
+
+def test_a_source_that_came_later_and_is_gone_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ShardSet, "read_files_checked", lambda *_: ([GOOD], None))
+    folder, out = tmp_path / "shards", tmp_path / "run"
+    for place in (folder, out):
+        place.mkdir()
+    pixels = np.zeros((2, 8, 8, 3), np.uint8)
+    write_shard(folder / "a.h5", pixels)
+    job = Job(folder, out).begin()
+    job.do(job.lacking or [])
+    write_shard(folder / "b.h5", pixels + 1)
+    Job(folder, out, Update()).begin()
+    (folder / "b.h5").unlink()
+    with pytest.raises(EnvironmentFault, match=r"the run has images of .*b\.h5 that this job has"):
+        Job(folder, out, Update())
