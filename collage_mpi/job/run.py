@@ -235,7 +235,7 @@ def next_run(
     if say and ask.update is not None:
         kept = inside & ~gone & ~again
         told = {
-            "new": growth.new + (again & ~has).sum(),  # some had lost their rows
+            "new": more + (again & ~has).sum(),  # some had lost their rows
             "changed": (again & has & ~tried).sum(),
             "tried again": tried.sum(),
             "removed": growth.removed,

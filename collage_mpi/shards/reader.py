@@ -66,14 +66,13 @@ class Growth:
     Attributes:
         again: global indices of pictures that have other bytes.
         touched: global indices of pictures to try again if they have no answer.
-        new, removed: numbers of pictures.
+        removed: number of pictures.
         renamed: pictures have another name, or were gone and are there again.
         lines: for each source what an update would do.
     """
 
     again: list[int] = field(default_factory=list)
     touched: list[int] = field(default_factory=list)
-    new: int = 0
     removed: int = 0
     renamed: bool = False
     lines: list[str] = field(default_factory=list)
@@ -82,7 +81,6 @@ class Growth:
         """Add what an update does with a source. `at`: (n,) global indices of its known rows."""
         self.again += at[found.again].tolist()
         self.touched += at[found.touched].tolist()
-        self.new += len(found.more)
         self.removed += found.removed
         self.renamed |= found.renamed
 

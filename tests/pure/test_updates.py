@@ -435,7 +435,12 @@ def test_a_source_that_came_later_and_is_gone_is_named(tmp_path, monkeypatch) ->
     job = Job(folder, out).begin()
     job.do(job.lacking or [])
     write_shard(folder / "b.h5", pixels + 1)
-    Job(folder, out, Update()).begin()
+    told: list[str] = []
+    monkeypatch.setattr("collage_mpi.job.run.tell", lambda text, *_: told.append(text))
+    job = Job(folder, out, Update())
+    next_run(job.plan, job.store, job.ask, say=True)
+    assert told == ["update: 2 new, 0 changed, 0 tried again, 0 removed, 2 unchanged"]
+    job.begin()
     (folder / "b.h5").unlink()
     with pytest.raises(EnvironmentFault, match=r"the run has images of .*b\.h5 that this job has"):
         Job(folder, out, Update())
