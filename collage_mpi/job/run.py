@@ -182,15 +182,25 @@ def next_run(
 
     Raises:
         OSError, Damage: the folder cannot be read.
+        EnvironmentFault: a source is gone, or another job has updated the run since `plan` was
+            made.
         UsageError: a picture has changed that was answered before, and no update is asked for.
     """
     there, shards, growth = runs(store), plan.shards, plan.shards.growth
     last = there[-1]
-    if store.read(complete_name(last)) is None:
-        return there, last
     so_far: Json = {}
     for run in there:
         so_far |= run.settings
+    for number, shard in enumerate(so_far["shards"]):
+        mine = [(info.fingerprint, info.count) for info in shards.infos[number : number + 1]]
+        if mine != [(shard["fingerprint"], shard["count"])]:
+            raise EnvironmentFault(
+                f"{plan.settings.out}: the run has images of {shard['path']} that this job has not "
+                "found. If nothing is gone, another job has updated the run meanwhile: repeat the "
+                "command. Otherwise put back what was there, or choose another --out."
+            )
+    if store.read(complete_name(last)) is None:
+        return there, last
     known, images = so_far.get("images_now") or so_far["images"], len(shards)
     place = np.full(images, -1, np.int64)  # of each image, the position that counts
     found = plan.images_of(there)
@@ -225,8 +235,8 @@ def next_run(
     if say and ask.update is not None:
         kept = inside & ~gone & ~again
         told = {
-            "new": growth.new,
-            "changed": (again & ~tried).sum(),
+            "new": more + (again & ~has).sum(),  # some had lost their rows
+            "changed": (again & has & ~tried).sum(),
             "tried again": tried.sum(),
             "removed": growth.removed,
             "unchanged": kept.sum(),
@@ -237,6 +247,7 @@ def next_run(
             text = f"{counted(marked, 'row')} of removed pictures"
             tell(f"{text} stay in the table, marked as removed: --prune drops them", logging.INFO)
     other = bool(more or dropped.any() or growth.removed or growth.renamed)
+    other |= ask.update is not None and bool(touched.any())  # the next one knows their times
     if not (again.any() or other):
         return there, None
     now = {"images_now": known + more}

@@ -156,8 +156,9 @@ class MemberIndex:
         offsets, sizes: (n,) int64, bytes.
         labels: (n,) int64, or None.
         faults: row -> why the member cannot be used.
-        times: (n,) int64, `Member.time_ns`; below 0 if the picture may change without another time,
-            because it was listed within FRESH_NS; None in a list of an earlier version.
+        times: (n,) int64, `Member.time_ns`, 0 if it is before 1970 or after 2262; below 0 if the
+            picture may change without another time, because it was listed within FRESH_NS; None in
+            a list of an earlier version.
         digests: (n, DIGEST_BYTES) uint8 of the bytes, zeros where they were not read; None if none
             were.
         gone: (n,) bool, the members that were there before; None if there are none.
@@ -183,7 +184,8 @@ class MemberIndex:
         """
         raw = [os.fsencode(name) for name in names]
         labels = [member.label for member in members]
-        times = np.array([member.time_ns for member in members], dtype=np.int64)
+        at = [member.time_ns if 0 < member.time_ns < 1 << 63 else 0 for member in members]
+        times = np.array(at, dtype=np.int64)
         known = any(label is not None for label in labels)
         return cls(
             b"".join(raw),

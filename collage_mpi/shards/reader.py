@@ -14,6 +14,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,13 @@ class Growth:
     Attributes:
         again: global indices of pictures that have other bytes.
         touched: global indices of pictures to try again if they have no answer.
-        new, removed: numbers of pictures.
+        removed: number of pictures.
         renamed: pictures have another name, or were gone and are there again.
         lines: for each source what an update would do.
     """
 
     again: list[int] = field(default_factory=list)
     touched: list[int] = field(default_factory=list)
-    new: int = 0
     removed: int = 0
     renamed: bool = False
     lines: list[str] = field(default_factory=list)
@@ -81,7 +81,6 @@ class Growth:
         """Add what an update does with a source. `at`: (n,) global indices of its known rows."""
         self.again += at[found.again].tolist()
         self.touched += at[found.touched].tolist()
-        self.new += len(found.more)
         self.removed += found.removed
         self.renamed |= found.renamed
 
@@ -629,7 +628,8 @@ def _lists_of(
     infos: Sequence[ShardInfo], known: Sequence[Mapping[str, Any]], indexes: Path
 ) -> Iterator[tuple[ShardInfo, list[int], list[MemberIndex]]]:
     """Yields the sources that the run has lists of: the source, the numbers of its shards in the
-    run, and their lists. It has the same path, or at least a picture in common."""
+    run, and their lists. It has the same path, or pictures in common: of several such sources it is
+    the one with the most, and then the one whose path ends most alike."""
     groups: dict[str, list[tuple[int, MemberIndex]]] = defaultdict(list)
     for number, entry in enumerate(known):
         index = MemberIndex.load(indexes / f"{content_of(entry)}.npz")
@@ -637,15 +637,22 @@ def _lists_of(
             groups[entry.get("path") or ""].append((number, index))
     infos = [info for info in infos if info.members is not None]
     pairs = [(info, str(info.path)) for info in infos if str(info.path) in groups]
-    taken = {path for _, path in pairs}
-    for info in infos:
-        for path in groups.keys() - taken if str(info.path) not in taken else ():
-            old = MemberIndex.joined([index for _, index in groups[path]])
+    stay = {path for _, path in pairs}
+    moved = []  # (pictures that are the same, how alike the paths end), source, its path in the run
+    for path in [path for path in groups if path not in stay]:
+        old = MemberIndex.joined([index for _, index in groups[path]])
+        for info in infos:
             assert info.members is not None
-            if (compare(old, info.members).found >= 0).any():
-                pairs.append((info, path))
-                taken.add(path)
-                break
+            if str(info.path) in stay:
+                continue
+            changes = compare(old, info.members)
+            if (there := changes.found >= 0).any():
+                ends = zip(reversed(path), reversed(str(info.path)), strict=False)
+                alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))
+                moved.append(((int((there & ~changes.changed).sum()), alike), info, path))
+    for _, info, path in sorted(moved, key=lambda each: each[0], reverse=True):
+        if all(info is not one and path != was for one, was in pairs):
+            pairs.append((info, path))
     for info, path in pairs:
         numbers, lists = zip(*groups[path], strict=True)
         yield info, [*numbers], [*lists]

@@ -40,7 +40,7 @@ class Changes(NamedTuple):
 
     Attributes:
         found: (n,) int64, for each row of the old list its row in the new one; -1: it is gone.
-        changed: (n,) bool, the picture has other bytes, as far as is known.
+        changed: (n,) bool, the picture has other bytes, as far as is known, or another label.
         by_time: (n,) bool, those of them that only have another time.
         touched: (n,) bool, the picture has another time, whatever its bytes.
         new: (k,) int64, rows of the new list that are in no row of the old one.
@@ -80,6 +80,8 @@ def compare(old: MemberIndex, new: MemberIndex, *, content: bool = False) -> Cha
         later = there & (abs(old.times) != abs(new.times[found]))
         touched = later | there & (old.times < 0)
     mended, faulty = there & was & ~now[found], there & was & now[found]
+    if old.labels is not None and new.labels is not None:  # the row has its label
+        mended |= there & ~now[found] & (old.labels != new.labels[found])
     by_time = touched & ~known & ~sized & ~mended & ~faulty
     changed = ((known & ~same) | (~known & (sized | touched)) | mended) & ~faulty
     return Changes(found, changed, by_time, (later | changed) & ~faulty, np.array(left, np.int64))

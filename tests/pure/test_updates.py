@@ -6,6 +6,7 @@ import os
 import random
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,14 @@ import pytest
 from jobs_by_hand import GOOD, Job, answer_to
 
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.job.plan import make_plan
+from collage_mpi.job.run import next_run
+from collage_mpi.ledger.reading import runs
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.export import NameBook
+from collage_mpi.shards import ShardSet, write_shard
 from collage_mpi.shards.members import FRESH_NS, Member, MemberIndex
+from collage_mpi.shards.reader import as_before
 from collage_mpi.shards.update import AGAIN, SAME, Update, compare, update
 
 PLAYS = 3
@@ -284,7 +290,7 @@ def test_a_job_refuses_what_is_no_update(tmp_path) -> None:
     assert Job(tmp_path / "moved", out, Update()).mine is None  # the same names
 
 
-def test_a_pruned_picture_that_comes_back_is_classified_again(tmp_path) -> None:
+def test_a_pruned_picture_that_comes_back_is_new(tmp_path, monkeypatch) -> None:
     folder, out = Folder(tmp_path / "photos", 0), tmp_path / "run"
     out.mkdir()
     job = Job(folder.root, out).begin()
@@ -293,7 +299,148 @@ def test_a_pruned_picture_that_comes_back_is_classified_again(tmp_path) -> None:
     (folder.root / name).rename(tmp_path / "aside")
     assert Job(folder.root, out, Update(prune=True)).mine is None
     (tmp_path / "aside").rename(folder.root / name)
-    job = Job(folder.root, out, Update()).begin()
+    told: list[str] = []
+    monkeypatch.setattr("collage_mpi.job.run.tell", lambda text, *_: told.append(text))
+    job = Job(folder.root, out, Update())
+    next_run(job.plan, job.store, job.ask, say=True)
+    assert told == ["update: 1 new, 0 changed, 0 tried again, 0 removed, 4 unchanged"]
+    job.begin()
     assert len(job.lacking) == 1
     job.do(job.lacking)
     check(folder, out, prune=False)
+
+
+def test_sources_that_moved_together_keep_their_rows(tmp_path, monkeypatch) -> None:
+    """Their pictures have the same names and sizes, and either times or paths differ."""
+    monkeypatch.setattr("collage_mpi.shards.source.HASH_LIMIT_BYTES", 0)
+    for case, (later_ns, names) in enumerate([(1, "cd"), (0, "ab")]):
+        top, entries = tmp_path / f"{case}", []
+        for number, name in enumerate("ab"):
+            (top / "was" / name).mkdir(parents=True)
+            for row in range(3):
+                file = top / "was" / name / f"{row}.png"
+                file.write_bytes(GOOD)
+                os.utime(file, ns=(10**18, 10**18 + later_ns * number * (row > 0)))
+        with ShardSet.open([top / "was" / name for name in "ab"]) as shards:
+            shards.save_indexes(top / "indexes")
+            for info in shards.infos[::-1]:  # the run has them in another order
+                assert info.members is not None
+                about = {"path": str(info.path), "fingerprint": info.fingerprint, "count": 3}
+                entries.append({**about, "content": info.members.content})
+        (top / "is").mkdir()
+        for name, new in zip("ab", names, strict=True):
+            (top / "was" / name).rename(top / "is" / new)
+        found = as_before(
+            ShardSet.open([top / "is" / name for name in names]), entries, top / "indexes", Update()
+        )
+        assert [info.path.name for info in found.infos] == [*names[::-1]]
+        assert not found.growth.again
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+def test_an_update_that_began_while_another_one_listed_the_input_is_not_joined(
+    at_work, tmp_path, monkeypatch
+) -> None:
+    """Else its rows would have the numbers of other pictures."""
+    folder, out = Folder(tmp_path / "photos", 0), tmp_path / "run"
+    out.mkdir()
+    job = Job(folder.root, out).begin()
+    job.do(job.lacking)
+    folder.write("m.png", GOOD + b"m")
+
+    def slowly(*args, **more):
+        monkeypatch.undo()
+        other = Job(folder.root, out, Update(), "b" * 32).begin()
+        other.do([] if at_work else other.lacking)
+        folder.write("0.png", GOOD + b"0")  # comes before m.png
+        return make_plan(*args, **more)
+
+    monkeypatch.setattr("jobs_by_hand.make_plan", slowly)
+    with pytest.raises(EnvironmentFault, match="another job has updated the run meanwhile"):
+        Job(folder.root, out, Update())
+    for _ in range(2):
+        job = Job(folder.root, out, Update()).begin()
+        job.do(job.lacking or [])
+        if not at_work:
+            break
+    check(folder, out, prune=False)
+
+
+@pytest.mark.parametrize("time_ns", [-(10**18), 10**19])
+def test_a_picture_of_a_time_that_no_clock_has_is_read(time_ns, tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    folder = Folder(tmp_path / "photos", 0)
+    about = Member("a", "a", 5, time_ns=time_ns)
+    times = MemberIndex.of([about, Member("b", "b", 5, time_ns=7)], ["a", "b"]).times
+    assert times is not None
+    assert times.tolist() == [0, 7]
+    if time_ns < 0:  # not all file systems keep the other one
+        os.utime(folder.root / folder.some(), ns=(time_ns, time_ns))
+    job = Job(folder.root, tmp_path / "run").begin()
+    job.do(job.lacking)
+    check(folder, tmp_path / "run", prune=False)
+
+
+@pytest.mark.parametrize(("limit", "fresh"), [(0, False), (0, True), (1 << 20, False)])
+def test_what_was_said_of_touched_pictures_is_said_once(
+    limit, fresh, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("collage_mpi.shards.source.HASH_LIMIT_BYTES", limit)
+    folder, out = Folder(tmp_path / "photos", 1), tmp_path / "run"
+    out.mkdir()
+    clock = SimpleNamespace(time_ns=folder.time_ns, monotonic_ns=time.monotonic_ns)
+    monkeypatch.setattr("collage_mpi.shards.source.time", clock)
+
+    def touch(at: int) -> None:
+        for name in folder.there:
+            os.utime(folder.root / name, ns=(at, at))
+
+    touch(folder.now_ns + 10**10 if fresh else 10**18)
+    job = Job(folder.root, out).begin()
+    job.do(job.lacking, ())
+    if not fresh:
+        touch(10**18 + 1)
+    before = len(runs(job.store))
+    assert Job(folder.root, out, Update(touched=SAME)).mine is None
+    assert len(runs(job.store)) == before + 1
+    later = Job(folder.root, out, Update())
+    assert later.mine is None
+    assert len(runs(job.store)) == before + 1  # so that no ranks start for it
+    assert not later.plan.shards.growth.touched
+
+
+def test_a_picture_of_another_label_gets_another_row() -> None:
+    """Its row has the label. It is so also of --touched same, and not of one that has a fault."""
+    bad = ("a", 0, 0, "leads nowhere")
+    for digests, rows in ((True, (A, B)), (False, (A, B)), (True, (bad, B))):
+        old, new = (
+            replace(listed(*rows, digests=digests), labels=np.array(labels))
+            for labels in ([0, 1], [1, 1])
+        )
+        again = update("", old, new, Update(touched=SAME, content=True)).again.tolist()
+        assert again == ([] if rows[0] is bad else [0])
+        assert not len(update("", old, replace(new, labels=None), Update()).again)
+    later = replace(listed(("a", 5, 51, 1), B, digests=False), labels=np.array([1, 1]))
+    old = replace(listed(A, B, digests=False), labels=np.array([0, 1]))
+    assert update("", old, later, Update(touched=SAME)).again.tolist() == [0]
+
+
+def test_a_source_that_came_later_and_is_gone_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ShardSet, "read_files_checked", lambda *_: ([GOOD], None))
+    folder, out = tmp_path / "shards", tmp_path / "run"
+    for place in (folder, out):
+        place.mkdir()
+    pixels = np.zeros((2, 8, 8, 3), np.uint8)
+    write_shard(folder / "a.h5", pixels)
+    job = Job(folder, out).begin()
+    job.do(job.lacking or [])
+    write_shard(folder / "b.h5", pixels + 1)
+    told: list[str] = []
+    monkeypatch.setattr("collage_mpi.job.run.tell", lambda text, *_: told.append(text))
+    job = Job(folder, out, Update())
+    next_run(job.plan, job.store, job.ask, say=True)
+    assert told == ["update: 2 new, 0 changed, 0 tried again, 0 removed, 2 unchanged"]
+    job.begin()
+    (folder / "b.h5").unlink()
+    with pytest.raises(EnvironmentFault, match=r"the run has images of .*b\.h5 that this job has"):
+        Job(folder, out, Update())
