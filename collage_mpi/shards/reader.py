@@ -678,11 +678,12 @@ def _same_name(bad: Sequence[BadShard], entry: Mapping[str, Any]) -> BadShard | 
 
 def _unreadable(like: ShardInfo, bad: BadShard, entry: Mapping[str, Any]) -> ShardInfo:
     """The description of a bad shard: path, count and fingerprint are its own, the rest is copied
-    from another shard."""
+    from another shard. It has no members that could be compared."""
     return dataclasses.replace(
         like,
         path=bad.path,
         count=entry["count"],
         fingerprint=entry["fingerprint"],
         stamp=None,
+        members=None,
     )

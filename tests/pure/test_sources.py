@@ -27,7 +27,7 @@ from pictures import (
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, EnvironmentFault, ShardFault, UsageError
 from collage_mpi.job.row_reader import RowReader, described
-from collage_mpi.shards import ShardSet, members
+from collage_mpi.shards import ShardSet, members, write_shard
 from collage_mpi.shards import source as shards_source
 from collage_mpi.shards.inputs import expand_paths, ids_of, source_class
 from collage_mpi.shards.members import Member, MemberIndex
@@ -521,6 +521,21 @@ def test_a_run_that_goes_on_resizes_pictures_as_it_began(tmp_path, files) -> Non
     larger = ReadAs(PictureFit(20))
     with as_before(read(tmp_path / "photos", larger), known, tmp_path) as again:
         assert again.fit == larger.fit.text()  # of another size: the run's settings say so
+
+
+def test_a_shard_that_is_lost_beside_pictures_is_not_taken_for_pictures(tmp_path, files) -> None:
+    pixels, labels = np.ones((3, *FIT.shape), np.uint8), np.zeros(3, np.int64)
+    write_shard(tmp_path / "pixels.h5", pixels, labels, class_names=CLASSES)
+    paths = [tmp_path / "photos", tmp_path / "pixels.h5"]
+    with ShardSet.open(paths, read_as=AS) as found:
+        known = [
+            {"path": str(i.path), "fingerprint": i.fingerprint, "count": i.count}
+            for i in found.infos
+        ]
+    paths[1].write_bytes(b"damaged")
+    with as_before(ShardSet.open(paths, skip_bad=True, read_as=AS), known, tmp_path) as again:
+        assert list(again.lost) == [1]
+        assert again.gone().tolist() == [False] * (COUNT + 3)
 
 
 def test_inspect_tells_what_a_source_holds(tmp_path, files, capsys) -> None:
