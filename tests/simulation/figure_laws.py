@@ -93,8 +93,10 @@ def _of_time(run: Run, cold: np.ndarray, warm: np.ndarray) -> Json:
         found["price/images_per_s"] = done / seconds
         found["price/rank_seconds_per_image"] = seconds * len(world) / done
     hosts = len({member["host"] for member in world})
-    found["price/ranks"], found["cost/hosts"] = len(world), hosts
-    found["cost/node_hours"] = entry["final"]["seconds"] * hosts / 3600
+    found["price/ranks"] = len(world)
+    if "seconds" in entry["final"]:  # the last words may have met a disk error
+        found["cost/hosts"] = hosts
+        found["cost/node_hours"] = entry["final"]["seconds"] * hosts / 3600
     if run.manifest["open_loop"] and len(cold) > 1:
         last_ns = cold["t0_ns"].max()
         served = int((cold["t0_ns"] + cold["latency_ns"] <= last_ns).sum())
