@@ -21,13 +21,6 @@ unset PYTHONDONTWRITEBYTECODE
 
 say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
-# Tests write small files and wait for the disk to have them, half of their time where it is slow: they
-# do it in memory where there is room, but for hosts and Slurm's nodes, which have their own.
-memory=
-if (($(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1 || echo 0) > 4 << 20)); then
-    memory=$(mktemp -d /dev/shm/collage-mpi-tests-XXXXXX)
-fi
-
 first=.venv-mpich
 # make_venv MPI [EXTRA]: an environment with that MPI, installed anew only when something changed.
 make_venv() {
@@ -68,6 +61,12 @@ make_venv mpich "docs$fuse"
 failed=$(mktemp)
 skipped=$(mktemp)
 said=$(mktemp -d)   # by what runs in the background
+# Tests write small files, and wait for the disk to have them. They write them to memory where there is
+# room, but for tests of hosts and of Slurm's nodes, whose memory is their own.
+memory=
+if (($(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1 || echo 0) > 4 << 20)); then
+    memory=$(mktemp -d /dev/shm/collage-mpi-tests-XXXXXX)
+fi
 running=()          # there, until it was waited for
 trap 'rm -rf "$failed" "$skipped" "$said" "$memory"; ((${#running[@]} == 0)) || kill "${running[@]}"' EXIT
 check() {
