@@ -92,7 +92,7 @@ def of_each_kind(root: Path, limit: int, fit: PictureFit, folder: Path) -> dict[
     import zarr
 
     listing = list_folder(root)
-    paths = [Path(member.path) for member in listing.members[:limit]]
+    paths = [Path(listing.file(row)) for row in range(min(limit, len(listing.index)))]
     kinds = {"files": folder / "files.txt", "tar": folder / "a.tar"}
     kinds["files"].write_text("".join(f"{path.absolute()}\n" for path in paths))
     with tarfile.open(kinds["tar"], "w") as tar:
@@ -153,8 +153,7 @@ def bytes_of(path: Path, limit: int) -> int:
     if path.suffix == ".zarr":
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if path.is_dir():
-        members = list_folder(path).members[:limit]
-        return sum(member.nbytes for member in members)
+        return int(list_folder(path).index.sizes[:limit].sum())
     return path.stat().st_size
 
 

@@ -223,7 +223,7 @@ def _tell(
     made = [report for report in reports if report.made]
     height, width, channels = jobs[0].recipe.fit.shape
     classes = "no labels"
-    if any(member.label is not None for member in listing.members):
+    if listing.index.labels is not None:
         classes = "classes by number" if listing.class_names is None else ""
         classes = classes or f"{len(listing.class_names or ())} classes"
     lines = [

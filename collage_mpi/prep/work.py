@@ -407,7 +407,7 @@ def plan_shards(listing: Listing, recipe: Recipe, out: Path, prefix: str) -> lis
     Raises:
         DataFault: there are too few pictures for the split.
     """
-    order = np.arange(len(listing.members))
+    order = np.arange(len(listing.index))
     if recipe.seed is not None:
         np.random.default_rng([recipe.seed, 4]).shuffle(order)
     order = order[: recipe.limit]
@@ -425,7 +425,7 @@ def plan_shards(listing: Listing, recipe: Recipe, out: Path, prefix: str) -> lis
     for folder, rows in parts.items():
         paths = shard_paths(folder, prefix, len(rows), recipe.images_per_shard)
         for path, own in zip(paths, np.array_split(rows, len(paths)), strict=True):
-            members = tuple(listing.members[row] for row in own.tolist())
+            members = listing.members(own.tolist())
             digest = recipe_digest(members, listing.class_names, recipe)
             jobs.append(ShardJob(path, members, listing.class_names, recipe, digest))
     return jobs

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.shards.members import Listing, Member, list_bytes, name_text
+from collage_mpi.shards.members import Listing, Member, MemberIndex, list_bytes, name_text
 from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.source import MemberSource, ReadAs
@@ -94,35 +96,42 @@ def list_folder(
     """
     if not os.path.isdir(root):
         raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
-    seen = _Seen(root)
-    loose, folders = _scan(root, seen)
-    above = (os.path.realpath(root),)
-    found = {entry.name: list(_walk(Path(entry.path), seen, above)) for entry in folders}
-    found = {name: entries for name, entries in found.items() if entries}
-    if not loose and not found:
+    seen, found = _Seen(root), list[str]()  # the folders with pictures
+    loose, folders = _scan(str(root), seen)
+
+    def entries() -> Iterator[tuple[int | None, os.DirEntry[str]]]:
+        yield from ((None, entry) for entry in loose)
+        for folder in folders:
+            for entry in _walk(folder.path, seen, (os.path.realpath(root),)):
+                if found[-1:] != [folder.name]:
+                    found.append(folder.name)
+                yield len(found) - 1, entry
+
+    start = len(os.path.join(root, ""))
+    index = MemberIndex.of(
+        (entry.path[start:], _member(entry, number)) for number, entry in entries()
+    )
+    if not len(index):
         raise DataFault(f"{root}: no picture below it. Pictures end in {', '.join(SUFFIXES)}.")
     known = None if names is None else tuple(names)
-    classes, notes = known, seen.warnings()
-    numbers: dict[str, int | None] = dict.fromkeys(found)
+    classes, notes, numbers = known, seen.warnings(), list[int]()
     if found and labels:
-        why = _no_classes(loose, sorted(found), known)
+        why = _no_classes(loose, found, known)
         if why and strict:
             raise DataFault(f"{root}: {why}")
         if why:
             notes = (f"{root}: {why}. The pictures are read without labels", *notes)
         else:
-            classes = known or tuple(map(name_text, sorted(found)))
-            notes = (*_warn_of_splits(root, sorted(found)), *notes)
+            classes = known or tuple(map(name_text, found))
+            notes = (*_warn_of_splits(root, found), *notes)
             if known is None and not strict:
                 shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
                 advice = "if they are none, give --input-labels none"
                 notes = (f"{root}: its folders are taken for classes ({shown}); {advice}", *notes)
-            numbers |= {name: classes.index(name_text(name)) for name in found}
-    members = [_member(entry, root, None) for entry in loose]
-    for name in sorted(found):
-        members += [_member(entry, root, numbers[name]) for entry in found[name]]
-    names_in_root = tuple(os.path.relpath(member.path, root) for member in members)
-    return Listing(tuple(members), classes, notes, names_in_root)
+            numbers = [classes.index(name_text(name)) for name in found]
+    own = np.array(numbers)[index.labels] if numbers else None
+    index = replace(index, labels=own)
+    return Listing(index, lambda row: os.path.join(root, index.name(row)), classes, notes)
 
 
 def _no_classes(
@@ -158,7 +167,7 @@ def _warn_of_splits(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _scan(folder: Path, seen: _Seen) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+def _scan(folder: str, seen: _Seen) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
     """(pictures, folders) directly in a folder, sorted by name. Skipped entries are noted in
     `seen`.
 
@@ -182,11 +191,11 @@ def _scan(folder: Path, seen: _Seen) -> tuple[list[os.DirEntry[str]], list[os.Di
     return files, folders
 
 
-def _walk(folder: Path, seen: _Seen, above: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
+def _walk(folder: str, seen: _Seen, above: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
     """Yields the pictures below a folder. `above`: the real paths of the folders that hold it."""
     real = os.path.realpath(folder)
     if real in above:
-        seen.note(LOOP, str(folder))
+        seen.note(LOOP, folder)
         return
     files, folders = _scan(folder, seen)
     if real in seen.folders and files:
@@ -194,7 +203,7 @@ def _walk(folder: Path, seen: _Seen, above: tuple[str, ...]) -> Iterator[os.DirE
     seen.folders.add(real)
     yield from files
     for entry in folders:
-        yield from _walk(Path(entry.path), seen, (*above, real))
+        yield from _walk(entry.path, seen, (*above, real))
 
 
 def _is_broken(entry: os.DirEntry[str]) -> bool:
@@ -205,12 +214,11 @@ def _name(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 
-def _member(entry: os.DirEntry[str], root: Path, label: int | None) -> Member:
-    name = name_text(os.path.relpath(entry.path, root))
+def _member(entry: os.DirEntry[str], label: int | None) -> Member:
     if _is_broken(entry):
-        return Member(name, entry.path, 0, 0, label, "a link that leads nowhere")
+        return Member(entry.name, entry.path, 0, 0, label, "a link that leads nowhere")
     about = entry.stat()
-    return Member(name, entry.path, about.st_size, 0, label, time_ns=about.st_mtime_ns)
+    return Member(entry.name, entry.path, about.st_size, 0, label, time_ns=about.st_mtime_ns)
 
 
 def is_picture(name: str) -> bool:
@@ -258,14 +266,17 @@ class ListSource(MemberSource):
         if not names:
             raise DataFault(f"{path}: names no picture; needed: the path of one picture a line")
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            members = [*pool.map(_named, [cls._file(path, name) for name in names], names)]
+            members = pool.map(_named, [cls._file(path, name) for name in names], names)
+            index = MemberIndex.of(zip(names, members, strict=True))
         doubles = [name for name, count in Counter(names).items() if count > 1]
         notes = [
             f"{path}: {counted(len(names) - len(set(names)), 'line')} for a picture that was named "
             f"before, such as {name_text(name)}: it is read for each"
             for name in doubles[:1]
         ]
-        return Listing(tuple(members), read_as.class_names, tuple(notes), names=tuple(names))
+        return Listing(
+            index, lambda row: cls._file(path, names[row]), read_as.class_names, tuple(notes)
+        )
 
     @classmethod
     def _file(cls, path: Path, name: str) -> str:
@@ -337,8 +348,9 @@ def list_tars(
         raise LabelFault(f"{samples[0][0].id}: {samples[0][0].fault}")
     found, classes = _resolve(good, None if names is None else tuple(names))
     numbers = iter(found)
-    members = (m if m.fault else replace(m, label=next(numbers)) for m, _ in samples)
-    return Listing(tuple(members), classes)
+    members = [m if m.fault else replace(m, label=next(numbers)) for m, _ in samples]
+    index = MemberIndex.of((member.id, member) for member in members)
+    return Listing(index, lambda row: members[row].path, classes)
 
 
 def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator[Sample]:

@@ -9,8 +9,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -175,27 +176,33 @@ class MemberIndex:
     gone: np.ndarray | None = None
 
     @classmethod
-    def of(cls, members: Sequence[Member], names: Sequence[str], listed_ns: int = 0) -> MemberIndex:
-        """Pack members. If members have labels, those with a fault get label 0.
+    def of(cls, members: Iterable[tuple[str, Member]]) -> MemberIndex:
+        """Pack members one by one. If members have labels, those without one get label 0.
 
         Args:
-            names: of the members, by which the source finds them again.
-            listed_ns: Unix time when the list was begun.
+            members: (the name by which the source finds the member again, the member).
         """
-        raw = [os.fsencode(name) for name in names]
-        labels = [member.label for member in members]
-        at = [member.time_ns if 0 < member.time_ns < 1 << 63 else 0 for member in members]
-        times = np.array(at, dtype=np.int64)
-        known = any(label is not None for label in labels)
-        return cls(
-            b"".join(raw),
-            np.cumsum([len(name) for name in raw], dtype=np.int64),
-            np.array([member.offset for member in members], dtype=np.int64),
-            np.array([member.nbytes for member in members], dtype=np.int64),
-            np.array([label or 0 for label in labels], dtype=np.int64) if known else None,
-            {row: one.fault for row, one in enumerate(members) if one.fault is not None},
-            np.where(times > listed_ns - FRESH_NS, -times, times) if listed_ns else times,
-        )
+        names, faults = bytearray(), dict[int, str]()
+        ends, offsets, sizes, labels, times = (array("q") for _ in range(5))
+        for row, (name, member) in enumerate(members):
+            names += os.fsencode(name)
+            ends.append(len(names))
+            offsets.append(member.offset)
+            sizes.append(member.nbytes)
+            labels.append(-1 if member.label is None else member.label)
+            times.append(member.time_ns if 0 < member.time_ns < 1 << 63 else 0)
+            if member.fault is not None:
+                faults[row] = member.fault
+        columns = [np.asarray(each, np.int64) for each in (ends, offsets, sizes, labels, times)]
+        own = columns[3].clip(0) if (columns[3] >= 0).any() else None
+        return cls(bytes(names), *columns[:3], own, faults, columns[4])
+
+    def listed_at(self, listed_ns: int) -> MemberIndex:
+        """The list, with times below 0 for what may change without another time. `listed_ns`: Unix
+        time when the list was begun."""
+        assert self.times is not None
+        fresh = self.times > listed_ns - FRESH_NS
+        return replace(self, times=np.where(fresh, -self.times, self.times))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -205,6 +212,18 @@ class MemberIndex:
         start = int(self.ends[row - 1]) if row else 0
         return os.fsdecode(self.names[start : int(self.ends[row])])
 
+    def member(self, row: int, file: str) -> Member:
+        """The member at a row. `file`: the path or URL of the file that holds it."""
+        return Member(
+            name_text(self.name(row)),
+            file,
+            int(self.sizes[row]),
+            int(self.offsets[row]),
+            None if self.labels is None else int(self.labels[row]),
+            self.faults.get(row),
+            0 if self.times is None else int(self.times[row]),
+        )
+
     def texts(self) -> Texts:
         """All names as valid UTF-8 text, for results."""
         return Texts(len(self), lambda row: name_text(self.name(row)))
@@ -212,16 +231,16 @@ class MemberIndex:
     def digest(self) -> str:
         """SHA-256 of names, offsets and sizes, from which labels and faults follow."""
         found = hashlib.sha256(self.names)
-        for array in (self.ends, self.offsets, self.sizes):
-            found.update(array.astype("<i8").tobytes())
+        for column in (self.ends, self.offsets, self.sizes):
+            found.update(column.astype("<i8").tobytes())
         return found.hexdigest()
 
     @cached_property
     def content(self) -> str:
         """SHA-256 of all that the list says."""
         found = hashlib.sha256(self.digest().encode())
-        for array in (self.labels, self.times, self.digests, self.gone):
-            found.update(b"-" if array is None else array.tobytes())
+        for column in (self.labels, self.times, self.digests, self.gone):
+            found.update(b"-" if column is None else column.tobytes())
         found.update(json.dumps([*self.faults.items()]).encode())
         return found.hexdigest()
 
@@ -316,17 +335,16 @@ class Listing:
     a fault.
 
     Attributes:
+        file: returns the path or URL of the file that holds the picture of a row.
         class_names: name of class 0, 1, ...; None if there are none.
         warnings: sentences for the user.
-        names: of the pictures, by which the source finds them again; () if these are their ids.
     """
 
-    members: tuple[Member, ...]
+    index: MemberIndex
+    file: Callable[[int], str]
     class_names: tuple[str, ...] | None
     warnings: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
 
-    def index(self, listed_ns: int = 0) -> MemberIndex:
-        """The members as arrays; see `MemberIndex.of`."""
-        names = self.names or [one.id for one in self.members]
-        return MemberIndex.of(self.members, names, listed_ns)
+    def members(self, rows: Iterable[int]) -> tuple[Member, ...]:
+        """The pictures of some rows."""
+        return tuple(self.index.member(row, self.file(row)) for row in rows)

@@ -368,7 +368,7 @@ class MemberSource(PictureSource):
         """The description of a source, and what to warn of."""
         listed_ns = time.time_ns()
         listing = cls.listed(path, read_as)
-        index = listing.index(listed_ns)
+        index = listing.index.listed_at(listed_ns)
         before = read_as.before.get(str(path))
         digests = digests_of(
             index, lambda row: cls._member(path, index, row), before, content=read_as.content
@@ -402,10 +402,9 @@ class MemberSource(PictureSource):
         return about.members
 
     @classmethod
-    def _member(cls, path: Path, index: MemberIndex, row: int) -> Member:
-        name, fault = index.name(row), index.faults.get(row)
-        size, offset = int(index.sizes[row]), int(index.offsets[row])
-        return Member(name, cls._file(path, name), size, offset, fault=fault)
+    def _member(cls, path: Path, index: MemberIndex, row: int, time_ns: int = 0) -> Member:
+        """The member at a row. `time_ns`: the time that its file must have; 0: any."""
+        return replace(index.member(row, cls._file(path, index.name(row))), time_ns=time_ns)
 
     def _times_here(self) -> np.ndarray | None:
         """The times that the files must have, (n,) int64 in ns; None if this host has other copies
@@ -424,10 +423,8 @@ class MemberSource(PictureSource):
         found: list[bytes | None] = []
         for row in rows.tolist():
             try:
-                member = self._member(self.path, self._members, row)
-                if self._times is not None:
-                    member = replace(member, time_ns=int(self._times[row]))
-                found.append(read_member(member))
+                time_ns = 0 if self._times is None else int(self._times[row])
+                found.append(read_member(self._member(self.path, self._members, row, time_ns)))
             except UnreadablePicture as fault:
                 there = url_of(self.path) or os.path.exists(self.path)
                 if not there:  # the whole source is gone, not one picture

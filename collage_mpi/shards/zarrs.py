@@ -108,7 +108,7 @@ class ZarrSource(Source):
             return hashlib.sha256(f"{about} {part}".encode()).hexdigest()
         files = sorted(os.path.join(top, f) for top, _, found in os.walk(folder) for f in found)
         members = [Member(os.path.relpath(f, folder), f, os.path.getsize(f)) for f in files]
-        index = MemberIndex.of(members, [member.id for member in members])
+        index = MemberIndex.of((member.id, member) for member in members)
         index = replace(index, digests=digests_of(index, members.__getitem__))
         return hashlib.sha256(f"{fingerprint_of(index)} {part}".encode()).hexdigest()
 

@@ -548,7 +548,7 @@ def _sources(folder: Path, files: list[bytes]) -> list[Reader]:
     packed = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), packed)
     members = [Member("a.jpg", "a.jpg", 3, label=1), Member("b", "b", 0, fault="none")]
-    MemberIndex.of(members, ["a.jpg", "b"]).save(folder / "index.npz")
+    MemberIndex.of(zip(["a.jpg", "b"], members, strict=True)).save(folder / "index.npz")
     (folder / "a.jpg").write_bytes(files[0])
     return [
         Reader("parquet", [packed.getvalue()], _from_file(folder / "p.parquet", read), USER),

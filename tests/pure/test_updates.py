@@ -36,7 +36,8 @@ def listed(*members: tuple, digests: bool = True, listed_ns: int = 0) -> MemberI
         Member(name, name, size, time_ns=time_ns, fault=about if isinstance(about, str) else None)
         for name, size, time_ns, about in members
     ]
-    index = MemberIndex.of(found, [each.id for each in found], listed_ns)
+    index = MemberIndex.of((each.id, each) for each in found)
+    index = index.listed_at(listed_ns) if listed_ns else index
     raw = [DIGEST % (0 if isinstance(about, str) else about) for *_, about in members]
     rows = [np.frombuffer(each, np.uint8) * any(each != b"0"[0] for each in each) for each in raw]
     index.__dict__["digests"] = np.array(rows, np.uint8) if digests else None
@@ -371,7 +372,7 @@ def test_a_picture_of_a_time_that_no_clock_has_is_read(time_ns, tmp_path) -> Non
     (tmp_path / "run").mkdir()
     folder = Folder(tmp_path / "photos", 0)
     about = Member("a", "a", 5, time_ns=time_ns)
-    times = MemberIndex.of([about, Member("b", "b", 5, time_ns=7)], ["a", "b"]).times
+    times = MemberIndex.of([("a", about), ("b", Member("b", "b", 5, time_ns=7))]).times
     assert times is not None
     assert times.tolist() == [0, 7]
     if time_ns < 0:  # not all file systems keep the other one
