@@ -193,9 +193,16 @@ class MemberIndex:
             times.append(member.time_ns if 0 < member.time_ns < 1 << 63 else 0)
             if member.fault is not None:
                 faults[row] = member.fault
-        columns = [np.asarray(each, np.int64) for each in (ends, offsets, sizes, labels, times)]
-        own = columns[3].clip(0) if (columns[3] >= 0).any() else None
-        return cls(bytes(names), *columns[:3], own, faults, columns[4])
+        given = np.asarray(labels, np.int64)
+        return cls(
+            bytes(names),
+            np.asarray(ends, np.int64),
+            np.asarray(offsets, np.int64),
+            np.asarray(sizes, np.int64),
+            given.clip(0) if (given >= 0).any() else None,
+            faults,
+            np.asarray(times, np.int64),
+        )
 
     def listed_at(self, listed_ns: int) -> MemberIndex:
         """The list, with times below 0 for what may change without another time. `listed_ns`: Unix
