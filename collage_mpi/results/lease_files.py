@@ -66,7 +66,9 @@ class LeaseFiles:
         """
         first, name = self._run.first, rows_name(cell.start)
         parts = without(last_rows(cell.parts), ((first, first + sp.count(self._run.again)),))
-        if parts and not (self._out / name).exists():
+        if parts and (self._out / name).exists():
+            store.sync_folder(name)  # who made it may have died, or had an error, before
+        elif parts:
             with suppress(DataFault):
                 store.link(name, self._content(parts, alive), self.goes_on)
 
@@ -81,6 +83,7 @@ class LeaseFiles:
         for start, parts in closed(self._store).items():
             if start in homes:
                 self.mend(start, parts, alive, self.goes_on)
+        self._store.sync_folder(rows_name(first))  # as in `make`
 
     def mend(
         self,

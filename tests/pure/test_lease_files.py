@@ -460,7 +460,7 @@ def test_positions_lie_in_the_file_of_the_row_that_they_replace() -> None:
     }
 
 
-def test_the_content_that_is_there_first_stays(tmp_path: Path) -> None:
+def test_the_content_that_is_there_first_stays(tmp_path: Path, monkeypatch) -> None:
     """Two jobs may make a file at once: one link is made."""
     (tmp_path / "parts").mkdir()
     store = FolderStore(tmp_path)
@@ -478,8 +478,11 @@ def test_the_content_that_is_there_first_stays(tmp_path: Path) -> None:
     raw = (tmp_path / "rows/0.parquet").read_bytes()
     assert alive
     (tmp_path / "parts" / name).unlink()
+    synced: list[str] = []
+    monkeypatch.setattr(store, "sync_folder", synced.append)
     made.make(store, cell, lambda: None)  # it is there: no part is read
     assert (tmp_path / "rows/0.parquet").read_bytes() == raw
+    assert synced == ["rows/0.parquet"]  # who made it may have had no time for it
     (tmp_path / "rows/0.parquet").unlink()
     with pytest.raises(FileNotFoundError):
         made.make(store, cell, lambda: None)

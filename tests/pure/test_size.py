@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 35_866, "analysis": 5_354, "tests": 50_210}
+LINES = {"collage_mpi": 35_869, "analysis": 5_354, "tests": 50_213}
 GUIDE_WORDS = 23_290  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 6_142
 NO_CODE = {
