@@ -1,4 +1,4 @@
-"""What version 1.0.0 promised (docs/compatibility.md): its files are read, its names are there.
+"""What version 1.0.0 promised (docs/results.md): its files are read, its names are there.
 
 `fixtures/formats_1_0_0` holds a file of each format, as that version wrote it, and promises.json
 with its commands, flags, exit codes, columns and public names. None of them may be made anew once
