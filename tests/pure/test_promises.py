@@ -90,8 +90,8 @@ def test_a_shard_is_read() -> None:
 
 
 def program(of: int) -> str:
-    """A program of the part `Old shards` of docs/inputs.md."""
-    part = (KEPT.parents[2] / "docs/inputs.md").read_text().partition("## Old shards")[2]
+    """A program of the part `Old shards` of data_prep/README.md."""
+    part = (KEPT.parents[2] / "data_prep/README.md").read_text().partition("## Old shards")[2]
     return re.findall(r"```python\n(.*?)```", part, re.S)[of]
 
 
