@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 35_839, "analysis": 5_355, "tests": 50_194}
-GUIDE_WORDS = 23_290  # every page of docs/ but architecture.md
+LINES = {"collage_mpi": 35_840, "analysis": 5_355, "tests": 50_209}
+GUIDE_WORDS = 17_604  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 6_142
 NO_CODE = {
     tokenize.COMMENT,
