@@ -3,7 +3,7 @@
 The figures are in analysis/reports/speed.md.
 
 Owns: networks of each preset with fresh weights (speed does not depend on them), the clock.
-One thread. The networks' accuracy is in docs/weights.md. On a CPU the clock is the
+One thread. The networks' accuracy is in docs/networks.md. On a CPU the clock is the
 process's CPU time: on a shared machine the wall clock also counts what others had the core for. The
 figure is the least of many calls.
 

@@ -22,7 +22,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "stored picture files in shards",
         "leave it out, or use the folder, tar or Parquet file of the pictures as --input",
     ),
-    "completion": ("printed a completion script", "see docs/launch.md, Completion in a shell"),
+    "completion": ("printed a completion script", "see docs/cluster.md, Completion in a shell"),
     ".yaml": ("settings and experiments as YAML", "write the file as .toml"),
     ".yml": ("settings and experiments as YAML", "write the file as .toml"),
     "--scheme parity": (_DECODED, _COLLAGE),

@@ -52,7 +52,7 @@ RUN = ".run"  # the run's folder is called after the output file, with this suff
 FORMATS = ("csv", "parquet")
 RANKS_A_DEVICE = 4  # more of them on a core or GPU only wait for each other
 HINTED = 0.995  # the promise that is forecast
-BFLOAT16_GAIN = 2  # beside float32, on processors with such instructions (docs/speed.md)
+BFLOAT16_GAIN = 2  # beside float32, on processors with such instructions (docs/networks.md)
 
 
 @dataclass(frozen=True, kw_only=True)

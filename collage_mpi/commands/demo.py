@@ -30,7 +30,7 @@ RATE = LOAD * (RANKS - 2 + 1 / FACTOR) / MEAN_S  # images a second
 
 NONE = f"--scheme none --singles {RANKS - 1}"
 COLLAGE = "--collage shipped:fashion_collage_side3"
-# Cost ratios are those of docs/weights.md.
+# Cost ratios are those of docs/networks.md.
 # Name in the picture -> its flags. In each scheme all ten workers hold a network.
 SCHEMES = {
     "none": NONE,

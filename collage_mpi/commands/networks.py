@@ -525,7 +525,7 @@ class TrainCollageArguments(_TaughtArguments):
     preset: str | None = setting(
         None,
         "train a predefined network",
-        unset="by side; see docs/weights.md",
+        unset="by side; see docs/networks.md",
         choices=(*PRESETS, REFERENCE),
         group=GRID,
     )

@@ -67,7 +67,7 @@ LOADING_S = 0.5  # on each rank
 GAIN = 2.0  # how many times as quick as torch another runtime is; measured: 1.5 to 4
 FEW = 4 * TRIED  # a rank with fewer images does not change over
 LONG = 20  # a job is compiled if it takes this many times as long as the compiling
-USUAL_GAIN = 3  # what users are told if no other runtime is installed (docs/speed.md)
+USUAL_GAIN = 3  # what users are told if no other runtime is installed (docs/networks.md)
 
 
 def made_batch(batch: int, threads: int) -> int:

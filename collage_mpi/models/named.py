@@ -13,8 +13,8 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 FOREIGN_ENDINGS = (".h5", ".keras", ".pb", ".tflite", ".engine", ".plan", ".mlmodel", ".gguf")
 STATES = (".bin", ".ckpt", ".npz", ".pkl", ".tar")  # endings of checkpoints
 OFFLINE = "HF_HUB_OFFLINE"  # if it is 1, libraries read only their cache
-HOW = "docs/images.md (A network of your own) has an example"
-LIST = "docs/images.md (Networks by name) lists what a network may be"
+HOW = "docs/networks.md (A network of your own) has an example"
+LIST = "docs/networks.md (Networks by name) lists what a network may be"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Name -> mean and std of pixels / 255, for files that do not declare them.
 NORMS = {"imagenet": IMAGENET, "half": ((0.5,), (0.5,)), "none": ((0.0,), (1.0,))}

@@ -1,4 +1,4 @@
-"""A network that waits before it answers, as on a slow rank (docs/stragglers.md)."""
+"""A network that waits before it answers, as on a slow rank (analysis/simulating.md)."""
 
 from __future__ import annotations
 

@@ -378,7 +378,7 @@ PRIOR = (0.5, 10.0)
 LARGE_GAP = 0.05  # the shipped networks are within 0.01 of the single
 ADVICE = (
     "--confidence 0.95 lets fewer of the collage's answers count; more training, a "
-    "--teacher or another --preset makes them better (docs/schemes.md, docs/weights.md)"
+    "--teacher or another --preset makes them better (docs/schemes.md, docs/networks.md)"
 )
 
 

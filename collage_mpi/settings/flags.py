@@ -110,8 +110,8 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         "--" + PROFILE,
         choices=tuple(PROFILES),
         default=argparse.SUPPRESS,
-        help="paper: use the layout of the paper in place of the defaults below (docs/speed.md). A "
-        "setting that is given wins over the profile",
+        help="paper: use the layout of the paper in place of the defaults below (docs/schemes.md). "
+        "A setting that is given wins over the profile",
     )
     add_flags(parser, RunSettings)
 

@@ -279,13 +279,13 @@ class NetworkSettings(Settings):
     precision: str = _network(
         "auto",
         "number format of the networks. auto: float32. bfloat16 and float16 are quicker on GPUs "
-        "and on some CPUs, and change some classes (docs/speed.md)",
+        "and on some CPUs, and change some classes (docs/networks.md)",
         choices=PRECISIONS,
     )
     runtime: str = _network(
         "auto",
         "what computes the networks. auto: on CPUs the quickest installed runtime with the answers "
-        "of torch, on GPUs torch with CUDA graphs (docs/speed.md)",
+        "of torch, on GPUs torch with CUDA graphs (docs/networks.md)",
         choices=RUNTIMES,
     )
 
@@ -365,7 +365,7 @@ class RedundancySettings(Settings):
         "an answer of a collage counts at once if its score is at least this. Otherwise it is "
         "kept, see --deadline-ms. 0: every answer counts at once, so the first answer to an image "
         "wins. 1: no answer counts at once. auto: the threshold in the collage network's file, or "
-        "1 if the file has none for this single network (docs/weights.md)",
+        "1 if the file has none for this single network (docs/networks.md)",
         unset=AUTO,
         auto=True,
         at_least=0,
@@ -798,7 +798,7 @@ class PaceSettings(Settings):
         1,
         "number of groups that are sent together. A rank gets its tasks of all these groups in "
         "one message and runs them as one batch. auto: measured when the job starts, for the most "
-        "images a second (docs/speed.md)",
+        "images a second (docs/networks.md)",
         unset=AUTO,
         at_least=1,
         auto=True,

@@ -58,7 +58,7 @@ from collage_mpi.system.files import require_regular
 from collage_mpi.system.forked import of_server
 from collage_mpi.system.process_tree import ask_apart, own_command, stat_of
 
-HOW_TO_MAKE = "`collage-mpi prep --help` says how to make shards; docs/shards.md has the schema."
+HOW_TO_MAKE = "`collage-mpi prep --help` says how to make shards, data_prep/README.md their schema."
 INPUTS = "folders of pictures, .h5, .tar, .parquet and .zarr, and .txt files that name pictures"
 OTHER_FILES = {  # endings of files that are no input -> what they are, and what to give instead
     SUFFIXES: "is one picture. Give the folder that holds it",
@@ -236,13 +236,13 @@ def _refuse_removed(file: Any) -> None:
         raise DataFault(
             "holds picture files, which shards no longer hold. Make the shard again from its "
             "pictures, or classify their folder, tar or Parquet file. `Old shards` in "
-            "docs/shards.md takes the pictures out of this file"
+            "data_prep/README.md takes the pictures out of this file"
         )
     cells = next((n for n in file if n.startswith("cells_") and f"{n}_crc32" in file), None)
     if cells is not None:
         raise DataFault(
             f"holds cells ({cells}), which shards no longer hold. Use the shard of which `shards "
-            "add-cells` made this copy. `Old shards` in docs/shards.md takes the cells out of it"
+            "add-cells` made this copy. `Old shards` in data_prep/README.md takes the cells out"
         )
 
 

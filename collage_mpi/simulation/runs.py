@@ -61,7 +61,7 @@ def check_job(job: SimulatedJob) -> None:
     if settings.teams > 1:
         raise UsageError(
             f"teams is {settings.teams}; a simulation needs 1: simulate a team with its share of "
-            "the images. docs/teams.md has what many cost"
+            "the images. docs/cluster.md has what many cost"
         )
     settings.check_slow_ranks(settings.world_size)
     check_ranks("dead", deaths_of(job.dead_ranks), settings.world_size)

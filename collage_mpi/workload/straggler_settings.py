@@ -1,7 +1,7 @@
 """The settings of injected delays and of dead ranks, and the delay model that follows from them.
 
 A draw is the service time of one image. A collage rank multiplies it by the cost ratio of its
-network. docs/stragglers.md has the formula and key of each model.
+network. analysis/simulating.md has the formula and key of each model.
 
 Random numbers are hashes of (seed, key), not a stream. So the draws of a rank do not depend on
 those of other ranks, and two schemes can be compared on the same draws.

@@ -315,7 +315,7 @@ def test_a_sound_program_of_this_digest_loads(save, tmp_path) -> None:
         (".", r"give hf:\. for a folder that transformers wrote"),
         ("net.ckpt", "timm:NAME,weights=net.ckpt"),
         ("net.keras", "save the network as ONNX"),
-        ("photo.jpg", "give timm:photo.jpg for a network of timm; docs/images.md"),
+        ("photo.jpg", "give timm:photo.jpg for a network of timm; docs/networks.md"),
         ("gone.safetensors", "make one with: collage-mpi train"),
     ],
 )

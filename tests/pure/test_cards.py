@@ -214,4 +214,4 @@ def test_a_network_that_ships_has_its_card(weights: Path) -> None:
     card = (folder / f"{weights.stem}.md").read_text(encoding="utf-8")
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
     assert f"[{weights.stem}]({weights.stem}.md)" in (folder / "README.md").read_text("utf-8")
-    assert f"`{weights.stem}`" in (ROOT / "docs" / "weights.md").read_text("utf-8")
+    assert f"`{weights.stem}`" in (ROOT / "docs" / "networks.md").read_text("utf-8")

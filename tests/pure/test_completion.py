@@ -1,4 +1,4 @@
-"""The script that shtab makes of the parser (docs/launch.md), asked as a shell asks it."""
+"""The script that shtab makes of the parser (docs/cluster.md), asked as a shell asks it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from collage_mpi.system import files
 from tests.simulation.laws import run_in, wrong_lease_files
 
 EXTRAS = {"top_k": 2, "save": "scores"}
-PAGE = Path(__file__).parents[2] / "docs" / "run-folder.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 MOST_LINES = 40
 MOST_JOBS = 5
 SOME = ["position", "share", "mask"]

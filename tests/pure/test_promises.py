@@ -1,4 +1,4 @@
-"""What version 1.0.0 promised (docs/compatibility.md): its files are read, its names are there.
+"""What version 1.0.0 promised (docs/results.md): its files are read, its names are there.
 
 `fixtures/formats_1_0_0` holds a file of each format, as that version wrote it, and promises.json
 with its commands, flags, exit codes, columns and public names. None of them may be made anew once
@@ -90,8 +90,8 @@ def test_a_shard_is_read() -> None:
 
 
 def program(of: int) -> str:
-    """A program of the part `Old shards` of docs/shards.md."""
-    part = (KEPT.parents[2] / "docs/shards.md").read_text().partition("## Old shards")[2]
+    """A program of the part `Old shards` of data_prep/README.md."""
+    part = (KEPT.parents[2] / "data_prep/README.md").read_text().partition("## Old shards")[2]
     return re.findall(r"```python\n(.*?)```", part, re.S)[of]
 
 

@@ -162,7 +162,7 @@ def test_structure_faults_are_told(tmp_path: Path, change, words: str) -> None: 
     sidecar_path(path).unlink()
     with pytest.raises(DataFault, match=words) as caught:
         inspect_shard(path)
-    assert "docs/shards.md" in str(caught.value)
+    assert "data_prep/README.md" in str(caught.value)
 
 
 @pytest.mark.parametrize(
