@@ -56,7 +56,7 @@ class Names(Collection[str], Generic[Added]):
         found = offered(self._group).get(name, [])
         if not found:
             return None
-        packages = " and ".join(_named(package) for package, _ in found)
+        packages = " and ".join(sorted(_named(package) for package, _ in found))
         if len(found) > 1:
             raise EnvironmentFault(
                 f"{self._what} {name!r} is added by {packages}: uninstall all but one of them"
