@@ -43,7 +43,8 @@ FOLDERS = (PARTS_FOLDER, STATUS_FOLDER, INDEX_FOLDER)
 
 
 def refuse_foreign(out: Path, shared: bool) -> None:
-    """Refuse a folder for results if another user could redirect or change what is written.
+    """Refuse a folder for results if another user could redirect or change what is written, or if
+    one of its folders is something else.
 
     Args:
         out: the folder. The folder and its subfolders need not exist. Its parents are not checked,
@@ -51,8 +52,8 @@ def refuse_foreign(out: Path, shared: bool) -> None:
         shared: allow a folder of another user. A link is still refused.
 
     Raises:
-        EnvironmentFault: the folder or a subfolder is a link, or belongs to neither this user nor
-            root.
+        EnvironmentFault: the folder or a subfolder is a link or a file, or belongs to neither this
+            user nor root.
     """
     for path in (
         out,
@@ -68,6 +69,11 @@ def refuse_foreign(out: Path, shared: bool) -> None:
             raise EnvironmentFault(
                 f"{path}: a symbolic link, to {os.readlink(path)}. Rows are not written through "
                 f"links. Choose another --out, or {what}"
+            )
+        if path != out and not stat.S_ISDIR(found.st_mode):
+            raise EnvironmentFault(
+                f"{path}: it is no folder, and a folder is needed. Move it away, or choose another "
+                "--out"
             )
         if not shared and found.st_uid not in (0, os.geteuid()):
             raise EnvironmentFault(

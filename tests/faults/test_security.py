@@ -174,6 +174,15 @@ def test_a_link_in_the_place_of_a_results_folder_is_refused(tmp_path: Path, name
     assert name == "." or {path.name for path in out.iterdir()} == {"run.1.json", name}
 
 
+@pytest.mark.parametrize("name", ["parts", "rows", "leases", "jobs", "status"])
+def test_a_file_in_the_place_of_a_results_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """A job would try for ten minutes to write into it."""
+    (tmp_path / name).write_text("")
+    for way in ways_in(tmp_path)[:2]:
+        with pytest.raises(EnvironmentFault, match=rf"/{name}: it is no folder"):
+            way()
+
+
 def test_a_link_above_the_results_folder_is_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "scratch")
