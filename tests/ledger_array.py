@@ -142,10 +142,8 @@ class Fleet:
         return self.measured()
 
     def _count_inodes(self) -> None:
-        """Files that are there. The rows of a packed cell are one file."""
-        cells = self.truth.cells.values()
-        rows = sum(1 if cell.packed else len(cell.record.parts) for cell in cells if cell.record)
-        self.figures.inodes = max(self.figures.inodes, len(self.truth.files) + rows)
+        """Files that are there."""
+        self.figures.inodes = max(self.figures.inodes, len(self.truth.files))
 
     def measured(self) -> Figures:
         found, done = self.figures, Counter[str]()

@@ -7,6 +7,7 @@ kill. Asked: each record follows; nothing that counted is lost; found complete i
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -19,7 +20,7 @@ from collage_mpi.ledger import owner as ledger_owner
 from collage_mpi.ledger.owner import Owner
 from collage_mpi.ledger.records import Part, Run
 from tests.ledger_quick import Quick, QuickStore
-from tests.ledger_world import Wrong, positions
+from tests.ledger_world import RowFiles, Wrong, positions
 
 Case = tuple[tuple[int, ...], int, int, int]  # switches, lost link, lag, kill
 SHORT = {"BEAT_S": 4.0, "SILENT_S": 12.0, "LOOK_S": 3.0, "LIST_S": 20.0, "UNSEEN_S": 60.0}
@@ -59,7 +60,9 @@ def play(owners: int, cell: int, want: int, case: Case) -> Quick:
 
     def work(number: int) -> None:
         store = QuickStore(truth, lambda operation: hub.switch())
-        owner = Owner(store, run, 1, lambda: float(truth.step), f"{number:032x}")  # type: ignore[arg-type]
+        owner = Owner(
+            store, run, 1, lambda: float(truth.step), f"{number:032x}", files=RowFiles(run)
+        )  # type: ignore[arg-type]
         owner.rate, owner.counts = 0.2, truth.done
         todo: list[tuple[int, int]] = []
         older: Part | None = None
@@ -80,10 +83,12 @@ def play(owners: int, cell: int, want: int, case: Case) -> Quick:
                 owner.ahead = {cell: (todo[0][1], todo[-1][1] + 1) for cell, _ in todo[:1]}
                 file = f"images-{number:04d}-%06d.parquet"
                 part = Part(file % count, 1, 0, ((position, position + 1),))
-                store.overwrite(f"parts/{part.file}", b"")
+                store.replace(part.name, json.dumps(part.spans).encode())
                 owner.wrote(part)
                 if older is not None:  # it was refuted meanwhile
-                    owner.wrote(replace(older, file=file % (count + LIMIT), reason="refuted"))
+                    newer = replace(older, file=file % (count + LIMIT), reason="refuted")
+                    store.replace(newer.name, json.dumps(newer.spans).encode())
+                    owner.wrote(newer)
                 older = part
                 break
 

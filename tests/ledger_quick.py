@@ -7,6 +7,7 @@ was made may be missing for others for `lag` operations. The reply of a link may
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -77,6 +78,11 @@ class Quick:
     def removed(self, name: str) -> None:
         """Judge a removal."""
         folder, _, last = name.partition("/")
+        spans = json.loads(self.files[name][1]) if folder == "parts" and name in self.files else ()
+        for at in (at for span in spans for at in range(*span)):
+            start = at - (at - self.run.first) % self.run.cell
+            if not self.cells[start].packed or f"rows/{start}.parquet" not in self.files:
+                raise Wrong(f"{name} is removed, and the row of {at} lies nowhere else")
         found = lease_of(last) if folder == "leases" else None
         if found is not None and not self.cells[found[0]].packed:
             raise Wrong(f"{name} is removed before its cell is packed")
@@ -142,7 +148,9 @@ class QuickStore:
 
     def replace(self, name: str, data: bytes) -> None:
         self._begin("replace")
-        assert name.startswith("parts/")  # nobody reads them here
+        assert name.startswith("parts/")
+        self._mine.add(name)
+        self._truth.files[name] = self._truth.step, data
 
     def sync_folder(self, name: str) -> None:
         pass  # what is linked stays

@@ -6,6 +6,7 @@ jobs are interleaved there.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import json
@@ -21,11 +22,11 @@ from greenlet import getcurrent, greenlet
 
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.ledger import spans as sp
-from collage_mpi.ledger.cells import Cell
+from collage_mpi.ledger.cells import Cell, last_rows
 from collage_mpi.ledger.jobs import register
 from collage_mpi.ledger.owner import LEASE_S, LOOK_S, Owner, join
 from collage_mpi.ledger.reading import counted
-from collage_mpi.ledger.records import DEATHS, Part, Run, unmarked
+from collage_mpi.ledger.records import DEATHS, Part, Run, rows_name, unmarked
 from collage_mpi.ledger.store import FolderStore
 from tests.folder.misbehaviour import Misbehaviour
 from tests.folder.server import ROOT
@@ -92,6 +93,32 @@ class Time:
         heapq.heapify(self._heap)
 
 
+class RowFiles:
+    """Makes files of rows, as text: position -> the part that its row was in."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def make(self, store: Any, cell: Cell, alive: Callable[[], object]) -> bool:
+        name, found = rows_name(cell.start), dict[int, str]()
+        there = store.read(name)
+        for part in last_rows(cell.parts) if there is None else ():
+            alive()
+            if store.read(part.name) is None:
+                raise FileNotFoundError(errno.ENOENT, "not to be seen", part.name)
+            found |= dict.fromkeys(positions(part.spans), part.file)
+        if there is None:
+            store.link(name, json.dumps(found).encode())
+            there = store.read(name)
+        if there is None:
+            raise FileNotFoundError(errno.ENOENT, "not to be seen", name)
+        store.sync_folder(name)
+        return {*map(int, json.loads(there))} == {*range(cell.start, cell.stop)}
+
+    def finish(self, alive: Callable[[], object]) -> None:
+        pass
+
+
 class Job:
     """A job that does positions one after another, at its rate, and writes a part now and then.
 
@@ -149,7 +176,8 @@ class Job:
                 session = register(self.disk, self.name, {"host": self.number}, time.wait)
             except (OSError, EnvironmentFault):
                 time.wait(TURN_S)
-        self.owner = owner = Owner(self.disk, run, world.unit, self.clock, self.name)
+        files = RowFiles(run)
+        self.owner = owner = Owner(self.disk, run, world.unit, self.clock, self.name, files=files)
         owner.rate = self.rate
         world.numbered(session)
         done: list[int] = []
@@ -229,7 +257,7 @@ class World:
         takeovers: when, and of whom.
         splits: how many there were. A slow job may begin a position before it learns of one.
         refuted: share of the parts after which the job replaces rows of an older one.
-        cells, rows, files: what counts, as last seen.
+        cells, rows: what counts, as last seen.
     """
 
     def __init__(
@@ -261,7 +289,6 @@ class World:
         self.takeovers: list[tuple[float, Job]] = []
         self.cells: dict[int, Cell] = {}
         self.rows: dict[int, str] = {}
-        self.files: set[str] = set()
 
     def add(self, host: str, rate: float, **more: Any) -> Job:
         disk = FolderStore("/run", self.store.host(host, **more))
@@ -356,18 +383,37 @@ class World:
                 cell = known.after(raw, known.gen + 1)
                 self._follow(known, cell)
                 self.cells[start] = known = cell
-        for file in self.files:
-            if file not in self._folder("parts"):
+        there, lie = self._folder("parts"), dict[int, dict[int, str]]()
+        for position, file in self.rows.items():
+            start = position - position % run.cell if run else 0
+            if not self.cells[start].packed and file not in there:
                 raise Wrong(f"{file} counts and is not there")
+            if self.cells[start].packed:
+                lie[start] = lie.get(start) or self.lying_in(start)
+                if lie[start].get(position) != file:
+                    raise Wrong(f"position {position} counts and is not in its file of rows")
         return len(self.rows)
+
+    def lying_in(self, start: int) -> dict[int, str]:
+        """The file of rows of a cell."""
+        name = rows_name(start).rpartition("/")[2]
+        names = self._folder("rows")
+        found = json.loads(self._raw(names[name])) if name in names else {}
+        return {int(position): file for position, file in found.items()}
+
+    def left(self) -> list[str]:
+        """The parts that are there."""
+        return [name for name in self._folder("parts") if not name.startswith(".")]
 
     def judge_reading(self) -> None:
         """Whether who reads the folder finds the rows that count."""
-        rows = {
-            position: part.file
-            for part in counted(FolderStore("/run", self.store.host("sound", mended=True)))
-            for position in positions(part.spans)
-        }
+        rows = dict[int, str]()
+        for part in counted(FolderStore("/run", self.store.host("sound", mended=True))):
+            own = dict.fromkeys(positions(part.spans), part.file)
+            if part.name == part.file:  # of rows/
+                start = int(part.file.partition("/")[2].partition(".")[0])
+                own = {at: self.lying_in(start)[at] for at in own}
+            rows |= own
         if rows != self.rows:
             raise Wrong("a reader finds other rows than those that count")
 
@@ -388,11 +434,11 @@ class World:
 
     def _count(self, new: tuple[Part, ...]) -> None:
         for part in new:
-            if zlib.crc32(self._raw(self._folder("parts")[part.file])) != part.crc:
+            there = self._folder("parts").get(part.file)
+            if there is not None and zlib.crc32(self._raw(there)) != part.crc:
                 raise Wrong(f"{part.file} is not what counts")
             if sp.minus(part.spans, self.parts[part.file]):
                 raise Wrong(f"{part.file} has no rows of {part.spans}")
-            self.files.add(part.file)
             for position in positions(part.spans):
                 if (position in self.rows) is not bool(part.reason):
                     raise Wrong(f"position {position} has two rows, or none that is replaced")

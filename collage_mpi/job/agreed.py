@@ -23,10 +23,11 @@ from collage_mpi.job.plan import Plan
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.owner import LOOK_S
 from collage_mpi.ledger.records import Damage
+from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
-from collage_mpi.results.columns import rows_of
 from collage_mpi.results.manifest import threshold_name
 from collage_mpi.results.parts import PartName, counted
+from collage_mpi.results.reader import rows_of_part
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.stages import CLASS
 from collage_mpi.system.files import make_directory
@@ -71,7 +72,7 @@ class Agreed:
         self._promise, self._hows, self._clock = promise, hows, clock
         self._asks = tuple(each.name for each in promise.candidates)
         self._pairs: deque[Pair] = deque()
-        self._seen: set[Path] = set()
+        self._seen: Spans = ()
         self._held: Heard | None = None
         self._look_s = clock()
 
@@ -140,16 +141,16 @@ class Agreed:
         """The pairs of drawn images that have rows of other sessions, as far as they are new."""
         found = list[Pair]()
         for part in counted(Path(self._plan.settings.out)):
-            if part.session != self._session and part.path not in self._seen:
-                self._seen.add(part.path)
-                if sp.common(part.spans, ((0, self._plan.front),)):
-                    found += self._pairs_in(part)
+            new = sp.minus(sp.common(part.spans, ((0, self._plan.front),)), self._seen)
+            if part.session != self._session and part.table == IMAGES.name and new:
+                self._seen = sp.union(self._seen, new)
+                found += self._pairs_in(part._replace(spans=new))
         return found
 
     def _pairs_in(self, part: PartName) -> list[Pair]:
         with suppress(CollageError):  # verify tells of a part that is damaged
-            rows = rows_of(part.path, IMAGES)
-            return pairs_of(rows[rows["position"] < self._plan.front], [*self._hows])
+            rows = rows_of_part(part, IMAGES)
+            return pairs_of(rows[rows["session"] != self._session], [*self._hows])
         return []
 
 

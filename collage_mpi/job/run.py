@@ -61,7 +61,7 @@ from collage_mpi.ledger.store import FolderStore
 from collage_mpi.models.info import TORCH
 from collage_mpi.results import INDEX_FOLDER, PARTS_FOLDER, SUMMARY, has_run
 from collage_mpi.results.jobs import entry
-from collage_mpi.results.lease_files import LeaseFiles
+from collage_mpi.results.lease_files import LeaseFiles, jobs_in
 from collage_mpi.results.manifest import COMPLETE, compose
 from collage_mpi.results.number_sets import keys_digest
 from collage_mpi.results.parts import read_runs
@@ -592,7 +592,9 @@ class JobRun:
             final: more facts.
         """
         with suppress(OSError, CollageError):
-            counts = None if rows is None else {**rows.counts, "images": images}
+            counts = None
+            if rows is not None:
+                counts = {**rows.counts, "images": images, "written": rows.counts["images"]}
             written = {} if rows is None else rows.parts
             ended = {"status": status, "ended": _now(), "final": dict(final)}
             self._note(**ended, rows=counts, written_parts=written)
@@ -667,7 +669,9 @@ def _unseen(run: StoredRun) -> bool:
     said = {
         entry["session"]: entry.get("written_parts") or {} for entry in run.manifest["sessions"]
     }
-    if not {part.session for part in run.parts} <= said.keys():
+    jobs = {part.session for part in run.parts if not part.is_lease}
+    jobs = jobs.union(*map(jobs_in, {part.path for part in run.parts if part.is_lease}))
+    if not jobs <= said.keys():
         return True
     return any(seen[session] < parts.get(TASKS.name, 0) for session, parts in said.items())
 

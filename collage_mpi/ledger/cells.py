@@ -6,7 +6,7 @@ enough to go on.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,6 +21,7 @@ from collage_mpi.ledger.records import (
     decode,
     digest,
     lease_name,
+    rows_name,
 )
 from collage_mpi.ledger.spans import Spans
 
@@ -58,7 +59,8 @@ class Cell:
         start, stop: its positions.
         record: None if none is known.
         digest: of the record's text.
-        packed: the cell's first file says that it is closed, and the digest of its last record.
+        packed: the cell's first file says which record is the last. All its rows, but those that
+            replace rows of earlier runs, lie in one file of rows/.
     """
 
     start: int
@@ -95,6 +97,19 @@ class Cell:
     def lacking(self) -> int:
         """The number of positions without a row."""
         return sum(map(sp.count, (self.free, *(hold.spans for hold in self.holds))))
+
+    def lying(self, asking: Spans) -> list[Part]:
+        """The last rows of all positions, by the files in which they lie. `asking`: the positions
+        whose rows replace rows of earlier runs."""
+        parts = last_rows(self.parts)
+        own = without(parts, asking)
+        if not self.packed or not own:
+            return parts
+        spans, errors = (
+            sp.union(*sets) for sets in zip(*((p.spans, p.errors) for p in own), strict=True)
+        )
+        again = without(parts, sp.minus(((self.start, self.stop),), asking))
+        return [Part(rows_name(self.start), 0, 0, spans, errors), *again]
 
     def due(self, part: Part, held: Spans) -> Spans:
         """The positions of a part that who holds some can commit: these, or, where the part has a
@@ -167,7 +182,8 @@ class Cell:
         for part in change.parts:
             if good := self.due(part, mine):
                 errors = sp.common(part.errors, good)
-                parts += (msgspec.structs.replace(part, spans=good, errors=errors),)
+                others = sp.union(part.others, sp.minus(part.spans, good))
+                parts += (msgspec.structs.replace(part, spans=good, errors=errors, others=others),)
                 mine = sp.minus(mine, good)
                 tried = [sp.minus(each, good) for each in tried]
         freed = sp.union(*(holds.pop(owner).spans for owner in change.silent if owner in holds))
@@ -194,6 +210,25 @@ class Cell:
             return None
         gen = self.gen + 1
         return Record(self.start, self.stop, gen, self.digest, change.by, *new)
+
+
+def last_rows(parts: Iterable[Part]) -> list[Part]:
+    """Parts of a cell without the rows that later ones replace."""
+    found: list[Part] = []
+    for part in parts:
+        found = [*(without(found, part.spans) if part.reason else found), part]
+    return found
+
+
+def without(parts: Iterable[Part], spans: Spans) -> list[Part]:
+    """Parts without the rows of some positions."""
+    found = []
+    for part in parts:
+        if left := sp.minus(part.spans, spans):
+            gone = sp.minus(part.spans, left)
+            errors, others = sp.minus(part.errors, spans), sp.union(part.others, gone)
+            found.append(msgspec.structs.replace(part, spans=left, errors=errors, others=others))
+    return found
 
 
 def portion(free: Spans, most: int, tried: list[Spans]) -> Spans:

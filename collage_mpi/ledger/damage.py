@@ -22,6 +22,7 @@ from collage_mpi.ledger.records import (
     news_name,
     unmarked,
 )
+from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
 
 MISSING = "it is missing, though a later one is there"
@@ -44,15 +45,15 @@ class Examined:
 
 
 def examine(store: FolderStore, run: Run, bad: Collection[str] = ()) -> Examined:
-    """Read all records, while no job is at work. A record that names one of the `bad` files of rows
-    cannot be believed. Raises OSError."""
+    """Read all records, while no job is at work. A record whose rows lie in one of the `bad` files,
+    named below the run's folder, cannot be believed. Raises OSError."""
     found = Examined()
     listed: dict[int, list[int]] = {}
     ends: list[str] = []
     for start, gen in sorted(filter(None, map(lease_of, store.names("leases")))):
         listed.setdefault(start, []).append(gen)
     for start in run.starts:
-        cell, name, reason = _walk(store, Cell(start, run.end(start)), bad)
+        cell, name, reason = _walk(store, Cell(start, run.end(start)), run.asking, bad)
         ends.append(cell.digest)
         if orphans := [gen for gen in listed.get(start, ()) if gen > cell.gen]:
             found.damage[name] = reason
@@ -71,7 +72,9 @@ def examine(store: FolderStore, run: Run, bad: Collection[str] = ()) -> Examined
     return found
 
 
-def _walk(store: FolderStore, none: Cell, bad: Collection[str]) -> tuple[Cell, str, str]:
+def _walk(
+    store: FolderStore, none: Cell, asking: Spans, bad: Collection[str]
+) -> tuple[Cell, str, str]:
     """The last record of a cell that can be believed; the next file, and what is wrong with it."""
     cell, name = none, lease_name(none.start, 0)
     try:
@@ -83,21 +86,23 @@ def _walk(store: FolderStore, none: Cell, bad: Collection[str]) -> tuple[Cell, s
             cell, name = none, lease_name(none.start, last[0])
             if (raw := store.read(name)) is None:
                 return none, name, MISSING
-            cell = _sound(none.after(raw, last[0]), name, bad)
+            cell = none.after(raw, last[0])
+            cell.packed = True
+            _check_files(cell, name, asking, bad)
             return (cell, "", "") if cell.digest == last[1] else (none, name, OTHER)
         while (raw := store.read(name := lease_name(none.start, cell.gen + 1))) is not None:
-            cell = _sound(cell.after(raw, cell.gen + 1), name, bad)
+            later = cell.after(raw, cell.gen + 1)
+            _check_files(later, name, asking, bad)
+            cell = later
     except Damage as error:
-        return cell, name, error.reason
+        return none if cell.packed else cell, name, error.reason
     return cell, name, MISSING
 
 
-def _sound(cell: Cell, name: str, bad: Collection[str]) -> Cell:
-    """The cell. Raises Damage if its record names a file that is damaged."""
-    files = () if cell.record is None else (part.file for part in cell.record.parts)
-    if file := next((file for file in files if file in bad), None):
-        raise Damage(name, f"it names {file}, which is damaged or missing")
-    return cell
+def _check_files(cell: Cell, name: str, asking: Spans, bad: Collection[str]) -> None:
+    """Raise Damage if some of the cell's rows lie in a file that is damaged."""
+    if file := next((part.name for part in cell.lying(asking) if part.name in bad), None):
+        raise Damage(name, f"its rows lie in {file}, which is damaged or missing")
 
 
 def repair(store: FolderStore, run: Run, found: Examined) -> None:

@@ -85,8 +85,9 @@ class Grant(NamedTuple):
 class Files(Protocol):
     """Makes files of closed cells."""
 
-    def make(self, store: FolderStore, cell: Cell, alive: Callable[[], object]) -> object:
-        """Of a cell, before it is packed. Raises OSError; FileNotFoundError: a part is not seen."""
+    def make(self, store: FolderStore, cell: Cell, alive: Callable[[], object]) -> bool:
+        """Of a cell, before it is packed. False: it cannot be made, so the cell is not packed.
+        Raises OSError; FileNotFoundError: a part is not seen."""
 
     def finish(self, alive: Callable[[], object]) -> object:
         """Of a run, before it is complete. Raises as `make`."""
@@ -184,7 +185,7 @@ class Owner:
         self.counts: Counter[str] = Counter()
         self._store, self._unit, self._clock = store, unit, clock
         self._cell_files = files
-        self._made_files: set[int] = set()  # cells whose file is there
+        self._stays: set[int] = set()  # cells whose file cannot be made
         self._random = random.Random(self.name)
         self._inbox: deque[Part] = deque()
         self._written: dict[int, list[Part]] = {}
@@ -204,7 +205,7 @@ class Owner:
         self._open: deque[int] = deque()  # cells that are looked at in turn
         self._again_s, self._pause_s = clock(), PAUSES_S[0]  # when an idle owner competes again
         self._to_pack: deque[int] = deque()
-        self._left_over: dict[int, int] = {}  # packed cells -> last record that may be there
+        self._left_over: dict[int, list[str]] = {}  # packed cells -> files that are not needed
         self._late: dict[int, float] = {}  # cells that are closed and not packed, since when
         self._unseen: dict[str, float] = {}  # files that are missing, since when
         # Who lives
@@ -485,7 +486,8 @@ class Owner:
             for start in sorted(self._starts_of(part.spans)):
                 spans = sp.common(part.spans, ((start, self.run.end(start)),))
                 errors = sp.common(part.errors, spans)
-                here = msgspec.structs.replace(part, spans=spans, errors=errors)
+                others = sp.minus(part.spans, spans)
+                here = msgspec.structs.replace(part, spans=spans, errors=errors, others=others)
                 self._written.setdefault(start, []).append(here)
         for start in [*self._written]:
             parts = tuple(self._written[start])
@@ -506,8 +508,8 @@ class Owner:
         return {start for begin, stop in begins for start in range(begin, stop, size)}
 
     def _pack(self) -> None:
-        """Write to the end of a closed cell's first file which record is the last, in place, and
-        remove the records between."""
+        """Make the file of a closed cell's rows. Then write to the end of the cell's first file
+        which record is the last, in place, and remove the records between, and the parts."""
         if not self._to_pack:
             return
         start = self._to_pack[0]
@@ -515,29 +517,51 @@ class Owner:
         if not cell.packed:
             text, last = unmarked(self._seen(name))
             if last is None:
-                self._make_file(cell)
                 try:
+                    if not self._made_file(cell):
+                        self._stays.add(start)
+                        self._to_pack.popleft()
+                        return
+                    self._store.sync_folder(name)  # who made the last record may have died before
                     self._store.overwrite(name, text + mark(cell.gen, cell.digest))
                 except PermissionError:  # another user began the cell: it stays as it is
+                    self._stays.add(start)
                     self._to_pack.popleft()
                     return
-                self._left_over[start] = cell.gen - 1
+                between = [lease_name(start, gen) for gen in range(1, cell.gen)]
+                self._left_over[start] = [*self._spare(cell), *between]
                 self.counts["packed"] += 1
             self._last(start, cell.digest)
-        while (gen := self._left_over.get(start, 0)) > 0:
-            self._store.remove(lease_name(start, gen))
-            self._left_over[start] = gen - 1
+        left = self._left_over.get(start, [])
+        while left:
+            with suppress(PermissionError):  # it is another user's, and stays
+                self._store.remove(left[-1])
+            left.pop()
         self._to_pack.popleft()
 
-    def _make_file(self, cell: Cell) -> None:
+    def _made_file(self, cell: Cell) -> bool:
         """Make the file of a closed cell, whose last record is known."""
-        if self._cell_files is None or cell.start in self._made_files:
-            return
         try:
-            self._cell_files.make(self._store, cell, self._beat)
+            return self._cell_files is None or self._cell_files.make(self._store, cell, self._beat)
         except FileNotFoundError as error:
             self._not_seen(str(error.filename or error))
-        self._made_files.add(cell.start)
+
+    def _spare(self, cell: Cell) -> Iterator[str]:
+        """The parts of a packed cell of which no row is read any more.
+
+        A part may have rows of several cells. Who packs one of them looks at the others when its
+        own mark is on the disk, so who packs the last one sees all marks.
+        """
+        for part in cell.parts if self._cell_files is not None else ():
+            rows = sp.common(sp.union(part.spans, part.others), ((self.run.first, self.run.stop),))
+            others = self._starts_of(rows) - {cell.start}
+            if not sp.common(rows, self.run.asking) and all(map(self._is_packed, others)):
+                yield part.name
+
+    def _is_packed(self, start: int) -> bool:
+        """Whether a cell is packed, as far as can be seen."""
+        raw = None if self._cell(start).packed else self._read(lease_name(start, 0))
+        return self._cell(start).packed or (raw is not None and unmarked(raw)[1] is not None)
 
     # ---- finding work ----------------------------------------------------------------
 
@@ -661,7 +685,7 @@ class Owner:
             self._open.append(start)
             looks += 1
             cell = self._cell(start)
-            if cell.closed and not cell.packed:
+            if cell.closed and not cell.packed and start not in self._stays:
                 self._late.setdefault(start, self._clock())
                 if self._clock() >= self._late[start] + SILENT_S:  # who closed it has died
                     self._to_pack.append(start)
@@ -725,8 +749,11 @@ class Owner:
         """Mark the run as complete."""
         if self._cell_files is not None:
             for start in self.run.starts:  # who closed it may have died before
-                if not self._cell(start).packed and not self._packed(start):
-                    self._make_file(self._cell(start))
+                if not self._cell(start).packed and start not in self._stays:
+                    self._to_pack.append(start)
+            while self._to_pack:
+                self._beat()
+                self._pack()
             self._cell_files.finish(self._beat)
         said = digest("".join(self._cell(start).digest for start in self.run.starts).encode())
         mine = Complete(self.run.number, len(self.run.starts), said)

@@ -7,13 +7,11 @@ what it has missed is missing. So what a reader sees may be a minute old while j
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from collage_mpi.ledger import spans as sp
-from collage_mpi.ledger.cells import Cell
+from collage_mpi.ledger.cells import Cell, without
 from collage_mpi.ledger.damage import OTHER
 from collage_mpi.ledger.records import (
     Damage,
@@ -37,7 +35,7 @@ class Found(NamedTuple):
 
     Attributes:
         parts: those that count, by cell, oldest first. Their spans are the positions whose last row
-            they have; so are their errors.
+            they have; so are their errors. Those of a packed cell are one file of rows/.
         holds: owner -> the positions that it holds.
         records: how many changes there were.
         complete: the run is marked as complete, and all its rows are seen.
@@ -92,8 +90,7 @@ def first_places(runs: Sequence[Run], spans: Spans) -> Spans:
     """The positions of the first rows of the images of these positions. `runs`: all, by their
     numbers."""
     for run in reversed(runs):
-        asked = ((run.first, run.first + sp.count(run.again)),)
-        spans = sp.union(sp.minus(spans, asked), _older(run, spans))
+        spans = sp.union(sp.minus(spans, run.asking), _older(run, spans))
     return spans
 
 
@@ -118,7 +115,7 @@ def at_home(runs: Sequence[Run], spans: Spans) -> dict[int, Spans]:
     found = dict[int, list[sp.Span]]()
     for run in runs:
         at, first_new = run.first, run.first + sp.count(run.again)
-        asking = sp.common(spans, ((at, first_new),)) if run.again else ()
+        asking = sp.common(spans, run.asking)
         for first, stop in run.again if asking else ():
             here = sp.common(asking, ((at, at + stop - first),))
             older = tuple((one + first - at, end + first - at) for one, end in here)
@@ -135,7 +132,7 @@ def at_home(runs: Sequence[Run], spans: Spans) -> dict[int, Spans]:
 
 
 class View:
-    """What is known of a run. Closed cells are read once."""
+    """What is known of a run. Packed cells are read once."""
 
     def __init__(self, store: FolderStore, run: Run) -> None:
         """`run`: one of `runs`."""
@@ -150,7 +147,7 @@ class View:
             listed[start] = max(gen, listed.get(start, 0))
         late: list[str] = []
         for start, cell in self._cells.items():
-            if not cell.closed and (start in listed or marked):
+            if not cell.packed and (start in listed or marked):
                 self._cells[start], missing = self._later(cell, listed.get(start, 0), marked)
                 late += missing
         cells = self._cells.values()
@@ -158,7 +155,7 @@ class View:
         for hold in (hold for cell in cells for hold in cell.holds):
             holds.setdefault(hold.owner, []).append(hold.spans)
         return Found(
-            tuple(part for cell in cells for part in last_rows(cell.parts)),
+            tuple(part for cell in cells for part in cell.lying(self._run.asking)),
             {owner: sp.union(*spans) for owner, spans in holds.items()},
             sum(cell.gen + 1 for cell in cells),
             marked and not late,
@@ -184,6 +181,7 @@ class View:
             found = Cell(start, cell.stop).after(raw, last[0])
             if found.digest != last[1]:
                 raise Damage(lease_name(start, last[0]), OTHER)
+            found.packed = True
             return found, []
         if cell.gen < 0:
             cell = cell.after(text, 0)
@@ -196,21 +194,3 @@ class View:
             cell = cell.after(raw, cell.gen + 1)
         missing = gen > cell.gen or (to_end and not cell.closed)
         return cell, [lease_name(start, cell.gen + 1)] if missing else []
-
-
-def last_rows(parts: Iterable[Part]) -> list[Part]:
-    """Parts of a cell without the rows that later ones replace."""
-    found: list[Part] = []
-    for part in parts:
-        found = [*(without(found, part.spans) if part.reason else found), part]
-    return found
-
-
-def without(parts: Iterable[Part], spans: Spans) -> list[Part]:
-    """Parts without the rows of some positions."""
-    found = []
-    for part in parts:
-        if left := sp.minus(part.spans, spans):
-            errors = sp.minus(part.errors, spans)
-            found.append(msgspec.structs.replace(part, spans=left, errors=errors))
-    return found

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from collage_mpi.errors import DataFault
-from collage_mpi.ledger.spans import in_order
+from collage_mpi.ledger.spans import count, in_order
 
 LARGEST_BYTES = 16 << 20
 LARGEST_CELL = 1 << 18  # positions: a record of so many fits, whatever rows it lists
@@ -19,7 +19,7 @@ MOST_CELLS = 1 << 17
 BEAT_BYTES = 1024
 MARK_BYTES = 64
 COMPLETE = b"complete"  # what the news say then
-FORMAT = 4  # of the whole folder; folders of 1 and 2 have no ledger, 3 has other parts
+FORMAT = 5  # of the whole folder; 1 and 2 have no ledger, 3 other parts, 4 parts that stay
 DEATHS = 3  # positions that so many holders died with are taken one by one
 
 Owner = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -58,7 +58,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         errors: those of them whose rows are error rows.
         threshold: the number of the threshold by which they were done.
         reason: why the rows replace older rows of the same positions; empty: they replace none.
-        rows: number of all rows in the file.
+        others: the positions of all other rows in the file.
     """
 
     file: Annotated[str, Meta(pattern=r"^images-[0-9]{4,5}-[0-9]{6,18}\.parquet\Z")]
@@ -68,7 +68,12 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     errors: Spans = ()
     threshold: Number = 0
     reason: Annotated[str, Meta(pattern=r"^[ -~]{0,80}\Z")] = ""
-    rows: Number = 0
+    others: Spans = ()
+
+    @property
+    def name(self) -> str:
+        """Of the file, below the run's folder: in parts/, or a whole `rows_name`."""
+        return self.file if "/" in self.file else f"parts/{self.file}"
 
 
 class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,6 +155,11 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dropped: Spans = ()
 
     @property
+    def asking(self) -> Spans:
+        """Its positions whose images earlier runs have, too."""
+        return ((self.first, self.first + count(self.again)),) if self.again else ()
+
+    @property
     def starts(self) -> range:
         """Where its cells start."""
         return range(self.first, self.stop, self.cell)
@@ -177,6 +187,11 @@ class Complete(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def lease_name(start: int, gen: int) -> str:
     """The file of a record."""
     return f"leases/{start}.{gen}"
+
+
+def rows_name(start: int) -> str:
+    """The file with the rows of a packed cell."""
+    return f"rows/{start}.parquet"
 
 
 def lease_of(name: str) -> tuple[int, int] | None:
@@ -239,7 +254,7 @@ def decode(kind: type[T], raw: bytes, name: str) -> T:
     sets: list[Spans] = [found.again, found.dropped] if isinstance(found, Run) else []
     if isinstance(found, Record):
         for part in found.parts:
-            sets += part.spans, part.errors
+            sets += part.spans, part.errors, part.others
         sets += [*(hold.spans for hold in found.holds), *found.tried]
     if isinstance(found, Run) and len(range(found.first, found.stop, found.cell)) > MOST_CELLS:
         raise Damage(name, f"it is damaged (it has more than {MOST_CELLS} cells)")

@@ -29,12 +29,13 @@ from collage_mpi.system.files import reading, require_regular
 ADVICE = (
     "Restore it from a copy, or type collage-mpi verify --repair: its images are then done again."
 )
+MENDS = "collage-mpi verify --repair mends it, or lets its images be done again"
 FINGERPRINT = "fingerprint"
 KEPT = "kept_"
 _SEAL = struct.Struct("<8sII")
 _MARK = b"CMPIseal"
 _BLOCK_BYTES = 1 << 20
-_LARGEST_BYTES = 1 << 30  # of a part, which has about 1 MB of rows and 64 MiB of values
+_LARGEST_BYTES = 1 << 36  # of the rows of a lease: 2**18, with up to 256 KiB of values each
 ABOUT = b"collage_mpi"  # key of the metadata of a file
 _KEPT = b"kept"  # key of the metadata of a kept column: its own name
 _TAKEN = {FINGERPRINT, *(IMAGES.dtype.names or ())}
@@ -236,7 +237,7 @@ def _footer_bytes(raw: bytes | memoryview) -> int:
     return 8 + int.from_bytes(raw[-8:-4], "little")
 
 
-def _check_seal(path: Path, stream: BinaryIO, size: int) -> None:
+def _check_seal(path: Path, stream: BinaryIO, size: int, whole: bool) -> None:
     """Raise DataFault if a file of so many bytes was changed. Reads a block at a time."""
     stream.seek(max(0, size - 8))
     footer = _footer_bytes(stream.read())
@@ -250,10 +251,10 @@ def _check_seal(path: Path, stream: BinaryIO, size: int) -> None:
             found, n = zlib.crc32(block, found), n - len(block)
         return found
 
-    stream.seek(0)
-    pages = crc(at)
+    stream.seek(0 if whole else at)
+    pages = crc(at) if whole else None
     mark, *recorded = _SEAL.unpack(stream.read(_SEAL.size))
-    found = [pages, crc(footer)]
+    found = [recorded[0] if pages is None else pages, crc(footer)]
     if mark != _MARK or found != recorded:
         raise DataFault(f"{path}: damaged (CRC-32 {found} found, {recorded} recorded). {ADVICE}")
 
@@ -268,8 +269,12 @@ def _has_few_values(kind: Any) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Yields the pyarrow.parquet.ParquetFile. Raises as `read_table`."""
+def _opened(path: Path, *, whole: bool = True) -> Iterator[Any]:
+    """Yields the pyarrow.parquet.ParquetFile. Raises as `read_table`.
+
+    Args:
+        whole: the whole file is checked first, else its footer, and each page that is read.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -277,65 +282,76 @@ def _opened(path: Path) -> Iterator[Any]:
         if not path.exists():
             raise DataFault(f"{path}: missing, though the ledger names it. {ADVICE}")
         require_regular(path)
+        if (size := path.stat().st_size) > _LARGEST_BYTES:
+            raise DataFault(f"{path}: far too large for rows of a run. {ADVICE}")
         with path.open("rb") as stream:
-            _check_seal(path, stream, path.stat().st_size)
+            _check_seal(path, stream, size, whole)
             try:
-                with pq.ParquetFile(stream) as file:
+                with pq.ParquetFile(stream, page_checksum_verification=not whole) as file:
                     yield file
-            except (pa.ArrowException, ValueError, LookupError, AttributeError) as error:
+            except (pa.ArrowException, ValueError, LookupError, AttributeError, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
                 why = " ".join(str(error).split())
-                raise DataFault(f"{path}: undamaged, but no part of a run: {why}") from error
+                what = "undamaged, but no part of a run" if whole else "damaged"
+                raise DataFault(f"{path}: {what}: {why}. {ADVICE}") from error
 
 
-def positions_in(path: Path, run_id: str | None) -> Iterator[np.ndarray]:
-    """Yields the positions of the rows in a file of this run, (n,) uint64 of a row group each.
-    Raises as `read_table`; DataFault: the file is of another run."""
+def positions_in(path: Path) -> Iterator[np.ndarray]:
+    """Yields the positions of the rows in a file, (n,) uint64 of a row group each. Raises as
+    `read_table`."""
+    name = "position"
     with _opened(path) as file:
-        schema, name = file.schema_arrow, "position"
-        about = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
-        if about.get("run_id") != run_id or not _fits(schema, name, IMAGES.dtype[name]):
-            raise DataFault(
-                f"{path}: undamaged, but of another run. collage-mpi verify --repair makes its own"
-            )
+        if not _fits(file.schema_arrow, name, IMAGES.dtype[name]):
+            raise DataFault(f"{path}: undamaged, but it has no positions. {ADVICE}")
         for number in range(file.num_row_groups):
             yield flat_of_column(file.read_row_group(number, [name], use_threads=False)[name])
 
 
-def read_schema(path: Path) -> Any:
-    """The pyarrow.Schema of a file. Raises as `read_table`."""
+def read_end(path: Path) -> tuple[Any, int]:
+    """The pyarrow.Schema of a file, and its number of row groups. Only the end of the file is read.
+    Raises as `read_table`."""
+    with _opened(path, whole=False) as file:
+        return file.schema_arrow, file.num_row_groups
+
+
+def tables_in(path: Path) -> Iterator[Any]:
+    """Yields a file as pyarrow.Tables, a row group at a time. Its checksum is verified before.
+    Raises as `read_table`."""
     with _opened(path) as file:
-        return file.schema_arrow
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number, use_threads=False)
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
-    """Read a file as a pyarrow.Table, or some of its columns. Its checksum is verified.
+def read_table(path: Path, columns: Sequence[str] | None = None, group: int | None = None) -> Any:
+    """Read a file as a pyarrow.Table, or some of its columns. Checksums are verified.
+
+    Args:
+        group: number of the only row group to read.
 
     Raises:
         EnvironmentFault: the file cannot be read.
         DataFault: the file is damaged or missing, or lacks one of the columns.
     """
-    with reading(path):
-        if path.exists() and path.stat().st_size > _LARGEST_BYTES:
-            raise DataFault(f"{path}: far too large for a part of a run. {ADVICE}")
-    with _opened(path) as file:
-        table = file.read(columns, use_threads=False)
+    with _opened(path, whole=group is None) as file:
+        groups = range(file.num_row_groups) if group is None else [group]
+        table = file.read_row_groups([*groups], columns, use_threads=False)
         table.validate(full=True)  # checks that texts are UTF-8
     if lacking := sorted({*(columns or ())} - {*table.column_names}):
         raise DataFault(f"{path}: undamaged, but it has no column {lacking[0]}. {ADVICE}")
     return table
 
 
-def rows_of(path: Path, table: TableLayout) -> np.ndarray:
-    """The rows in a file: (n,) of the table's dtype. What is null is 0.
+def rows_of(path: Path, table: TableLayout, group: int | None = None) -> np.ndarray:
+    """The rows in a file, or in one row group: (n,) of the table's dtype. What is null is 0.
 
     Raises:
         EnvironmentFault, DataFault: as `read_table`; the columns are those of another version, or
             have unknown codes.
     """
-    found = read_table(path)
+    schema, _ = read_end(path)
+    found = read_table(path, [each.name for each in schema if not is_kept(each)], group)
     names = [name for name in found.column_names if name != FINGERPRINT]
-    if table is IMAGES:
-        names = [name for name in names if not is_kept(found.schema.field(name))]
     whole = np.zeros(len(found), table.dtype)
     wanted = {name: table.dtype[name] for name in table.dtype.names or ()}
     wrong = [name for name in names if name not in wanted]

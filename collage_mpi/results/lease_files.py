@@ -2,9 +2,10 @@
 kept of their images, for whoever reads Parquet.
 
 A file is made by one link, and its name is that of its cell, so that no image is in two of them at
-any moment. A row that a later run has asked again replaces the older row in the file of that one,
-which is put in the place of the older file by one rename, before the later run is complete. So go
-the rows that a later run drops.
+any moment. Then the parts go. A row that a later run has asked again replaces the older row in the
+file of that one, which is put in the place of the older file by one rename, before the later run is
+complete. So go the rows that a later run drops. The parts of such later rows stay: the package
+reads from a file only rows that no later run replaces, which each content of it has.
 """
 
 from __future__ import annotations
@@ -13,27 +14,28 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import DataFault
+from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.ledger import spans as sp
-from collage_mpi.ledger.cells import Cell
-from collage_mpi.ledger.reading import at_home, counted, first_places, last_rows, runs, without
-from collage_mpi.ledger.records import COMPLETE, Part, Run, news_name
+from collage_mpi.ledger.cells import Cell, last_rows, without
+from collage_mpi.ledger.reading import at_home, counted, first_places, runs
+from collage_mpi.ledger.records import COMPLETE, Part, Run, news_name, rows_name
 from collage_mpi.ledger.store import FolderStore
-from collage_mpi.results import PARTS_FOLDER, ROWS_FOLDER
+from collage_mpi.results import ROWS_FOLDER
 from collage_mpi.results.columns import (
     ABOUT,
+    MENDS,
     flat_of_column,
     numbers,
     positions_in,
-    read_schema,
-    read_table,
+    read_end,
+    tables_in,
     written,
 )
 from collage_mpi.results.number_sets import NumberSet
@@ -44,46 +46,52 @@ GROUP_BYTES = 8 << 20  # of a row group, in memory
 
 class LeaseFiles:
     """Makes the files of leases. A job calls it before it packs a cell, and before it marks a run
-    as complete. A part that is damaged stays where it is, for `verify` to tell; the file of its
-    lease is then not made.
+    as complete. If a part is damaged, or parts have different columns, the file of their lease is
+    not made, and the parts stay.
     """
 
     def __init__(self, out: Path, run: Run) -> None:
         """`out`: the folder of the runs, the last of which is `run`."""
         self._out, self._run, self._store = out, run, FolderStore(out)
 
-    def make(self, store: FolderStore, cell: Cell, alive: Callable[[], object]) -> None:
-        """Make the file of a closed cell unless it is there.
+    def make(self, store: FolderStore, cell: Cell, alive: Callable[[], object]) -> bool:
+        """Make the file of a closed cell unless it is there, and read it.
 
         Args:
             store: the folder of the runs.
             cell: with its last record.
             alive: is called again and again.
 
+        Returns:
+            Whether the file has all rows that it needs.
+
         Raises:
-            OSError: it may have been made nevertheless. FileNotFoundError: a part is not to be
-                seen.
+            OSError: it may have been made nevertheless. FileNotFoundError: a part, or the file, is
+                not to be seen.
         """
-        first, name = self._run.first, rows_name(cell.start)
-        parts = without(last_rows(cell.parts), ((first, first + sp.count(self._run.again)),))
-        if parts and (self._out / name).exists():
-            store.sync_folder(name)  # who made it may have died, or had an error, before
-        elif parts:
-            with suppress(DataFault):
-                store.link(name, self._content(parts, alive), self.goes_on)
+        name, parts = rows_name(cell.start), without(last_rows(cell.parts), self._run.asking)
+        try:
+            with _told_by_the_system():
+                if parts and not (self._out / name).exists():
+                    content = self._content(parts, alive)
+                    if not store.link(name, content, self.goes_on) and not self.goes_on():
+                        return False
+                    self._path(name)
+                store.sync_folder(name)  # who made it may have died before
+                return wrong_with(self._out, cell.start, parts, self._run_id) is None
+        except DataFault:
+            return False
 
     def finish(self, alive: Callable[[], object] = tuple) -> None:
         """Let the rows that the run has asked again replace the older ones, and those that it drops
         go. All its cells are closed. Raises as `make`."""
-        first, again, dropped = self._run.first, self._run.again, self._run.dropped
-        if not again and not dropped:
+        changed = sp.union(self._run.asking, self._run.dropped)
+        if not changed:
             return
-        changed = sp.union(((first, first + sp.count(again)),), dropped)
         homes = at_home(runs(self._store), changed).keys()
         for start, parts in closed(self._store).items():
             if start in homes:
                 self.mend(start, parts, alive, self.goes_on)
-        self._store.sync_folder(rows_name(first))  # as in `make`
 
     def mend(
         self,
@@ -107,11 +115,11 @@ class LeaseFiles:
         Raises: as `make`.
         """
         right = wrong_with(self._out, start, parts, self._run_id) is None
-        if not right and not parts:
+        if not right and not parts and still():
             self._store.remove(rows_name(start))
             self._store.sync_folder(rows_name(start))
         elif not right:
-            with suppress(DataFault):
+            with suppress(DataFault), _told_by_the_system():
                 self._store.replace(rows_name(start), self._content(parts, alive), still)
         return not right
 
@@ -130,7 +138,7 @@ class LeaseFiles:
         """The file's content, a row group at a time."""
         import pyarrow as pa
 
-        schemas = [read_schema(self._path(part)) for part in parts]
+        schemas = [read_end(self._path(part.name))[0] for part in parts]
         try:
             schema = pa.unify_schemas([each.remove_metadata() for each in schemas])
             facts = [json.loads(each.metadata[ABOUT]) for each in schemas]
@@ -143,27 +151,31 @@ class LeaseFiles:
             waiting = [pa.Table.from_batches([], schema)]  # `empty_table` imports pandas
             for part in parts:
                 alive()
-                table = read_table(self._path(part))
-                table = table.filter(numbers(rows_at(positions_of(table), part.spans)))
-                waiting.append(table.replace_schema_metadata(schema.metadata))
-                if sum(each.nbytes for each in waiting) >= GROUP_BYTES:
-                    yield pa.concat_tables(waiting, promote_options="default")
-                    waiting = []
+                for table in tables_in(self._path(part.name)):
+                    table = table.filter(numbers(rows_at(positions_of(table), part.spans)))
+                    waiting.append(table.replace_schema_metadata(schema.metadata))
+                    if sum(each.nbytes for each in waiting) >= GROUP_BYTES:
+                        yield pa.concat_tables(waiting, promote_options="default")
+                        waiting = []
             if waiting:
                 yield pa.concat_tables(waiting, promote_options="default")
 
         return written(schema, groups())
 
-    def _path(self, part: Part) -> Path:
-        path = self._out / PARTS_FOLDER / part.file
+    def _path(self, name: str) -> Path:
+        path = self._out / name
         if not path.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return path
 
 
-def rows_name(start: int) -> str:
-    """The file of a lease, by the start of its cell."""
-    return f"{ROWS_FOLDER}/{start}.parquet"
+@contextmanager
+def _told_by_the_system() -> Iterator[None]:
+    """A file that cannot be read now is no reason to end a job: raise what the system said."""
+    try:
+        yield
+    except EnvironmentFault as error:
+        raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
 
 
 def closed(store: FolderStore) -> dict[int, list[Part]]:
@@ -173,8 +185,7 @@ def closed(store: FolderStore) -> dict[int, list[Part]]:
     found = dict[int, list[Part]]()
     for part in there:
         for start, spans in at_home(known, part.spans).items():
-            errors = sp.common(part.errors, spans)
-            found.setdefault(start, []).append(Part(part.file, part.size, part.crc, spans, errors))
+            found.setdefault(start, []).append(Part(part.file, part.size, part.crc, spans))
     each = (*(part.spans for part in there), *(run.dropped for run in known))
     done = first_places(known, sp.union(*each))
     cells = [
@@ -201,12 +212,33 @@ def strangers(out: Path, there: Iterable[int]) -> list[str]:
     return [path.name for path in found if str(path.relative_to(out)) not in names]
 
 
+def jobs_in(path: Path) -> set[int]:
+    """The numbers of the jobs whose rows a file has. Raises as `read_end`."""
+    jobs = _about(path).get("jobs")
+    return {int(job) for job in jobs if job.isdecimal()} if isinstance(jobs, dict) else set()
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What the metadata of a file say; {} if that makes no sense."""
+    with suppress(ValueError):
+        about = json.loads((read_end(path)[0].metadata or {}).get(ABOUT, b"{}"))
+        return about if isinstance(about, dict) else {}
+    return {}
+
+
+def of_another_run(path: Path, run_id: str | None) -> str | None:
+    """What to tell if a file is of another run than this. Raises as `read_end`."""
+    if _about(path).get("run_id") == run_id:
+        return None
+    return f"{path}: undamaged, but of another run. {MENDS}"
+
+
 def wrong_with(out: Path, start: int, parts: Sequence[Part], run_id: str | None) -> str | None:
     """What is wrong with the file of a closed cell; None if it has the rows of these parts of the
     run, or is not there and there are none."""
     path = out / rows_name(start)
     if path.is_file() != bool(parts):
-        missing = "missing, though its images have rows. collage-mpi verify --repair makes it"
+        missing = f"missing, though its images have rows. {MENDS}"
         left = "there, though its rows were dropped. collage-mpi verify --repair removes it"
         return f"{path}: {missing if parts else left}"
     if not parts:
@@ -214,11 +246,13 @@ def wrong_with(out: Path, start: int, parts: Sequence[Part], run_id: str | None)
     wanted = sp.union(*(part.spans for part in parts))
     wrong, found = 0, NumberSet(wanted[-1][1] - wanted[0][0])
     try:
-        for positions in positions_in(path, run_id):
+        if other := of_another_run(path, run_id):
+            return other
+        for positions in positions_in(path):
             again = found.add(positions.astype(np.int64) - wanted[0][0])
             wrong += int((again | ~rows_at({"position": positions}, wanted)).sum())
     except DataFault as error:
         return str(error)
     if wrong or len(found) != sp.count(wanted):
-        return f"{path}: has other rows than the ledger says. collage-mpi verify --repair mends it"
+        return f"{path}: has other rows than the ledger says. {MENDS}"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,12 +17,19 @@ from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.records import run_name
-from collage_mpi.ledger.spans import Spans
 from collage_mpi.plugins import optional
-from collage_mpi.results.columns import ADVICE, array_of, rows_of
+from collage_mpi.results.columns import ADVICE, array_of, positions_in, rows_of
 from collage_mpi.results.manifest import Json, compose, finals
 from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
-from collage_mpi.results.parts import Ledger, LedgerReader, PartName, read_ledger, rows_at
+from collage_mpi.results.parts import (
+    Ledger,
+    LedgerReader,
+    PartName,
+    by_row_groups,
+    read_ledger,
+    read_where_it_lies,
+    rows_at,
+)
 from collage_mpi.results.vectors import KeptValues, extras_of, in_input_order, keys_in
 from collage_mpi.rows import (
     GROUPS,
@@ -85,7 +92,8 @@ class Run:
 
     def other_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         """Functions that each return some of the rows of images that `pieces` leaves out, (n,) of
-        IMAGE_ROW: another job was to do the image, or it was asked again and has a newer row."""
+        IMAGE_ROW: another job was to do the image, or it was asked again and has a newer row. They
+        go with the parts of closed leases."""
         raise NotImplementedError
 
     def rows_of(self, table: TableLayout) -> int:
@@ -163,7 +171,7 @@ class StoredRun(Run):
 
     def pieces(self, table: TableLayout) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
-        return [partial(_rows_of, part, table) for part in self.of_table(table)]
+        return [partial(rows_of_part, part, table) for part in self.of_table(table)]
 
     def chunks(self, table: TableLayout) -> Iterator[np.ndarray]:
         """See `Run`; groups are computed from the images."""
@@ -178,7 +186,7 @@ class StoredRun(Run):
     def other_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
         some = [part for part in self.of_table(IMAGES) if not part.whole]
-        return [partial(_rows_of, part, IMAGES, counted=False) for part in some]
+        return [partial(rows_of_part, part, IMAGES, counted=False) for part in some]
 
     def rows_of(self, table: TableLayout) -> int:
         """See `Run`: an upper bound, from the size of the files."""
@@ -194,26 +202,46 @@ class StoredRun(Run):
         self, number: int, images: np.ndarray, names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """See `Run`."""
-        answered, found = images["answered"], {}
-        for name in names if answered.any() else ():
-            values = self.kept_values.file(number)[name]
-            found[name] = np.zeros((len(images), *values.shape[1:]), values.dtype)
-            found[name][answered] = values
+        answered, found = np.flatnonzero(images["answered"]), {}
+        for name in names if len(answered) else ():
+            kept = self.kept_values.file(number)  # which may lie elsewhere by now
+            order = answered[np.argsort(flat_keys(images[answered]))]
+            found[name] = np.zeros((len(images), *kept[name].shape[1:]), kept[name].dtype)
+            found[name][order] = kept[name][np.argsort(flat_keys(kept))]
         return found
 
 
-def _rows_of(part: PartName, table: TableLayout, *, counted: bool = True) -> np.ndarray:
-    """The rows of a part that count, or those that do not. Raises as `read_results`."""
-    rows = rows_of(part.path, table)
+def rows_of_part(part: PartName, table: TableLayout, *, counted: bool = True) -> np.ndarray:
+    """The rows of a part that count, or those that do not, as far as they are there. Raises as
+    `read_results`."""
+    found = read_where_it_lies(part, partial(_rows_in, table=table, counted=counted))
+    return found[0] if len(found) == 1 else np.concatenate([np.empty(0, table.dtype), *found])
+
+
+def _rows_in(part: PartName, table: TableLayout, *, counted: bool) -> np.ndarray:
+    if part.is_lease and not counted:
+        return np.empty(0, table.dtype)
+    if part.group == 0:
+        _check_rows(
+            part, (rows_at({"position": each}, part.spans) for each in positions_in(part.path))
+        )
+    rows = rows_of(part.path, table, part.group)
     if table is not IMAGES:
         return rows
     count = rows_at(rows, part.spans)
-    if int(count.sum()) != sp.count(part.spans):
-        raise DataFault(
-            f"{part.path}: {int(count.sum()):,} of its rows are at the {sp.count(part.spans):,} "
-            f"positions that the ledger names. {ADVICE}"
-        )
+    if part.group is None:
+        _check_rows(part, [count])
     return rows if count.all() and counted else rows[count == counted]
+
+
+def _check_rows(part: PartName, there: Iterable[np.ndarray]) -> None:
+    """Raise DataFault if a file lacks rows. `there`: which of its rows count, some at a time."""
+    found = sum(int(each.sum()) for each in there)
+    if found != sp.count(part.spans):
+        raise DataFault(
+            f"{part.path}: {found:,} of its rows are at the {sp.count(part.spans):,} positions "
+            f"that the ledger names. {ADVICE}"
+        )
 
 
 @dataclass(frozen=True)
@@ -427,7 +455,8 @@ def open_run(path: Path | str) -> StoredRun:
 
 
 def _run_of(path: Path, ledger: Ledger) -> StoredRun:
-    return StoredRun(path, compose(path, ledger), ledger.complete, ledger.parts)
+    parts = tuple(each for part in ledger.parts for each in by_row_groups(part))
+    return StoredRun(path, compose(path, ledger), ledger.complete, parts)
 
 
 def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.ndarray]]:
@@ -449,28 +478,29 @@ def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.n
     """
     from collage_mpi.results.status import ENDED, Watch
 
-    path, seen = Path(path), dict[Path, Spans]()
+    path, seen = Path(path), sp.union()
     watch, reader = Watch(path), LedgerReader(path)
     while True:
         view = watch.look()  # first, because the last job may end while its rows are read
         if (path / run_name(1)).exists():  # not while its first ranks load networks
-            run = _run_of(path, reader.look())
-            for part in run.of_table(IMAGES):
-                if new := sp.minus(part.spans, seen.get(part.path, ())):
-                    seen[part.path] = part.spans
-                    yield _batch(run, part._replace(spans=new))
+            manifest = compose(path, ledger := reader.look())
+            for part in (part for part in ledger.parts if part.table == IMAGES.name):
+                if new := sp.minus(part.spans, seen):
+                    seen = sp.union(seen, new)
+                    for each in by_row_groups(part._replace(spans=new)):
+                        yield _batch(manifest, each)
         if view.life == ENDED or view.lost:
             return
         time.sleep(every_s)
 
 
-def _batch(run: StoredRun, part: PartName) -> dict[str, np.ndarray]:
-    rows, extras = _rows_of(part, IMAGES), extras_of(run.manifest)
+def _batch(manifest: Json, part: PartName) -> dict[str, np.ndarray]:
+    rows, extras = rows_of_part(part, IMAGES), extras_of(manifest)
     rows = rows[rows["answered"]]
     found = {"shard": rows["shard"], "row": rows["row"]}
     if extras.classifies:
         found |= {"class": rows["predicted"], "score": rows["score"]}
-    for kept in KeptValues([part], run.manifest) if extras else ():
+    for kept in KeptValues([part], manifest) if extras else ():
         found |= {name: values for name, values in kept.items() if name not in KEYS}
     return found
 

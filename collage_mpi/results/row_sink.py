@@ -167,7 +167,7 @@ class PartThread:
         if part.table is IMAGES:
             failed = rows["source"] == SOURCE_CODE["error"]
             errors = _spans(rows[failed])
-            self._written(Part(path.name, size, crc, _spans(rows), errors, rows=len(rows)))
+            self._written(Part(path.name, size, crc, _spans(rows), errors))
 
 
 def _spans(rows: np.ndarray) -> Spans:

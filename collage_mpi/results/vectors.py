@@ -5,7 +5,7 @@ functions): checked, and read a part at a time. They are in the files of the ima
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from collage_mpi.results.columns import (
     kept_name,
     numbers,
     read_table,
+    rows_of,
 )
-from collage_mpi.results.parts import PartName, rows_at
+from collage_mpi.results.parts import PartName, read_where_it_lies, rows_at
 from collage_mpi.rows import IMAGES, flat_keys
 
 _PLACE = ("shard", "row")  # columns that say which image a vector belongs to
@@ -34,13 +35,12 @@ def extras_of(manifest: Mapping[str, Any]) -> Extras:
     return Extras(**(manifest.get("extras") or {"top_k": None, "save": NO_SAVE}))
 
 
-def check_kept(part: PartName, rows: np.ndarray, extras: Extras) -> tuple[int, list[str]]:
+def check_kept(part: PartName, extras: Extras) -> tuple[int, list[str]]:
     """Check the kept values of a part of images: exactly the answered images have some, and the
     best class is that of the row.
 
     Args:
         part: the part.
-        rows: (n,) of IMAGE_ROW, its rows.
         extras: what the run keeps.
 
     Returns:
@@ -49,11 +49,11 @@ def check_kept(part: PartName, rows: np.ndarray, extras: Extras) -> tuple[int, l
     Raises:
         EnvironmentFault, DataFault: as `KeptValues`.
     """
-    wrong, answered = list[str](), rows["answered"]
-    table = read_kept(part, extras)
+    wrong, rows = list[str](), rows_of(part.path, IMAGES, part.group)
+    table = _kept_in(part, extras)
     arrays = {name: array_of(table[name]) for name in table.column_names[len(KEYS) :]}
     best = arrays.get("top_classes", arrays.get("scores")) if extras.names else None
-    rows = rows[answered & rows_at(rows, part.spans)]
+    rows = rows[rows["answered"] & rows_at(rows, part.spans)]
     if best is not None and len(best):
         first = best[:, 0] if "top_classes" in arrays else best.argmax(axis=1)
         if other := int((first != rows["predicted"]).sum()):
@@ -73,7 +73,13 @@ def read_kept(part: PartName, extras: Extras, only: str = "") -> Any:
         EnvironmentFault: the file cannot be read.
         DataFault: the file is damaged, or its columns are not those of the run.
     """
-    table = read_table(part.path)
+    import pyarrow as pa
+
+    return pa.concat_tables(read_where_it_lies(part, partial(_kept_in, extras=extras, only=only)))
+
+
+def _kept_in(part: PartName, extras: Extras, only: str = "") -> Any:
+    table = read_table(part.path, group=part.group)
     kept = {kept_name(each): each for each in table.schema if is_kept(each)}
     said = {name: flat_of_column(table[name]) for name in _COUNTED}
     known = tuple(kept) if extras.save == OUTPUTS else extras.names
@@ -147,10 +153,7 @@ class KeptValues:
         the place in it."""
         keys = []
         for part in self._parts:
-            columns = (*_PLACE, *_COUNTED)
-            table = read_table(part.path, columns)
-            said = {name: flat_of_column(table[name]) for name in columns}
-            keys.append(flat_keys(said)[said["answered"] & rows_at(said, part.spans)])
+            keys.append(np.concatenate(read_where_it_lies(part, _keys_in)))
         whole = np.concatenate([np.empty(0, np.uint64), *keys])
         order = np.argsort(whole, kind="stable")
         files = np.repeat(np.arange(len(keys)), [len(own) for own in keys])
@@ -164,6 +167,14 @@ class KeptValues:
             names = table.column_names[1:]  # without the fingerprint, which is text
             self._last = number, {name: array_of(table[name]) for name in names}
         return self._last[1]
+
+
+def _keys_in(part: PartName) -> np.ndarray:
+    """(n,) the keys of the images of a part that are answered and count."""
+    columns = (*_PLACE, *_COUNTED)
+    table = read_table(part.path, columns, part.group)
+    said = {name: flat_of_column(table[name]) for name in columns}
+    return flat_keys(said)[said["answered"] & rows_at(said, part.spans)]
 
 
 def keys_in(table: Any) -> np.ndarray:

@@ -17,14 +17,21 @@ from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCo
 from collage_mpi.ledger.damage import examine, repair
 from collage_mpi.ledger.jobs import jobs, note
 from collage_mpi.ledger.records import Run as Numbered
+from collage_mpi.ledger.records import rows_name
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import EXPORT, PARTS_FOLDER, ROWS_FOLDER
 from collage_mpi.results.columns import rows_of
-from collage_mpi.results.lease_files import LeaseFiles, closed, rows_name, strangers, wrong_with
+from collage_mpi.results.lease_files import (
+    LeaseFiles,
+    closed,
+    of_another_run,
+    strangers,
+    wrong_with,
+)
 from collage_mpi.results.manifest import COMPLETE, Json, compose, finals, resume_command
 from collage_mpi.results.number_sets import Draw, InputCoverage, NumberSet, draw_of
-from collage_mpi.results.parts import list_parts, read_ledger, read_runs
-from collage_mpi.results.reader import Inventory, Run, open_run
+from collage_mpi.results.parts import list_parts, read_ledger, read_runs, read_where_it_lies
+from collage_mpi.results.reader import Inventory, Run, open_run, rows_of_part
 from collage_mpi.results.status import find_writer
 from collage_mpi.results.vectors import check_kept, extras_of
 from collage_mpi.rows import (
@@ -146,7 +153,6 @@ class _FoundRows:
         self.inventory = Inventory(run, partial(self._add, run))
         for piece in run.other_pieces():
             self._add_written(IMAGES, piece())
-        self._add_unnamed(run)
 
     def _add(self, run: Run, table: TableLayout, rows: np.ndarray) -> None:
         if table is IMAGES:
@@ -155,18 +161,6 @@ class _FoundRows:
             _check_answers(self.answers, rows, run.manifest)
             _check_audits(self.answers, rows, run.manifest, self._draw)
         self._add_written(table, rows)
-
-    def _add_unnamed(self, run: Run) -> None:
-        """Add the image rows of parts that no record names: other jobs did their images."""
-        named, folder = {part.path.name for part in run.parts}, run.path / PARTS_FOLDER
-        with reading(folder):
-            listed = list_parts(folder)
-        for part in listed:
-            if part.table == IMAGES.name and part.path.name not in named:
-                try:
-                    self._add_written(IMAGES, rows_of(part.path, IMAGES))
-                except CollageError:  # it does not count
-                    self.sessions.pop(part.session, None)
 
     def _add_written(self, table: TableLayout, rows: np.ndarray) -> None:
         for number in np.unique(rows["session"]).tolist():
@@ -178,7 +172,8 @@ class _Session:
     """Counts of the rows of a session that closed.
 
     Attributes:
-        said: table -> number of rows according to the manifest.
+        said: table -> number of rows according to the manifest; "written": those of images, also
+            of images that another job did too.
         twice: number of task rows whose task number occurred before.
         tasks: problem -> number of task rows that have it.
         by_image: rank -> images that it answered, from the image rows.
@@ -245,10 +240,11 @@ def _check(report: VerifyReport, run: Run) -> None:
 def _check_vectors(run: Run, report: VerifyReport) -> None:
     """Checks that exactly the answered images have a vector, each one."""
     report.vectors = 0
+    check = partial(check_kept, extras=extras_of(run.manifest))
     for part in (part for part in run.parts if part.table == IMAGES.name):
-        found, wrong = check_kept(part, rows_of(part.path, IMAGES), extras_of(run.manifest))
-        report.vectors += found
-        report.problems += wrong
+        for found, wrong in read_where_it_lies(part, check):
+            report.vectors += found
+            report.problems += wrong
 
 
 def _look_for_a_writer(report: VerifyReport) -> None:
@@ -265,16 +261,18 @@ def _look_for_a_writer(report: VerifyReport) -> None:
 
 
 def _bad_parts(out: Path) -> dict[str, str]:
-    """The parts that records name and that cannot be read: name -> why."""
+    """The files in which rows that count lie, and that have not these rows: name -> why."""
     found = dict[str, str]()
     manifest = compose(out)
     for part in (part for part in read_ledger(out).parts if part.table == IMAGES.name):
         try:
-            rows = rows_of(part.path, IMAGES)
+            rows_of_part(part, IMAGES)
+            if part.is_lease and (wrong := of_another_run(part.path, manifest["run_id"])):
+                raise DataFault(wrong)
             if extras_of(manifest):
-                check_kept(part, rows, extras_of(manifest))
+                check_kept(part, extras_of(manifest))
         except CollageError as error:
-            found[part.path.name] = str(error)
+            found[str(part.path.relative_to(out))] = str(error)
     return found
 
 
@@ -330,6 +328,7 @@ def repair_run(out: Path) -> list[str]:
                         f"{counted(found.again, 'image')} will be done again"
                     )
         told += [*_without_bad_tasks(out, store), *_with_lease_files(out, runs[-1], store)]
+        told += _without_spare_parts(out, store)
         folders = [path for path in out.iterdir() if path.is_dir() and path.name != EXPORT]
         if removed := sum(remove_leftovers(folder, ".*") for folder in (out, *folders)):
             told.append(f"{counted(removed, 'temporary file')} of jobs that were killed: removed")
@@ -353,6 +352,24 @@ def _with_lease_files(out: Path, run: Numbered, store: FolderStore) -> list[str]
             if files.mend(start, parts):
                 told.append(f"{out / rows_name(start)}: made anew")
     return told
+
+
+def _without_spare_parts(out: Path, store: FolderStore) -> list[str]:
+    """Move parts of images away in which no row that counts lies: it lies in rows/, or another job
+    did the image, or its record is damaged.
+
+    Returns:
+        What was done, in a sentence.
+    """
+    ledger, folder = read_ledger(out), out / PARTS_FOLDER
+    named = {part.path for part in ledger.parts}
+    there = list_parts(folder) if folder.is_dir() and not ledger.late else []
+    spare = [part.path for part in there if part.path not in named]
+    for path in spare:
+        store.move(f"{PARTS_FOLDER}/{path.name}", f"orphans/{path.name}")
+    if not spare:
+        return []
+    return [f"{counted(len(spare), 'part')} without a row that counts: moved to {out / 'orphans'}"]
 
 
 def _without_bad_tasks(out: Path, store: FolderStore) -> list[str]:
@@ -479,7 +496,8 @@ def _check_session(session: _Session, inventory: Inventory, report: VerifyReport
     if not whole:
         return
     _tell(report, session.tasks)
-    if session.images >= session.said[IMAGES.name]:  # else parts were lost, and done again
+    # Rows that do not count go with the parts of closed leases, and lost ones are done again.
+    if session.images >= session.said.get("written", session.said[IMAGES.name]):
         _check_ranks(session, report)
 
 

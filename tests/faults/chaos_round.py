@@ -31,9 +31,8 @@ from chaos_surroundings import SharedMemory, Strangers, children, kill, signal_a
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.launch.mpiexec import find_mpi
 from collage_mpi.ledger.records import complete_name
-from collage_mpi.results import PARTS_FOLDER, VerifyReport, has_run, read_results, verify_run
-from collage_mpi.results.parts import list_parts, read_runs
-from collage_mpi.results.reader import open_run
+from collage_mpi.results import VerifyReport, has_run, read_results, verify_run
+from collage_mpi.results.parts import read_ledger, read_runs
 from collage_mpi.results.verify import repair_run
 from collage_mpi.shards import ShardWriter
 from collage_mpi.system.process_tree import end_family, holders_of
@@ -359,19 +358,14 @@ class Job:
     def _harm_parts(self, number: int, faults: tuple[Fault, ...]) -> None:
         """Of what sessions have written; damage must be told until the run is repaired."""
         for fault in faults:
-            folder, bad = self.out / PARTS_FOLDER, self.verdict.wrong
-            counted = (
-                {part.path.name for part in open_run(self.out).parts} if has_run(self.out) else ()
-            )
-            parts = (
-                [part for part in list_parts(folder) if part.path.name in counted]
-                if folder.exists()
-                else []
-            )
+            bad = self.verdict.wrong
+            counted = read_ledger(self.out).parts if has_run(self.out) else ()
+            parts = [part for part in counted if part.path.exists()]
             if fault.kind not in ("damage part", "lose part") or not parts or bad:
                 continue
             which = int(fault.number)
             path = parts[which % len(parts)].path
+            of_images = parts[which % len(parts)].table == "images"
             self.verdict.done.add(fault.kind)
             raw = bytearray(path.read_bytes())
             raw[which % len(raw)] ^= 0x10
@@ -379,12 +373,12 @@ class Job:
             if fault.kind == "damage part":
                 path.write_bytes((raw, raw[: which % len(raw)], b"")[which % 3])
             report = self._report()
-            if report is None or (report.status != "damaged" and path.name.startswith("images")):
+            if report is None or (report.status != "damaged" and of_images):
                 bad.append(f"{path.name} was harmed ({fault.kind}), verify said {report}")
             told = repair_run(self.out)
-            if path.name.startswith("images") and not any(path.name in each for each in told):
+            if of_images and not any(path.name in each for each in told):
                 bad.append(f"{path.name} was harmed ({fault.kind}), verify --repair said {told}")
-            if self._complete() and path.name.startswith("images"):
+            if self._complete() and of_images:
                 bad.append(f"verify does not miss {path.name}")
 
     # ---- verdicts -----------------------------------------------------------

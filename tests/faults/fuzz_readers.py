@@ -34,7 +34,7 @@ from collage_mpi.report.page import render_page
 from collage_mpi.results import export_run, read_results, render_summary, summarise, verify_run
 from collage_mpi.results.columns import parquet_bytes
 from collage_mpi.results.slow_ranks import trace_of
-from collage_mpi.rows import STORED
+from collage_mpi.rows import IMAGES, STORED
 from collage_mpi.settings.flags import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.costs import costs_of
@@ -97,7 +97,7 @@ def _results(folder: Path) -> list[Reader]:
     known = {"cost_ratio": 1.5, "batch_costs": {"single": 0.5}}
     run = make_run(folder / "run", 27, errors=frozenset({4}), **known)
     fixed, entry, record = run / "run.1.json", run / "jobs/0001.json", run / "leases/0.1"
-    part = run / "parts" / "images-0001-000001.parquet"
+    part = run / "rows/0.parquet"
     readers = []
     for path, name in ((fixed, "run"), (entry, "entry of a job"), (record, "record of a cell")):
         readers.append(_kept(f"{name}, bytes", path, run, None))
@@ -106,7 +106,7 @@ def _results(folder: Path) -> list[Reader]:
     readers.append(_kept("entry of a job, values, as used", entry, run, json_change, _use_run))
     readers.append(_kept("part, bytes", part, run, None))
     for table in STORED:
-        path = run / "parts" / f"{table.name}-0001-000001.parquet"
+        path = part if table is IMAGES else run / f"parts/{table.name}-0001-000001.parquet"
         readers.append(_kept(f"part of {table.name}, rows", path, run, _change_rows))
         used = f"part of {table.name}, rows, as used"
         readers.append(_kept(used, path, run, _change_rows, _use_run))
@@ -342,7 +342,7 @@ def _vectors(folder: Path) -> list[Reader]:
     """A run that keeps vectors."""
     run = folder / "kept"
     make_run(run, 27, errors=frozenset({4}), extras={"top_k": 2, "save": "embeddings"})
-    (path,) = (run / "parts").glob("images-*")
+    (path,) = (run / "rows").glob("*.parquet")
     whole = path.read_bytes()
 
     def looked_at(raw: bytes) -> None:

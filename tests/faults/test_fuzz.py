@@ -324,7 +324,7 @@ def test_vectors_whose_columns_are_of_other_types(tmp_path, name, value) -> None
     import pyarrow.parquet as pq
 
     run = make_run(tmp_path / "run", 18, extras={"top_k": 2, "save": "none"})
-    (path,) = (run / "parts").glob("images-*")
+    (path,) = (run / "rows").glob("*.parquet")
     table = pq.read_table(path)
     at = table.column_names.index(name)
     values = pa.array([value] * len(table))

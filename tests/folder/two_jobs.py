@@ -39,7 +39,7 @@ from collage_mpi.ledger.reading import counted
 from collage_mpi.ledger.records import Part, Run
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
-from collage_mpi.results import verify_run
+from collage_mpi.results import read_results, verify_run
 from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.writer import open_folder
@@ -300,8 +300,8 @@ def _judge(result: Play, jobs: list[Job], watch: Watch, world: Mounted, at: Path
     every = [spans for job in jobs for spans in job.written]
     result.written = sum(map(sp.count, every))
     result.twice = result.written - sp.count(sp.union(*every))
-    mine = [part for part in counted(FolderStore(out)) if part.file.startswith("images-0001")]
-    result.rows = sum(sp.count(part.spans) for part in mine), found.rows
+    mine = read_results(out).images["session"] == 1
+    result.rows = int(mine.sum()), found.rows
 
 
 def table(plays: list[Play]) -> str:

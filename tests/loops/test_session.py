@@ -25,6 +25,7 @@ from collage_mpi.mpi.tasks import unpack_tasks
 from collage_mpi.mpi.transport import Received
 from collage_mpi.results import read_results
 from collage_mpi.results.jobs import entry
+from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import StatusFiles, read_status
 from collage_mpi.results.writer import open_folder
@@ -103,7 +104,8 @@ class Made:
         fixed, whole = entry(fixed_facts(self.plan)), asked.open_loop
         run = join(store, Run(1, 0, IMAGES, IMAGES, by=name, whole=whole, settings=fixed))
         told = {"session": register(store, name, {}), "owner": name, "run_id": fixed["run_id"]}
-        self.share = Share(Owner(store, run, 4, name=name), 4, 1e6)
+        owner = Owner(store, run, 4, name=name, files=LeaseFiles(self.out, run))
+        self.share = Share(owner, 4, 1e6)
         self.rows = RowSink(self.out, fixed, 1, self.share.wrote)
         self.files = StatusFiles(
             self.out, {**told, "label": "l", "total": lacking, "before": 0}, 5.0

@@ -163,14 +163,15 @@ def spoil(out: Path, change) -> None:
     """Change rows of images where they lie, as a defect of the writer would."""
     from collage_mpi.results import parts
     from collage_mpi.results.columns import Form, rows_of
+    from collage_mpi.results.manifest import compose
     from collage_mpi.rows import IMAGES as TABLE
 
-    for part in parts.list_parts(out / "parts"):
-        if part.table == TABLE.name:
-            rows = rows_of(part.path, TABLE)
-            change(rows)
-            part.path.unlink()
-            parts.write_part(part.path, TABLE, rows, Form(["f"] * 9))
+    about = {"run_id": compose(out)["run_id"]}
+    for path in (out / "rows").iterdir():
+        rows = rows_of(path, TABLE)
+        change(rows)
+        path.unlink()
+        parts.write_part(path, TABLE, rows, Form(["f"] * 9, about))
 
 
 def test_verify_knows_which_answers_should_have_been_audited(answers: str, tmp_path: Path):

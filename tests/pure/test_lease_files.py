@@ -22,7 +22,9 @@ from msgspec import structs
 from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
 
 from collage_mpi.cli import main
+from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.ledger.cells import Cell
+from collage_mpi.ledger.owner import join
 from collage_mpi.ledger.reading import at_home, runs
 from collage_mpi.ledger.records import Part, Record, Run, news_name
 from collage_mpi.ledger.spans import union
@@ -30,7 +32,8 @@ from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import lease_files, read_results, row_sink, verify_run
 from collage_mpi.results.columns import Form, as_table, parquet_bytes
 from collage_mpi.results.lease_files import LeaseFiles, closed
-from collage_mpi.results.parts import read_ledger, write_part
+from collage_mpi.results.parts import LedgerReader, read_ledger, write_part
+from collage_mpi.results.reader import open_run, rows_of_part
 from collage_mpi.results.sole import SoleWriter
 from collage_mpi.rows import IMAGES, OTHERS
 from collage_mpi.shards.update import Update
@@ -157,6 +160,117 @@ def test_a_row_that_was_asked_again_is_in_the_place_of_the_older_one(tmp_path: P
     assert all(row["answered"] for row in rows.values())
     assert {*(row["position"] for row in rows.values())} == {*range(27), 27, 29} - {3, 20}
     assert [path.name for path in (out / "rows").iterdir()] == ["0.parquet"]
+
+
+def test_who_looked_before_the_parts_went_looks_again(tmp_path: Path) -> None:
+    full, out = manifest(27, extras=EXTRAS), tmp_path / "run"
+    for rows, status in ((range(20), "incomplete"), (range(20, 27), "complete")):
+        writer = SoleWriter(out, full, rows_per_part=10)
+        fill(writer, full, rows)
+        writer.close(status)
+        if status == "incomplete":
+            before = open_run(out)
+            (part, *_) = (part for part in before.parts if part.table == "images")
+    assert [*(out / "parts").glob("images-*")] == []
+    rows = np.concatenate([piece() for piece in before.pieces(IMAGES)])
+    assert rows["position"].tolist() == [*range(20)]
+    scores = before.kept_of_piece(0, before.pieces(IMAGES)[0](), ["scores"])["scores"]
+    assert (scores.argmax(axis=1) == rows["predicted"][:10]).all()
+    assert [piece() for piece in before.other_pieces()] == []
+    (out / "rows/0.parquet").unlink()
+    with pytest.raises(DataFault, match=r"0\.parquet: missing"):
+        before.pieces(IMAGES)[0]()
+    shutil.rmtree(out / "leases")
+    (out / "leases").mkdir()
+    assert len(rows_of_part(part, IMAGES)) == 0  # nothing counts
+
+
+def test_parts_that_a_killed_job_has_left_do_no_harm_and_a_repair_moves_them(
+    tmp_path: Path, capsys
+) -> None:
+    full, out = manifest(27, extras=EXTRAS), tmp_path / "run"
+    writer = SoleWriter(out, full, rows_per_part=10)
+    fill(writer, full, range(27))
+    assert writer.drain() is None
+    left = {path: path.read_bytes() for path in (out / "parts").glob("images-*")}
+    writer.close("complete")
+    for path, raw in left.items():
+        path.write_bytes(raw)
+    assert main(["verify", str(out)]) == 0
+    assert len(read_results(out)) == 27
+    assert main(["verify", "--repair", str(out)]) == 0
+    assert "3 parts without a row that counts: moved to" in capsys.readouterr().err
+    assert [*(out / "parts").glob("images-*")] == []
+    assert {path.name for path in left} == {path.name for path in (out / "orphans").iterdir()}
+
+
+def test_parts_stay_where_the_file_of_their_lease_is_another_one(tmp_path: Path, capsys) -> None:
+    other = make_run(tmp_path / "other", 27, extras=EXTRAS, run_id="another")
+    full, out = manifest(27, extras=EXTRAS), tmp_path / "run"
+    writer = SoleWriter(out, full, rows_per_part=10)
+    fill(writer, full, range(27))
+    shutil.copy(other / "rows/0.parquet", out / "rows/0.parquet")
+    writer.close("complete")
+    assert len([*(out / "parts").glob("images-*")]) == 3
+    assert len(read_results(out)) == 27
+    assert main(["verify", str(out)]) == 4
+    assert "0.parquet: undamaged, but of another run" in capsys.readouterr().out
+    assert main(["verify", "--repair", str(out)]) == 0
+    assert len(found(out)) == 27
+
+
+def test_a_reader_learns_that_a_closed_cell_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, out = manifest(27), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(LeaseFiles, "make", lambda *_: False)
+        writer = SoleWriter(out, full)
+        fill(writer, full, range(27))
+        writer.commit()
+    reader = LedgerReader(out)
+    assert [part.session for part in reader.look().parts if part.table == "images"] == [1]
+    SoleWriter(out, full).close("complete")
+    assert [part.session for part in reader.look().parts if part.table == "images"] == [0]
+
+
+def test_a_file_whose_rows_were_dropped_goes_unless_the_run_is_over(tmp_path: Path) -> None:
+    out = make_run(tmp_path / "run", 27)
+    files = LeaseFiles(out, runs(FolderStore(out))[0])
+    for still in (False, True):
+        files.mend(0, [], still=lambda: still)  # noqa: B023
+        assert (out / "rows/0.parquet").exists() is not still
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 27, errors=frozenset({4}), status="complete_with_errors")
+    before = open_run(run)
+    again = SoleWriter(run, manifest(27), read_ledger(run).errors)
+    fill(again, manifest(27), [4])
+    again.close("complete")
+    with pytest.raises(EnvironmentFault, match=r"0\.parquet: replaced while it was read"):
+        before.pieces(IMAGES)[0]()
+    assert len(read_results(run)) == 27
+
+
+def test_a_row_group_is_read_alone_and_each_change_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_files, "GROUP_BYTES", 4000)
+    full, out = manifest(90, extras=EXTRAS), tmp_path / "run"
+    writer = SoleWriter(out, full, rows_per_part=20)
+    fill(writer, full, range(90))
+    writer.close("complete")
+    run, path = open_run(out), out / "rows/0.parquet"
+    pieces, raw = run.pieces(IMAGES), path.read_bytes()
+    assert len(pieces) > 1
+    assert [*np.concatenate([piece() for piece in pieces])["position"]] == [*range(90)]
+    page = pq.ParquetFile(path).metadata.row_group(1).column(3)
+    for place, number in ((page.data_page_offset + page.total_compressed_size - 2, 1), (9, 0)):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
+        with pytest.raises(DataFault, match="damaged"):
+            pieces[number]()
+    path.write_bytes(raw)
 
 
 def test_a_kill_between_any_two_steps_loses_and_doubles_nothing(
@@ -288,6 +402,7 @@ def test_verify_knows_what_was_dropped(tmp_path: Path, capsys) -> None:
         path.write_bytes(older)  # as a job does that was suspended for long
     (said,) = wrong_lease_files(out, run_in(out), whole=True)
     assert said == "a marker, and 3 rows in rows/, where 1 last"
+    assert [*read_results(out).images["position"]] == [1]  # nothing is lost, and nothing is back
     assert main(["verify", str(out)]) == 4
     said = capsys.readouterr().out
     assert "2.parquet: there, though its rows were dropped" in said
@@ -331,26 +446,47 @@ def test_a_job_that_was_suspended_puts_no_older_content_back(tmp_path: Path) -> 
             assert all(each.read_bytes() == newer for each in (out / "rows").iterdir())
             path.unlink()
         else:
-            late.make(store, Cell(0, 2, Record(0, 2, 0, "", "0" * 32, tuple(cell))), others)
+            parts = (Part("images-0001-000001.parquet", 1, 1, ((0, 2),)),)
+            (out / parts[0].name).write_bytes(older)
+            made = late.make(store, Cell(0, 2, Record(0, 2, 0, "", "0" * 32, parts)), others)
+            assert not made
             assert [*(out / "rows").iterdir()] == []
         assert not late.goes_on()
 
 
-BAD = [
-    "gone",
-    "changed",
-    "other rows",
-    "a row twice",
-    "another run",
-    "tasks",
-    "other columns",
-    "no folder",
-]
+AGAIN = ["gone", "changed", "other rows", "a row twice", "another run", "tasks", "other columns"]
 
 
-@pytest.mark.parametrize("how", BAD)
-def test_a_file_that_is_wrong_is_told_and_made_anew(tmp_path: Path, capsys, how: str) -> None:
+def closed_and_not_packed(run: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Path:
+    """A complete run whose files of rows could not be made."""
+    with monkeypatch.context() as patch:
+        patch.setattr(LeaseFiles, "make", lambda *_: False)
+        return make_run(run, 27, **more)
+
+
+@pytest.mark.parametrize("how", ["gone", "changed", "no folder"])
+def test_a_file_whose_parts_are_there_is_made_anew(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    whole = found(make_run(tmp_path / "whole", 27, extras=EXTRAS))
+    run = closed_and_not_packed(tmp_path / "run", monkeypatch, extras=EXTRAS)
+    path = run / "rows/0.parquet"
+    if how == "changed":
+        path.write_bytes((tmp_path / "whole/rows/0.parquet").read_bytes()[:-1])
+    elif how == "no folder":
+        path.parent.rmdir()
+    assert len(read_results(run)) == 27
+    assert main(["verify", str(run)]) == 4
+    assert f"{path}: " in capsys.readouterr().out
+    assert main(["verify", "--repair", str(run)]) == 0
+    assert f"{path}: made anew" in capsys.readouterr().err
+    assert found(run) == whole
+
+
+@pytest.mark.parametrize("how", [*AGAIN, "no folder"])
+def test_the_rows_of_a_file_that_is_wrong_are_done_again(tmp_path: Path, capsys, how: str) -> None:
     run = make_run(tmp_path / "run", 27, extras=EXTRAS)
+    assert [*(run / "parts").glob("images-*")] == []
     path, whole = run / "rows/0.parquet", found(run)
     raw = path.read_bytes()
     if how == "gone":
@@ -372,9 +508,13 @@ def test_a_file_that_is_wrong_is_told_and_made_anew(tmp_path: Path, capsys, how:
         path.write_bytes(b"".join(parquet_bytes(table)))
     assert main(["verify", str(run)]) == 4
     assert f"{path}: " in capsys.readouterr().out
-    assert main(["verify", "--repair", str(run)]) == 0
-    assert f"{path}: made anew" in capsys.readouterr().err
-    assert found(run) == whole
+    assert main(["verify", "--repair", str(run)]) == 6
+    assert "27 images will be done again" in capsys.readouterr().err
+    again = SoleWriter(run, manifest(27, extras=EXTRAS))
+    fill(again, manifest(27, extras=EXTRAS), range(27))
+    again.close("complete")
+    assert [*found(run)] == [*whole]
+    assert verify_run(run).ok
 
 
 @pytest.mark.parametrize("name", ["0 (copy).parquet", "00.parquet", "99.parquet", "0.parquet"])
@@ -386,18 +526,19 @@ def test_what_is_of_no_lease_is_told_and_moved_away(tmp_path: Path, capsys, name
         os.mkfifo(path)
     else:
         shutil.copy(run / "rows/0.parquet", path)
-    assert main(["verify", str(run)]) == 4
-    assert f"{path}: of no lease" in capsys.readouterr().out
-    assert main(["verify", "--repair", str(run)]) == 0
-    assert found(run) == whole
+    lost = name == "0.parquet"
+    assert main(["verify", str(run)]) == (3 if lost else 4)
+    told = capsys.readouterr()
+    assert f"{path}: {'cannot be read: it is a FIFO' if lost else 'of no lease'}" in f"{told}"
+    assert main(["verify", "--repair", str(run)]) == (6 if lost else 0)
+    assert found(run) == ({} if lost else whole)
     assert (run / "orphans" / f"rows-{name}").exists()
 
 
 def test_a_repair_on_a_full_disk_says_so_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    run = make_run(tmp_path / "run", 27)
-    (run / "rows/0.parquet").unlink()
+    run = closed_and_not_packed(tmp_path / "run", monkeypatch)
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -410,7 +551,7 @@ def test_a_repair_on_a_full_disk_says_so_and_leaves_nothing(
 
 def test_the_file_of_a_lease_that_is_done_again_is_moved_away(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 27)
-    next((run / "parts").glob("images-*")).unlink()
+    (run / "leases/0.1").unlink()
     assert main(["verify", "--repair", str(run)]) == 6
     assert found(run) == {}
     assert (run / "orphans/rows-0.parquet").exists()
@@ -434,14 +575,18 @@ def test_jobs_that_keep_other_columns_leave_their_rows_in_parts(tmp_path: Path) 
     full, run = manifest(27, extras=EXTRAS), tmp_path / "run"
     writer = SoleWriter(run, full, rows_per_part=13)
     fill(writer, full, range(27))
-    writer.close("complete")
-    (run / "rows/0.parquet").unlink()
+    assert writer.drain() is None
     first, *_ = sorted((run / "parts").glob("images-*"))
     table = read(first)
     field = table.schema.field("scores").with_type(pa.list_(pa.int32()))
     scores = pa.array([[1] * 10] * len(table), field.type)
     other = table.set_column(table.column_names.index("scores"), field, scores)
     first.write_bytes(b"".join(parquet_bytes(other)))
+    writer.close("complete")
+    assert [*(run / "rows").iterdir()] == []
+    assert len([*(run / "parts").glob("images-*")]) == 3
+    assert (run / "COMPLETE.1").exists()
+    assert len(read_results(run)) == 27
     LeaseFiles(run, Run(1, 0, 27, 27)).mend(0, closed(FolderStore(run))[0])
     assert [*(run / "rows").iterdir()] == []
 
@@ -469,11 +614,11 @@ def test_the_content_that_is_there_first_stays(tmp_path: Path, monkeypatch) -> N
     rows["position"] = 0, 1
     name = "images-0001-000001.parquet"
     size, crc = write_part(tmp_path / "parts" / name, IMAGES, rows, Form(["f"], {"jobs": {}}))
-    part = Part(name, size, crc, ((0, 2),), rows=2)
+    part = Part(name, size, crc, ((0, 2),))
     cell = Cell(0, 2, Record(0, 2, 0, "", "0" * 32, (part,)))
     cell.free = ()
     alive: list[int] = []
-    made = LeaseFiles(tmp_path, Run(1, 0, 2, 2))
+    made = LeaseFiles(tmp_path, join(store, Run(1, 0, 2, 2)))
     made.make(store, cell, lambda: alive.append(1))
     raw = (tmp_path / "rows/0.parquet").read_bytes()
     assert alive

@@ -18,10 +18,10 @@ import pytest
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.ledger import damage
 from collage_mpi.ledger import spans as sp
-from collage_mpi.ledger.cells import Cell, Change
+from collage_mpi.ledger.cells import Cell, Change, last_rows
 from collage_mpi.ledger.jobs import jobs, note, register
 from collage_mpi.ledger.owner import CELLS, Owner, cell_size, join
-from collage_mpi.ledger.reading import Found, View, counted, last_rows, runs
+from collage_mpi.ledger.reading import Found, View, counted, runs
 from collage_mpi.ledger.records import (
     LARGEST_BYTES,
     MARK_BYTES,
@@ -124,10 +124,10 @@ def test_who_joins_second_gets_the_run_that_is_there(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     assert join(store, RUN) == RUN
     assert join(store, Run(1, 0, 7, 7)) == RUN
-    with pytest.raises(EnvironmentFault, match="of format 4; this version has format 2"):
+    with pytest.raises(EnvironmentFault, match="of format 5; this version has format 2"):
         join(store, Run(1, 0, 7, 7, format=2))
     (tmp_path / "run.2.json").write_text('{"format": 2, "what": "is not known here"}')
-    with pytest.raises(EnvironmentFault, match="of format 2; this version has format 4"):
+    with pytest.raises(EnvironmentFault, match="of format 2; this version has format 5"):
         join(store, Run(2, 0, 7, 7))
 
 

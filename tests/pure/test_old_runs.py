@@ -18,20 +18,20 @@ from collage_mpi.rows import IMAGES, TASKS
 
 
 @pytest.mark.parametrize("command", ["verify", "export --to csv", "report", "top", "slow-ranks"])
-@pytest.mark.parametrize("found", ["2", "3", "unknown"])
+@pytest.mark.parametrize("found", ["2", "3", "4", "unknown"])
 def test_a_run_of_another_format_is_refused(
     command: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    if found == "3":
+    if found in ("3", "4"):
         first = make_run(run, 9) / "run.1.json"
-        first.write_text(json.dumps({"format": 3, "more": "than is known here"}))
+        first.write_text(json.dumps({"format": int(found), "more": "than is known here"}))
     else:
         run.mkdir()
         (run / "manifest.json").write_text(json.dumps({"version": 2}) if found == "2" else "{")
     assert main([*command.split(), str(run)]) == 3
     told = capsys.readouterr().err
-    assert f"a run of format {found}; this version of collage-mpi needs format 4" in told
+    assert f"a run of format {found}; this version of collage-mpi needs format 5" in told
     assert "The version that wrote the run reads it" in told
 
 

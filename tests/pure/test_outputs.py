@@ -41,6 +41,7 @@ from collage_mpi.report.page import worst_images
 from collage_mpi.results import (
     export_run,
     follow,
+    lease_files,
     read_results,
     row_sink,
     summarise,
@@ -48,6 +49,7 @@ from collage_mpi.results import (
 )
 from collage_mpi.results.columns import array_of, parquet_bytes
 from collage_mpi.results.export import write_zarr
+from collage_mpi.results.reader import open_run
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.sole import SoleWriter
 from collage_mpi.results.status import StatusFiles
@@ -284,12 +286,13 @@ def varied_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(results_harness, "layout_of_run", lambda full: layout)
     monkeypatch.setattr(results_harness, "vector_of", vector_of)
     monkeypatch.setattr(row_sink, "PART_BYTES", 600)
+    monkeypatch.setattr(lease_files, "GROUP_BYTES", 600)
     more = {"extras": OUTPUTS, "errors": ERRORS, "status": "complete_with_errors"}
     return make_run(tmp_path / "run", 27, labels=False, **more)
 
 
 def test_what_varies_is_kept_verified_and_read_back(varied_run: Path) -> None:
-    assert len([*(varied_run / "parts").glob("images-*")]) > 1
+    assert len(open_run(varied_run).of_table(IMAGES)) > 1  # row groups
     report = verify_run(varied_run)
     assert report.ok, report.problems
     results = read_results(varied_run)
@@ -333,7 +336,7 @@ def test_what_varies_and_was_damaged_is_told(
     import pyarrow as pa
     from pyarrow import parquet
 
-    path = next((varied_run / "parts").glob("images-*"))
+    path = next((varied_run / "rows").glob("*.parquet"))
     table = parquet.read_table(path)
     one = in_lists(value, inner) if inner else pa.array([value], pa.binary()).view(pa.string())
     column = pa.chunked_array([one] * len(table))
@@ -528,8 +531,9 @@ def test_large_outputs_make_smaller_parts_which_are_read_as_one(
 ) -> None:
     pytest.importorskip("pyarrow")
     monkeypatch.setattr(row_sink, "PART_BYTES", 100)  # 7 images of 16 bytes
+    monkeypatch.setattr(lease_files, "GROUP_BYTES", 100)
     run = make_run(tmp_path / "run", 27, extras=OUTPUTS)
-    assert len([*(run / "parts").glob("images-*")]) == 4
+    assert len(open_run(run).of_table(IMAGES)) == 4  # row groups
     assert verify_run(run).ok
     results = read_results(run)
     assert [one["share"] for one in results] == [i / 2 for i in range(27)]
@@ -607,7 +611,7 @@ def test_records_are_whole_numbers_of_floats(dtypes: list[str]) -> None:
 
 def test_files_of_other_columns_are_damage(run: Path, tmp_path: Path) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    (path,) = (run / "parts").glob("images-*")
+    (path,) = (run / "rows").glob("*.parquet")
     table = parquet.read_table(path)
     for change, says in (
         (table.drop_columns(["mask", "share", "seen"]), "has the columns none"),

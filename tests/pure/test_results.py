@@ -211,18 +211,18 @@ def test_verify_finds(tmp_path: Path, spoil, words: str) -> None:
 
 def test_of_what_cannot_be_read_no_row_is_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    next((run / "parts").glob("images-*")).write_bytes(b"")
+    next((run / "rows").glob("*.parquet")).write_bytes(b"")
     assert verify_run(run).headline == "damaged: 0 of 0 rows, no doubles"
 
 
 def test_what_is_far_too_large_for_a_part_is_not_read(tmp_path: Path, monkeypatch) -> None:
     run, read = make_run(tmp_path / "run"), Path.read_bytes
-    part = next((run / "parts").glob("images-*"))
-    os.truncate(part, 2 << 30)
+    part = next((run / "rows").glob("*.parquet"))
+    os.truncate(part, 1 << 37)
     monkeypatch.setattr(
         Path, "read_bytes", lambda path: pytest.fail("it is") if path == part else read(path)
     )
-    assert "far too large for a part" in verify_run(run).problems[0]
+    assert "far too large for rows" in verify_run(run).problems[0]
 
 
 def test_a_missing_part_is_found(tmp_path: Path) -> None:

@@ -143,19 +143,15 @@ def test_a_damaged_part_is_named_and_repaired(
     run = SoleWriter(out, full, rows_per_part=45)
     fill(run, full, range(90))
     run.close("complete")
-    parts_of = sorted((out / "parts").glob("images-*"))
-    for part in parts_of:
-        raw = bytearray(part.read_bytes())
-        raw[700] ^= 1
-        part.write_bytes(raw)
+    part = out / "rows/0.parquet"
+    raw = bytearray(part.read_bytes())
+    raw[700] ^= 1
+    part.write_bytes(raw)
     assert main(["verify", str(out)]) == 4
-    told = capsys.readouterr().out
-    assert all(f"{part}: damaged (CRC-32" in told for part in parts_of)
+    assert f"{part}: damaged (CRC-32" in capsys.readouterr().out
     assert main(["verify", "--repair", str(out)]) == 6
     told = capsys.readouterr()
-    assert (
-        "leases/0.1: it names images-0001-000001.parquet, which is damaged or missing" in told.err
-    )
+    assert "leases/0.1: its rows lie in rows/0.parquet, which is damaged or missing" in told.err
     assert f"3 files moved to {out}/orphans; 90 images will be done again" in told.err
     assert "0 of 90 rows" in told.out
     run = SoleWriter(out, full)
@@ -163,6 +159,14 @@ def test_a_damaged_part_is_named_and_repaired(
     run.close("complete")
     assert verify_run(out).ok, verify_run(out).problems
     assert main(["verify", "--repair", str(out)]) == 0  # there is nothing to repair
+    run = SoleWriter(tmp_path / "open", full)
+    fill(run, full, range(45))
+    run.close("incomplete")
+    (part,) = (tmp_path / "open/parts").glob("images-*")
+    part.write_bytes(part.read_bytes()[:-1])
+    assert main(["verify", "--repair", str(tmp_path / "open")]) == 6
+    told = capsys.readouterr().err
+    assert f"its rows lie in parts/{part.name}, which is damaged or missing" in told
 
 
 def test_a_damaged_record_is_named_and_repaired(
@@ -214,11 +218,10 @@ def test_rows_that_are_not_what_their_record_names_do_not_count(tmp_path: Path) 
     """As where a part was put in the place of another one."""
     out = make_run(tmp_path / "run", 90)
     other = make_run(tmp_path / "other", 90, arrival=[*range(1, 90), 0], limit=90)
-    name = "images-0001-000001.parquet"
-    rows = rows_of(other / "parts" / name, IMAGES)
+    rows = rows_of(other / "rows/0.parquet", IMAGES)
     rows["position"] += 1
-    (out / "parts" / name).unlink()
-    parts.write_part(out / "parts" / name, IMAGES, rows, Form(["f", "g"]))
+    (out / "rows/0.parquet").unlink()
+    parts.write_part(out / "rows/0.parquet", IMAGES, rows, Form(["f", "g"]))
     with pytest.raises(DataFault, match="89 of its rows are at the 90 positions"):
         read_results(out)
     assert verify_run(out).status == "damaged"
@@ -296,7 +299,7 @@ FUZZ = settings(
 @FUZZ
 @given(data=st.data())
 def test_any_change_of_a_part_is_found(good_run: Path, tmp_path: Path, data: Any) -> None:
-    part = sorted((good_run / "parts").iterdir())[data.draw(st.integers(0, 1))]
+    part = sorted(good_run.glob("*/*.parquet"))[data.draw(st.integers(0, 1))]
     raw = part.read_bytes()
     kind = data.draw(st.sampled_from(("flip", "cut", "grow", "replace")))
     place = data.draw(st.integers(0, len(raw) - 1))
@@ -317,7 +320,7 @@ def test_any_change_of_a_part_is_found(good_run: Path, tmp_path: Path, data: Any
 
 
 def test_any_change_of_a_seal_or_a_footer_is_found(good_run: Path, tmp_path: Path) -> None:
-    (part, *_) = sorted((good_run / "parts").glob("images-*"))
+    (part, *_) = sorted((good_run / "rows").glob("*.parquet"))
     raw = part.read_bytes()
     copy = tmp_path / part.name
     start = raw.index(b"CMPIseal")

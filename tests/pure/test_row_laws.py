@@ -72,7 +72,12 @@ def made() -> Run:
         "rows": 2,
     }
     tables = {"images": images, "tasks": tasks}
-    return Run(manifest, tables, [(1, 1, images)], marked=True)
+    return Run(
+        manifest,
+        tables,
+        [(Path("parts/images-0001-000001.parquet"), images, np.arange(len(images)))],
+        marked=True,
+    )
 
 
 def test_a_marker_has_all_rows(tmp_path: Path) -> None:

@@ -565,7 +565,10 @@ def test_a_summary_waits_for_the_last_rows_of_a_complete_run_alone(monkeypatch, 
 
 
 def test_a_summary_waits_for_what_each_job_with_rows_says(monkeypatch):
-    part, entries = SimpleNamespace(table="images", session=1), [[], [{"session": 1}]]
+    part, entries = (
+        SimpleNamespace(table="images", session=1, is_lease=False),
+        [[], [{"session": 1}]],
+    )
     slept, summaries = list[float](), list[int]()
 
     def found(sessions: list[dict[str, int]]) -> SimpleNamespace:

@@ -491,9 +491,9 @@ def test_of_a_run_without_slow_ranks_only_the_tasks_are_read(tmp_path, monkeypat
     run, read = make_run(tmp_path / "run", slow_rank=None), []
     stored = reader.rows_of
 
-    def noted(path: Path, table: Any) -> np.ndarray:
+    def noted(path: Path, table: Any, group: int | None) -> np.ndarray:
         read.append(table.name)
-        return stored(path, table)
+        return stored(path, table, group)
 
     monkeypatch.setattr(reader, "rows_of", noted)
     assert main(["slow-ranks", str(run)]) == 0

@@ -135,7 +135,7 @@ def _reasons(rows: np.ndarray) -> list[str]:
 def _of_groups(run: Run) -> Json:
     """An image is of its group also where another job's row of it counts."""
     places: dict[tuple[int, int], list[int]] = {}
-    rows = np.concatenate([rows for _, _, rows in run.files])
+    rows = np.concatenate([rows for _, rows, _ in run.files])
     for place, key in enumerate(zip(rows["session"].tolist(), rows["group"].tolist(), strict=True)):
         places.setdefault(key, []).append(place)
     groups = [rows[each] for each in places.values()]

@@ -88,18 +88,21 @@ class Run:
 
     Attributes:
         tables: name -> (n,) all rows that count.
-        files: of each part of images that counts: session, number, rows.
+        files: each file with images that count, its rows, and their places in it; of one in rows/
+            those that count.
         marked: whether the marker is there.
         labelled: whether its images have labels.
         misread: whether a read may have failed for a moment.
+        asked_again: whether a later run has asked for rows again.
     """
 
     manifest: Json
     tables: dict[str, np.ndarray] = field(default_factory=dict)
-    files: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
+    files: list[tuple[Path, np.ndarray, np.ndarray]] = field(default_factory=list)
     marked: bool = False
     labelled: bool = True
     misread: bool = False
+    asked_again: bool = False
 
     @property
     def images(self) -> np.ndarray:
@@ -152,6 +155,7 @@ def run_in(out: Path, *, labelled: bool = True, misread: bool = False) -> Run | 
     manifest["thresholds"] = [json.loads(path.read_bytes()) for path in thresholds]
     marked = (out / f"COMPLETE.{runs[-1]['number']}").exists()
     run = Run(manifest, marked=marked, labelled=labelled, misread=misread)
+    run.asked_again = any(each.get("again") for each in runs)
     counted: dict[str, list[int]] = {}
     dropped = {at for each in runs for span in each.get("dropped", ()) for at in range(*span)}
     for position, file in (item for each in runs for item in rows_in(out, each).items()):
@@ -159,13 +163,16 @@ def run_in(out: Path, *, labelled: bool = True, misread: bool = False) -> Run | 
             counted.setdefault(file, []).append(position)
     for table in TABLES:
         found = []
-        for path in sorted((out / "parts").glob(f"{table}-*.parquet")):
-            _, session, number = path.stem.split("-")
-            counts = table != "images" or path.name in counted
-            rows = _part(path) if counts else None
+        paths = sorted((out / "parts").glob(f"{table}-*.parquet"))
+        if table == "images":
+            paths = [path for path in map(out.joinpath, sorted(counted)) if path.exists()]
+        for path in paths:
+            rows = _part(path)
             if rows is not None and table == "images":
-                run.files.append((int(session), int(number), rows))
-                rows = rows[np.isin(rows["position"], counted[path.name])]
+                count = np.isin(rows["position"], counted[str(path.relative_to(out))])
+                kept = count | (path.parent.name == "parts")
+                run.files.append((path, rows[kept], np.flatnonzero(kept)))
+                rows = rows[count]
             if rows is not None:
                 found.append(rows)
         run.tables[table] = np.concatenate(found) if found else np.zeros(0, NO_ROWS)
@@ -339,7 +346,9 @@ def _sessions(run: Run) -> list[str]:
             continue
         of = {name: rows[rows["session"] == number] for name, rows in run.tables.items()}
         found = {name: len(rows) for name, rows in of.items()}
-        if found != said:
+        # Rows that a later run has asked again are gone from rows/.
+        gone = said["images"] - found["images"] if run.asked_again else 0
+        if found != {name: said[name] - gone * (name == "images") for name in found} or gone < 0:
             faults.append(f"session {number} has {found} rows and said {said}")
             continue
         if not all(found.values()):
@@ -351,7 +360,7 @@ def _sessions(run: Run) -> list[str]:
         for task in of["tasks"]:
             by_task[int(task["rank"])] += int(task["resolved"])
         by_image = Counter(answered["rank"].tolist())  # other jobs' rows of some may count instead
-        if +by_task != by_image if run.alone else by_image - by_task:
+        if +by_task != by_image if run.alone and not gone else by_image - by_task:
             faults.append(f"session {number}: ranks resolved {+by_task} of {len(answered)} images")
     return faults
 
@@ -398,10 +407,11 @@ def ended(out: Path, run: Run, ranks: Sequence[Process]) -> Iterator[str]:
 def _vectors(out: Path, run: Run) -> list[str]:
     """One vector an answered image, in its row."""
     top_k = run.manifest["extras"]["top_k"]
-    for session, number, rows in run.files:
-        path = out / "parts" / f"images-{session:04d}-{number:06d}.parquet"
+    for path, rows, places in run.files:
         table = pq.read_table(path).to_pydict()
-        for at, row in enumerate(rows):  # a null network gives the rest to the class before
+        for at, row in zip(
+            places, rows, strict=True
+        ):  # a null network gives the rest to the class before
             kept = [table[name][at] for name in ("scores", "top_scores") if name in table]
             if any((values is not None) != row["answered"] for values in kept):
                 return [f"{path.name} has vectors without an answer, or the other way round"]

@@ -57,10 +57,15 @@ def rows_of_cell(cell: Json | None) -> dict[int, str]:
 
 
 def rows_in(out: Path, run: Json) -> dict[int, str]:
-    """As `rows_of_cell`, of a whole run."""
+    """Position -> the file with the row that counts, of a whole run."""
     found: dict[int, str] = {}
+    asked = sum(stop - first for first, stop in run.get("again", ()))
     for start in range(run["first"], run["stop"], run["cell"]):
-        found |= rows_of_cell(cell_in(out, start))
+        rows = rows_of_cell(cell_in(out, start))
+        packed = rows and MARK.fullmatch((out / f"leases/{start}.0").read_bytes()[-MARK_BYTES:])
+        for position, file in rows.items():
+            lies = packed and position >= run["first"] + asked
+            found[position] = f"rows/{start}.parquet" if lies else f"parts/{file}"
     return found
 
 

@@ -442,12 +442,11 @@ class Play:
 
     def _damage(self, run: laws.Run) -> None:
         """Damage to a complete run is told: a part that is gone, or spoilt."""
-        session, number, _ = run.files[-1]
-        names = [f"images-{session:04d}-{number:06d}.parquet"]
+        names = [str(run.files[-1][0].relative_to(self.out))]
         closed = {each["session"] for each in run.manifest["sessions"] if each["rows"]}
-        tasks = sorted(path.name for path in self.out.glob("parts/tasks-*.parquet"))
+        tasks = [f"parts/{path.name}" for path in sorted(self.out.glob("parts/tasks-*.parquet"))]
         names += [name for name in tasks if int(name.split("-")[1]) in closed]
-        path = self.out / "parts" / self.kernel.random.choice((names[0], names[-1]))
+        path = self.out / self.kernel.random.choice((names[0], names[-1]))
         raw = path.read_bytes()
         path.unlink()
         if self.kernel.random.random() < 0.5:
@@ -568,7 +567,7 @@ class Play:
     def _between(self, session: Session) -> None:
         rng = self.kernel.random
         for what in session.between:
-            parts = sorted(self.out.glob("parts/*.parquet"))
+            parts = sorted(self.out.glob("[pr]*s/*.parquet"))
             if what == "lose marker":
                 for path in self.out.glob("COMPLETE.*"):
                     path.unlink()
@@ -576,7 +575,7 @@ class Play:
                 (self.out / "leases").mkdir(exist_ok=True)
                 (self.out / "leases/.0.1.tmp-77-0123abcd").write_bytes(b"{")
             elif what == "lose part" and parts and len(runs_in(self.out)) == 1:
-                images = [path for path in parts if path.name.startswith("images")]
+                images = [path for path in parts if not path.name.startswith("tasks")]
                 late_ns = self.disk.late_ns
                 self.disk.settle()  # who repairs a run sees all of it
                 self.disk.late_ns = late_ns

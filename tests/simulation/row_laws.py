@@ -62,9 +62,9 @@ def _labels(run: Run) -> Iterator[str]:
 
 def _places(run: Run) -> Iterator[str]:
     """A row lies in a part of its session."""
-    for session, number, rows in run.files:
-        if (rows["session"] != session).any():
-            yield f"part {number} of session {session} has rows of another"
+    for path, rows, _ in run.files:
+        if path.parent.name == "parts" and (rows["session"] != int(path.stem.split("-")[1])).any():
+            yield f"{path.name} has rows of another session"
 
 
 def told_batch(session: int, entry: dict[str, Any], text: str) -> Iterator[str]:
