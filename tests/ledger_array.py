@@ -22,6 +22,7 @@ OPERATION_S = 0.005
 UNSEEN_S = 30.0  # for so long hosts believe that a name is missing
 TASK_S = 1800.0
 HOUR_S = 3600.0
+FILES_OF_PACKED = 3  # two records and the rows
 LEAVE_S = 30.0  # a task is told so long before its end
 
 
@@ -170,6 +171,27 @@ def crowd(jobs: int, total_s: float, until_s: float = float("inf"), seed: int = 
     for _ in range(jobs):
         fleet.add(rate * fleet.rng.uniform(0.9, 1.1))
     return fleet.play(until_s)
+
+
+def day(seed: int, jobs: int = 8, teams: int = 64, hours: float = 0.75) -> Figures:
+    """Some of the teams of a day, for some hours. `inodes`: of all teams at the end of the day,
+    with as many open files as they have on average. Parts of tasks come on top."""
+    rate, opened = 2.0, list[int]()
+    whole = int(teams * 24 * HOUR_S * rate)
+    fleet = Fleet(seed, int(jobs * hours * HOUR_S * rate * 1.5), cell_size(whole, 1, rate), unit=1)
+
+    def count() -> None:
+        packed = sum(cell.packed for cell in fleet.truth.cells.values())
+        opened.append(len(fleet.truth.files) - FILES_OF_PACKED * packed)
+
+    for _ in range(jobs):
+        fleet.add(rate * fleet.rng.uniform(0.9, 1.1))
+    for minute in range(int(60 * hours)):
+        fleet.time.call(60.0 * minute, count)
+    found = fleet.play(hours * HOUR_S)
+    cells = -(-whole // fleet.truth.run.cell)
+    found.inodes = teams * sum(opened) // len(opened) // jobs + FILES_OF_PACKED * cells
+    return found
 
 
 def array(seed: int, tasks: int = 64, share: float = 0.6) -> Figures:

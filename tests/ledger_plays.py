@@ -2,7 +2,7 @@
 
 Each play is the package's own code on virtual time. `plays` are random ones on a folder that lies,
 `bounded` all schedules of a few owners, `damage` plays whose records are removed or changed,
-`crowd`, `array` and `stalls` many jobs for hours.
+`crowd`, `array`, `stalls` and `day` many jobs for hours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collage_mpi.ledger.damage import examine, repair
 from collage_mpi.ledger.records import MARK_BYTES, Record, encode, rows_name
 from collage_mpi.ledger.store import FolderStore
 from tests.folder.misbehaviour import CHANGES, Fate, Misbehaviour
-from tests.ledger_array import array, crowd, stalls
+from tests.ledger_array import array, crowd, day, stalls
 from tests.ledger_bounded import cases, play, short_times
 from tests.ledger_world import World, Wrong
 
@@ -34,7 +34,7 @@ LIMIT_S = 30_000.0
 MOST_JOBS = 40
 LIVELY = (0.0, 0.0002, 0.001, 0.004)  # of the steps, those at which a job dies
 HOSTS = "abcde"
-LONG = {"array": array, "stalls": stalls}
+LONG = {"array": array, "stalls": stalls, "day": day}
 
 
 @dataclass(frozen=True)
