@@ -39,6 +39,7 @@ from collage_mpi.mpi.protocol import UP_BYTES
 from collage_mpi.mpi.transport import CoordinatorTransport, WorkerTransport, library_version
 from collage_mpi.results import read_results
 from collage_mpi.results.jobs import entry
+from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.results.writer import open_folder
@@ -273,7 +274,8 @@ class JobBlock:
         store = open_folder(self.out, shared=False)
         run = join(store, Run(1, 0, images, images, by=owner, whole=True, settings=fixed))
         told = {"session": register(store, owner, {}), "owner": owner, "run_id": fixed["run_id"]}
-        share = Share(Owner(store, run, unit, name=owner), unit, RATE)
+        files = LeaseFiles(self.out, run)
+        share = Share(Owner(store, run, unit, name=owner, files=files), unit, RATE)
         rows = RowSink(self.out, fixed, SESSION, share.wrote)
         files = StatusFiles(
             self.out, {**told, "label": name, "total": images, "before": 0}, EVERY_S
