@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from collage_mpi.errors import DataFault
+from collage_mpi.kinds import SINGLE
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import jobs
 from collage_mpi.results.parts import Ledger, read_ledger
@@ -277,6 +278,41 @@ def clock_offsets_ns(manifest: Mapping[str, Any], session: int) -> dict[int, int
     launches, began = launch_of(manifest), began_ns(manifest)
     together = [each for each in launches if launches[each] == launches.get(session)] or [session]
     return {each: began.get(each, 0) - began.get(session, 0) for each in together}
+
+
+def about_answers(manifest: Mapping[str, Any]) -> Json:
+    """What the metadata of a table of answers says, so that it tells without the run which networks
+    wrote it: digests of networks and of files, and the reference, which is the network that all
+    others stand for, with all formats, devices, versions and processors that its jobs had.
+    """
+    settings, known = recorded_settings(manifest), manifest.get("networks") or {}
+    asked = (
+        "single",
+        "collage",
+        "first",
+        *(("agree", "agree_on") if settings.get("agree") else ()),
+    )
+    worlds = [rank for final in finals(manifest).values() for rank in final.get("world") or ()]
+    single = [rank for rank in worlds if SINGLE in rank["kinds"]]
+    jobs = [entry.get("job") or {} for entry in manifest.get("sessions") or ()]
+    versions: dict[str, dict[str, None]] = {}
+    for job in jobs:
+        for name, version in (job.get("versions") or {}).items():
+            versions.setdefault(name, {})[version] = None
+    how = [{**(rank.get("tuning") or {}), **(rank.get("runtimes") or {})} for rank in single]
+    return {
+        **{name: manifest.get(name) for name in ("run_id", "inputs", "networks")},
+        "settings": {name: settings[name] for name in asked if settings.get(name)},
+        "reference": {
+            "network": settings.get(SINGLE),
+            "digest": known.get(SINGLE),
+            "weights": (manifest.get("inputs") or {}).get(SINGLE),
+            "formats": sorted({each[SINGLE] for each in how if SINGLE in each}),
+            "devices": sorted({device for rank in single for device in rank.get("devices") or ()}),
+            "versions": {name: [*found] for name, found in versions.items()},
+            "processors": sorted({job["processor"] for job in jobs if job.get("processor")}),
+        },
+    }
 
 
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:
