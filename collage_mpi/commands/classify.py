@@ -299,9 +299,7 @@ def _check_columns(args: ClassifyArguments) -> None:
     """Raises UsageError if the input has no such columns, or --id cannot name its images."""
     from collage_mpi.results.input_columns import InputColumns
 
-    found = InputColumns(_infos(str(args.pictures)), args.columns, args.id)
-    assert found.wanted is not None
-    found.check_id()
+    InputColumns(_infos(str(args.pictures)), args.columns, args.id).check()
 
 
 def _infos(pictures: str) -> dict[int, ShardInfo]:

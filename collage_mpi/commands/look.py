@@ -358,8 +358,7 @@ class ExportArguments(Arguments):
     )
     columns: tuple[str, ...] = setting(
         (),
-        "columns of the input (Parquet, CSV or JSON) that the table gets behind its own; none for "
-        "no columns",
+        "columns of a Parquet, CSV or JSON input that travel to the output; none for no columns",
         unset="all but binary ones",
         metavar="COLUMN",
     )

@@ -130,7 +130,7 @@ class NameBook:
         for number in known.keys() - infos.keys() if self.chosen else ():
             what = f"no columns of {self._shard_names[number]} are known"
             raise EnvironmentFault(f"--id, --columns: {what}. {' '.join(self.notes)}")
-        self.columns.check_id()
+        self.columns.check()
 
     def ids(self, images: np.ndarray) -> np.ma.MaskedArray:
         """The ids of images, (n,) with shard and row: (n,) text, masked if it is unknown."""
@@ -307,7 +307,7 @@ _TOP = "top_"  # prefix of the columns of --top-k
 PREDICTIONS = "predictions"  # file name of --predictions, without suffix
 WINDOW = 1 << 17  # images sorted at a time, for the order of the input: about 70 MB
 _CHUNK_ROWS = 1 << 14  # rows turned into Python objects at a time
-_GROUP_ROWS = 1 << 17  # of a row group of Parquet
+_GROUP_ROWS, _GROUP_BYTES = 1 << 17, 64 << 20  # the most of a row group of Parquet
 _TOP_COLUMNS = ("top_classes", "top_scores")
 CHUNK_BYTES = 1 << 20  # about the size of a Zarr chunk, which holds whole images
 IDS_AT_ONCE = 1 << 17  # images; a multiple of the length of a chunk of ids
@@ -387,9 +387,7 @@ def export_run(
     out = out or run.path / EXPORT
     names = names or NameBook(run.path, run.manifest)
     if write is None and names.chosen:
-        raise UsageError(
-            f"--id and --columns are for csv and parquet; {to} has no columns of the input"
-        )
+        raise UsageError(f"--id and --columns are for csv and parquet, not for {to}")
     manifest, about = out / MANIFEST, about_answers(run.manifest)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -530,9 +528,7 @@ def prediction_columns(results: SomeRows, names: ImageNames) -> dict[str, np.ma.
             name = f"{_TOP}{k}"
             found[f"class_{k}"] = _class_of(top[f"{name}_name"], top[name].data, answered)
             found[f"score_{k}"] = top[f"{name}_score"]
-    for name in ("source", "runtime"):
-        said = np.array(NAMES[name], object)[images[name]]
-        found[name] = np.ma.array(said, mask=~answered)
+    found |= {n: picked(NAMES[n], images[n], answered) for n in ("source", "runtime")}
     reasons = np.char.decode(images["reason"], "utf-8", "replace").astype(object)
     found["error"] = np.ma.array(reasons, mask=answered)
     return found
@@ -665,7 +661,8 @@ def _to_parquet(path: Path, found: Iterable[_Columns], raw: bool, about: Json) -
                 schema = table.schema.with_metadata({ABOUT: json.dumps(about)})
                 writer = stack.enter_context(pq.ParquetWriter(temp, schema))
             waiting.append(table)
-            if sum(map(len, waiting)) >= _GROUP_ROWS:
+            held = sum(map(len, waiting)), sum(each.nbytes for each in waiting)
+            if held[0] >= _GROUP_ROWS or held[1] >= _GROUP_BYTES:
                 write()
         if waiting:
             write()

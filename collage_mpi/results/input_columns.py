@@ -15,7 +15,8 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, DataFault, UsageError
 from collage_mpi.shards.inputs import expand_paths, place_of, source_class
-from collage_mpi.shards.schema import ShardInfo
+from collage_mpi.shards.remote import path_of
+from collage_mpi.shards.schema import PART_MARK, ShardInfo, split_part
 from collage_mpi.system.printable import counted, did_you_mean, some_of
 
 if TYPE_CHECKING:
@@ -63,18 +64,9 @@ class InputColumns:
 
     @cached_property
     def wanted(self) -> dict[str, Any]:
-        """Those of the columns that the output gets.
-
-        Raises:
-            UsageError: the sources have no such column.
-        """
-        names = [] if self._names == (NONE,) else [*(self._names or self.known)]
-        for name in names:
-            if name not in self.known:
-                why = f"no column of the input that travels{did_you_mean(name, self.known)}"
-                raise UsageError(f"--columns {name}: {why}. Columns: {self._listed(self.known)}")
-        named = [*names, self._id] if self._id in self.known else names
-        return {name: self.known[name] for name in named}
+        """Those of the columns that the output gets."""
+        named = [*(() if self._names == (NONE,) else self._names or self.known), self._id]
+        return {name: self.known[name] for name in named if name in self.known}
 
     def behind(self, found: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
         """Columns of a table, and behind them those of the input. A column of the input whose name
@@ -146,15 +138,20 @@ class InputColumns:
                 ) from error
         return pa.table(columns)
 
-    def check_id(self) -> None:
-        """Check that the chosen column, if there is one, names each image of the sources.
+    def check(self) -> None:
+        """Check that there are the columns that were named, and that the chosen one, if there is
+        one, names each image of the sources.
 
         Raises:
-            UsageError: a source has no such column, or a value is missing or is there twice.
+            UsageError: there is no such column, or a value is missing or is there twice.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        for name in self._names:
+            if name not in self.known and self._names != (NONE,):
+                why = f"no column of the input that travels{did_you_mean(name, self.known)}"
+                raise UsageError(f"--columns {name}: {why}. Columns: {self._listed(self.known)}")
         column = self._id
         if column is None:
             return
@@ -184,21 +181,22 @@ class InputColumns:
         than in the input. Call it when all is written."""
         from pyarrow import types
 
-        if self._renamed:
-            pairs = [f"{old} is now {new}" for old, new in self._renamed.items()]
-            yield f"columns of the input whose names are taken: {self._listed(pairs)}"
-        if self._left_out and not self._names:
-            why = "binary values do not travel, nor do columns with one name in common"
-            yield f"columns that stay in the input: {self._listed([*self._left_out])} ({why})"
         nested = [name for name, kind in self.wanted.items() if types.is_nested(kind)]
-        if nested and to == "csv":
-            yield f"lists and structs are JSON in a CSV file: {self._listed(nested)}"
+        for what, names in {
+            "columns of the input whose names are taken": [
+                f"{old} is now {new}" for old, new in self._renamed.items()
+            ],
+            "columns that stay in the input, for their type or because several have the name": (
+                self._left_out if not self._names else ()
+            ),
+            "lists and structs, which are JSON in a CSV file": nested if to == "csv" else [],
+        }.items():
+            if names:
+                yield f"{what}: {self._listed(names)}"
         if self._unsaid:
-            yield (
-                f"{counted(self._unsaid, 'image')} without columns of the input, because the table "
-                "names other pictures in their rows now: repeat classify, or run --update, which "
-                "finds the rows again"
-            )
+            what = f"{counted(self._unsaid, 'image')} without columns of the input"
+            why = "its table names other pictures in their rows now"
+            yield f"{what}: {why}. Repeat classify, or run --update, which finds the rows again"
 
     def _listed(self, names: Any) -> str:
         return some_of([*names], _MOST_NAMED) or "none"
@@ -239,16 +237,16 @@ def of_lists(
         lists: shard number -> the members of the source, as the run knows them.
         shards: files to look for, by their names; by default the recorded paths.
     """
-    given = {place_of(path).name: path for path in (expand_paths(shards) if shards else ())}
+    given = {place_of(path).name: place_of(path) for path in expand_paths(shards)} if shards else {}
     found, missing = dict[int, ShardInfo](), list[str]()
     for number, members in lists.items():
         entry = entries[number]
-        path, of = Path(entry["path"]), source_class(entry["source"])
-        path = given.get(path.name, path)
+        file, part = split_part(path_of(entry.get("path") or ""))
+        path = path_of(f"{given.get(file.name, file)}{part and PART_MARK}{part}")
         about = (len(members), (), None, False, "", entry["fingerprint"])
-        info = ShardInfo(path, *about, storage=of.name, members=members)
+        info = ShardInfo(path, *about, storage=entry.get("source") or "", members=members)
         try:
-            if of.columns(info) is not None:
+            if source_class(info.storage).columns(info) is not None:
                 found[number] = info
         except CollageError as error:
             missing.append(f"no columns of the input: {error}. --shards PATH says where it is now")

@@ -285,31 +285,31 @@ def about_answers(manifest: Mapping[str, Any]) -> Json:
     wrote it: digests of networks and of files, and the reference, which is the network that all
     others stand for, with all formats, devices, versions and processors that its jobs had.
     """
-    settings, known = recorded_settings(manifest), manifest.get("networks") or {}
+    settings, told = recorded_settings(manifest), finals(manifest).values()
     asked = (
         "single",
         "collage",
         "first",
         *(("agree", "agree_on") if settings.get("agree") else ()),
     )
-    worlds = [rank for final in finals(manifest).values() for rank in final.get("world") or ()]
-    single = [rank for rank in worlds if SINGLE in rank["kinds"]]
+    ranks = [rank for final in told for rank in final.get("world") or () if SINGLE in rank["kinds"]]
+    how = [{**(rank.get("tuning") or {}), **(rank.get("runtimes") or {})} for rank in ranks]
     jobs = [entry.get("job") or {} for entry in manifest.get("sessions") or ()]
-    versions: dict[str, dict[str, None]] = {}
-    for job in jobs:
-        for name, version in (job.get("versions") or {}).items():
-            versions.setdefault(name, {})[version] = None
-    how = [{**(rank.get("tuning") or {}), **(rank.get("runtimes") or {})} for rank in single]
+    versions = [pair for job in jobs for pair in (job.get("versions") or {}).items()]
+    found = {name: manifest.get(name) or {} for name in ("inputs", "networks")}
     return {
-        **{name: manifest.get(name) for name in ("run_id", "inputs", "networks")},
+        "run_id": manifest["run_id"],
+        **found,
         "settings": {name: settings[name] for name in asked if settings.get(name)},
         "reference": {
             "network": settings.get(SINGLE),
-            "digest": known.get(SINGLE),
-            "weights": (manifest.get("inputs") or {}).get(SINGLE),
+            "digest": found["networks"].get(SINGLE),
+            "weights": found["inputs"].get(SINGLE),
             "formats": sorted({each[SINGLE] for each in how if SINGLE in each}),
-            "devices": sorted({device for rank in single for device in rank.get("devices") or ()}),
-            "versions": {name: [*found] for name, found in versions.items()},
+            "devices": sorted({device for rank in ranks for device in rank.get("devices") or ()}),
+            "versions": {
+                n: [*dict.fromkeys(v for m, v in versions if m == n)] for n, _ in versions
+            },
             "processors": sorted({job["processor"] for job in jobs if job.get("processor")}),
         },
     }

@@ -59,10 +59,7 @@ from collage_mpi.system.forked import of_server
 from collage_mpi.system.process_tree import ask_apart, own_command, stat_of
 
 HOW_TO_MAKE = "`collage-mpi prep --help` says how to make shards; docs/shards.md has the schema."
-INPUTS = (
-    "folders of pictures, .h5, .tar, .parquet and .zarr, and .txt, .csv and .json files that name "
-    "pictures"
-)
+INPUTS = "folders of pictures, .h5, .tar, .parquet and .zarr, and .txt, .csv and .json lists"
 OTHER_FILES = {  # endings of files that are no input -> what they are, and what to give instead
     SUFFIXES: "is one picture. Give the folder that holds it",
     (".gz", ".tgz", ".bz2", ".xz", ".zst"): "is compressed, and pictures are read from where they "

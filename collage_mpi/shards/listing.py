@@ -21,7 +21,7 @@ from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.schema import ShardInfo, split_part
 from collage_mpi.shards.source import MemberSource, ReadAs, RowColumns
-from collage_mpi.shards.tables import ListedColumns, Table, names_pictures, path_column, reader_of
+from collage_mpi.shards.tables import ListedColumns, names_pictures, reader_of
 from collage_mpi.system.files import reading, require_regular
 from collage_mpi.system.printable import counted
 
@@ -259,7 +259,7 @@ class ListSource(MemberSource):
     @classmethod
     def listed(cls, path: Path, read_as: ReadAs) -> Listing:
         reader = reader_of(path)
-        names = cls._lines(path) if reader is None else cls._cells(reader(path))
+        names = cls._lines(path) if reader is None else reader(path).pictures()
         if not names:
             raise DataFault(f"{path}: names no picture; needed: the path of one picture a line")
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
@@ -273,10 +273,6 @@ class ListSource(MemberSource):
             for name in doubles[:1]
         ]
         return Listing(tuple(members), read_as.class_names, tuple(notes), names=tuple(names))
-
-    @staticmethod
-    def _cells(table: Table) -> list[str]:
-        return [name or "" for name in table.texts(path_column(table))]
 
     @staticmethod
     def _lines(path: Path) -> list[str]:

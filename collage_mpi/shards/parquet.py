@@ -97,10 +97,7 @@ class ParquetSource(PictureSource):
 
     @classmethod
     def columns(cls, info: ShardInfo) -> RowColumns | None:
-        found = ParquetTable(info.path)
-        pictures = image_column(found.file.schema_arrow, info.path)[0]
-        found.left_out = [name for name in found.left_out if name != pictures]
-        return found
+        return ParquetTable(info.path)
 
     def files(self, rows: np.ndarray) -> list[bytes | None]:
         found: list[bytes | None] = []

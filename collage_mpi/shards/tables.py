@@ -16,23 +16,15 @@ import msgspec
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.shards.members import (
-    LARGEST_LIST_BYTES,
-    MemberIndex,
-    check_rows,
-    check_unit,
-    list_bytes,
-)
+from collage_mpi.shards.members import MemberIndex, check_rows, check_unit, list_bytes
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.schema import PART_MARK, split_part, stamp_of
 from collage_mpi.shards.source import RowColumns
 from collage_mpi.system.files import reading
 from collage_mpi.system.printable import one_line, some_of
 
-PATHS = (
-    *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "picture"),
-    *("image_path", "img_path", "image_file", "url", "image_url"),
-)
+NAMED = "path file filename file_name filepath file_path url image img picture image_path img_path"
+PATHS = (*NAMED.split(), "image_file", "image_url")  # columns that name pictures
 BATCH_ROWS = 1 << 10  # decoded at a time
 CSV_BLOCK_BYTES = 4 << 20  # the longest row of a CSV file
 MOST_COLUMNS = 1 << 12  # of a table
@@ -54,7 +46,7 @@ class Table(RowColumns):
         if len(schema) > MOST_COLUMNS:
             raise DataFault(f"{path}: has {len(schema):,} columns; at most {MOST_COLUMNS:,}")
         self.schema, self.left_out = _travelling(schema)
-        self._scanned: tuple[int, tuple[str, ...]] | None = None  # part and columns
+        self._scanned: tuple[int | str, ...] = ()  # part and columns
         self._scan: Iterator[Any] = iter(())
         self._first = 0  # row of the batch
         self._batch: Any = None
@@ -71,10 +63,7 @@ class Table(RowColumns):
         whole = self.schema.empty_table().select([*names])
         tables, nbytes, done = [whole], 0, 0
         with still(self.path):
-            while done < len(rows):
-                batch = self._batch_of(int(rows[done]), (*names,))
-                if batch is None:
-                    break
+            while done < len(rows) and (batch := self._batch_of(rows[done], names)) is not None:
                 end = int(np.searchsorted(rows, self._first + len(batch)))
                 table = pa.Table.from_batches([batch.take(pa.array(rows[done:end] - self._first))])
                 tables.append(table.select([*names]).cast(whole.schema))
@@ -82,24 +71,25 @@ class Table(RowColumns):
                 check_unit(self.path, f"what columns say of {done:,} rows", nbytes, self._stored)
         return pa.concat_tables(tables)
 
-    def _batch_of(self, row: int, names: tuple[str, ...]) -> Any:
+    def _batch_of(self, row: int, names: Sequence[str]) -> Any:
         """The batch that holds a row, which begins with row `_first`; None behind the last row."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        if self._scanned != (part, names) or row < self._first:
-            self._scan, self._scanned = self.scan(part, names), (part, names)
+        if self._scanned != (part, *names) or row < self._first:
+            self._scan, self._scanned = self.scan(part, names), (part, *names)
             self._first, self._batch = int(self.starts[part]), next(self._scan, None)
         while self._batch is not None and row >= self._first + len(self._batch):
             self._first, self._batch = self._first + len(self._batch), next(self._scan, None)
         return self._batch
 
-    def texts(self, column: str) -> list[str | None]:
-        """All values of a column of texts. Raises DataFault if they take too much memory."""
-        found, nbytes = list[str | None](), 0
+    def pictures(self) -> list[str]:
+        """The names of all pictures, "" where there is none. Raises DataFault."""
+        column, found, nbytes = path_column(self), list[str](), 0
         for part in range(len(self.starts)):
             for batch in self.scan(part, [column]):
                 nbytes += batch.nbytes
                 check_unit(self.path, "its names of pictures", nbytes, self._stored)
-                found += batch.column(batch.schema.names.index(column)).to_pylist()
+                names = batch.column(batch.schema.names.index(column)).to_pylist()
+                found += [name or "" for name in names]
                 check_rows(self.path, len(found))
         return found
 
@@ -124,35 +114,31 @@ def json_text(value: Any) -> str | None:
 
 
 def _travelling(schema: Any) -> tuple[Any, tuple[str, ...]]:
-    """The columns that can travel to the output, and the names of the others: of those with binary
-    values, such as pictures, and of those that have their name in common."""
+    """The columns that can travel to the output, those by codes as their values; and the names of
+    others that hold no pictures: of another type, or of which several have the name."""
     import pyarrow as pa
 
-    kinds = [(field.name, _plain(field.type)) for field in schema]
-    names = [name for name, _ in kinds]
-    found = [(name, kind) for name, kind in kinds if kind is not None and names.count(name) == 1]
-    return pa.schema(found), (*dict.fromkeys(n for n in names if n not in dict(found)),)
+    found, left = {}, list[str]()
+    for field in schema:
+        coded = pa.types.is_dictionary(field.type)
+        kind = field.type.value_type if coded else field.type
+        if _travels(kind) and schema.names.count(field.name) == 1:
+            found[field.name] = kind
+        elif not bytes_of(field):
+            left.append(field.name)
+    return pa.schema([*found.items()]), tuple(dict.fromkeys(left))
 
 
-def _plain(kind: Any) -> Any:
-    """A type without dictionaries; None if values of it do not travel."""
-    from pyarrow import list_, string, struct, types
+def _travels(kind: Any) -> bool:
+    from pyarrow import types
 
-    if types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if types.is_struct(kind):
-        inside = {field.name: _plain(field.type) for field in kind}
-        whole = None not in inside.values() and len(inside) == kind.num_fields > 0
-        return struct([*inside.items()]) if whole else None
-    if types.is_list(kind) or types.is_large_list(kind):
-        inner = _plain(kind.value_type)
-        return None if inner is None else kind if inner == kind.value_type else list_(inner)
-    if types.is_map(kind) or types.is_fixed_size_list(kind):
-        inner = [kind.key_type, kind.item_type] if types.is_map(kind) else [kind.value_type]
-        return kind if all(_plain(each) == each for each in inner) else None
-    texts = kind == string() or types.is_large_string(kind) or types.is_null(kind)
-    fixed = types.is_primitive(kind) or types.is_decimal(kind)
-    return kind if texts or fixed else None
+    if types.is_nested(kind):
+        names = ("key_type", "item_type") if types.is_map(kind) else ("value_type",)
+        inner = [getattr(kind, name, None) for name in names]
+        inner = [each.type for each in kind] if types.is_struct(kind) else inner
+        return bool(inner) and all(map(_travels, inner))
+    fixed = types.is_primitive(kind) or types.is_decimal(kind) or types.is_null(kind)
+    return bool(fixed or _is_text(kind))
 
 
 class ParquetTable(Table):
@@ -160,8 +146,8 @@ class ParquetTable(Table):
 
     def __init__(self, path: Path) -> None:
         with still(path):
-            self.file = opened_parquet(path)
-        meta, schema = self.file.metadata, self.file.schema_arrow
+            self._file = opened_parquet(path)
+        meta, schema = self._file.metadata, self._file.schema_arrow
         groups = (meta.row_group(group) for group in range(meta.num_row_groups))
         parts = [group.column(i) for group in groups for i in range(group.num_columns)]
         names = {*_travelling(schema)[0].names}
@@ -171,7 +157,7 @@ class ParquetTable(Table):
 
     def scan(self, part: int, names: Sequence[str]) -> Iterator[Any]:
         with still(self.path):
-            yield from self.file.iter_batches(BATCH_ROWS, [part], [*names])
+            yield from self._file.iter_batches(BATCH_ROWS, [part], [*names])
 
 
 class CsvTable(Table):
@@ -195,13 +181,9 @@ class CsvTable(Table):
         from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, open_csv
 
         texts = dict.fromkeys(names or (), pa.string())
-        convert = ConvertOptions(
-            include_columns=names,
-            column_types=texts,
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-        )
+        empty = {"null_values": [""], "strings_can_be_null": True}
+        empty["quoted_strings_can_be_null"] = False
+        convert = ConvertOptions(include_columns=names, column_types=texts, **empty)
         parse = ParseOptions(delimiter=self._delimiter, newlines_in_values=True)
         read = ReadOptions(block_size=CSV_BLOCK_BYTES, use_threads=False)
         with _text(path) as stream:
@@ -234,25 +216,23 @@ class JsonTable(Table):
         """Yields some objects at a time."""
         with _text(path) as stream:
             lines = (line for line in stream if line.strip())
-            items: Iterator[Any] = lines
             first = next(lines, b"").removeprefix(b"\xef\xbb\xbf").lstrip()
+            items: Iterator[Any] = chain((first,) if first else (), lines)
             if first.startswith(b"["):
-                whole = first + stream.read(LARGEST_LIST_BYTES)
+                whole = first + stream.read()
                 items = iter(msgspec.json.decode(whole, type=list[msgspec.Raw]))
-            elif first:
-                items = chain((first,), lines)
             while some := [*islice(items, BATCH_ROWS)]:
                 yield [msgspec.json.decode(each, type=dict[str, Any]) for each in some]
 
     def scan(self, part: int, names: Sequence[str]) -> Iterator[Any]:
         import pyarrow as pa
 
-        kinds = {name: self.schema.field(name).type for name in names}
         for some in self._items(self.path):
-            columns = {
-                name: _array([each.get(name) for each in some], kind)
-                for name, kind in kinds.items()
-            }
+            columns = {}
+            for name in names:
+                values, kind = [each.get(name) for each in some], self.schema.field(name).type
+                texts = [*map(json_text, values)] if kind == pa.string() else values
+                columns[name] = pa.array(texts, kind)
             yield pa.RecordBatch.from_pydict(columns)
 
 
@@ -261,16 +241,10 @@ def _kind(values: list[Any]) -> Any:
     import pyarrow as pa
 
     try:
-        kind = _plain(pa.array(values).type)
+        kind = pa.array(values).type
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        kind = None
-    return pa.string() if kind is None else kind
-
-
-def _array(values: list[Any], kind: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.array([*map(json_text, values)] if kind == pa.string() else values, kind)
+        return pa.string()
+    return kind if _travels(kind) else pa.string()
 
 
 class ListedColumns(RowColumns):
@@ -313,15 +287,11 @@ def names_pictures(path: Path) -> bool:
     from pyarrow import parquet
 
     file, part = split_part(path)
-    if url_of(file) is not None:
-        return False
     try:
-        schema = parquet.read_schema(file)
+        schema = () if url_of(file) else parquet.read_schema(file)
     except (OSError, ValueError):
         return False
-    if part:
-        return part in schema.names and _is_text(schema.field(part).type)
-    return not any(map(bytes_of, schema)) and bool(_named_paths(schema))
+    return bool(_named_paths(schema, part) and (part or not any(map(bytes_of, schema))))
 
 
 def path_column(table: Table) -> str:
@@ -333,8 +303,7 @@ def path_column(table: Table) -> str:
     """
     path, part, schema = table.path, split_part(table.path)[1], table.schema
     listed = some_of([f"{field.name} ({field.type!s:.40})" for field in schema], 12)
-    found = [part] if part in schema.names and _is_text(schema.field(part).type) else []
-    found = found if part else _named_paths(schema)
+    found = _named_paths(schema, part)
     if len(found) == 1:
         return found[0]
     if found:
@@ -347,9 +316,9 @@ def path_column(table: Table) -> str:
     )
 
 
-def _named_paths(schema: Any) -> list[str]:
+def _named_paths(schema: Any, part: str) -> list[str]:
     texts = [field.name for field in schema if _is_text(field.type)]
-    return [name for name in texts if name.lower() in PATHS]
+    return [name for name in texts if (name == part if part else name.lower() in PATHS)]
 
 
 def _is_text(kind: Any) -> bool:

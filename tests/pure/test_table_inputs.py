@@ -211,7 +211,7 @@ def test_a_table_that_has_changed_is_told_and_says_nothing_of_other_pictures(cap
     with_csv(Path("t.csv"), [ROWS[2], ROWS[1], ROWS[0]])
     rows = exported(run)
     assert [row["code"] for row in rows] == [None, "01", None, None, None]
-    assert "4 images without columns of the input, because the table" in capsys.readouterr().err
+    assert "4 images without columns of the input: its table" in capsys.readouterr().err
     Path("u").mkdir()
     shutil.move("t.csv", "u/t.csv")
     assert [row.get("code") for row in exported(run)] == [None] * 5
@@ -293,11 +293,12 @@ def test_lists_and_structs_stay_in_parquet_and_are_json_in_csv(capsys) -> None:
         "path": ["p/0.png", "p/1.png"],
         "box": [[1, 2], None],
         "made": [{"by": "me", "at": when.item()}, None],
-        "words": pa.array([["a"], ["b"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+        "words": pa.array(["a", "b"], pa.dictionary(pa.int8(), pa.string())),
         "pairs": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int8())),
         "three": pa.array([[1.0, 2.0, 3.0]] * 2, pa.list_(pa.float32(), 3)),
         "thumb": [b"x", b"y"],
         "crop": [{"bytes": b"x", "n": 1}] * 2,
+        "hash": pa.array([b"ab", b"cd"], pa.binary(2)),
         "Error": [1, 2],
         "input_error": [3, 4],
     }
@@ -307,21 +308,28 @@ def test_lists_and_structs_stay_in_parquet_and_are_json_in_csv(capsys) -> None:
     assert [rows[0][name] for name in ("box", "made", "words", "pairs")] == [
         [1, 2],
         {"by": "me", "at": when.item()},
-        ["a"],
+        "a",
         [("a", 1)],
     ]
     assert (rows[1]["box"], rows[1]["made"], rows[1]["three"]) == (None, None, [1.0, 2.0, 3.0])
     assert (rows[0]["input_input_Error"], rows[0]["input_error"]) == (1, 3)
     told = capsys.readouterr().err
     assert "names are taken: Error is now input_input_Error\n" in told
-    assert "columns that stay in the input: thumb, crop (binary" in told
+    assert "for their type or because several have the name: hash\n" in told
     assert "JSON" not in told
     assert main(["export", str(run), "--to", "csv", "--predictions", "--raw"]) == 0
-    assert "JSON in a CSV file: box, made, words, pairs, three" in capsys.readouterr().err
+    assert "are JSON in a CSV file: box, made, pairs, three" in capsys.readouterr().err
     with (run / "export/predictions.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
     assert json.loads(first["made"]) == {"by": "me", "at": "2026-12-01T12:00:00"}
     assert (first["box"], second["box"]) == ("[1,2]", "")
+
+
+def test_a_column_whose_name_is_there_twice_stays(capsys) -> None:
+    Path("t.csv").write_text("a,path,a,b\n1,p/0.png,2,3\n")
+    (row,) = exported(done(Path("t.csv")))
+    assert [*row][-2:] == ["path", "b"]
+    assert "several have the name: a\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
