@@ -259,7 +259,7 @@ class ListedColumns(RowColumns):
     def take(self, rows: np.ndarray, names: Sequence[str]) -> Any:
         import pyarrow as pa
 
-        at = self._members.offsets[rows]
+        at = self._members.offsets[rows].clip(0)
         order = np.argsort(at, kind="stable")
         found = self._table.take(at[order], [*dict.fromkeys([*names, self._paths])])
         named = zip(found[self._paths].to_pylist(), rows[order].tolist(), strict=False)
