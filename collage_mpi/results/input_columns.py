@@ -82,10 +82,9 @@ class InputColumns:
         taken, theirs = {name.lower() for name in found}, {name.lower() for name in own}
         for name, values in own.items():
             new = ID if name == self._id else name
-            while name != self._id and (
-                new.lower() in taken or (new != name and new.lower() in theirs)
-            ):
-                new = f"{INPUT}{new}"
+            if name != self._id and name.lower() in taken:
+                while new.lower() in taken | theirs:
+                    new = f"{INPUT}{new}"
             whole[new] = values
             taken.add(new.lower())
             if name not in (new, self._id):
@@ -113,8 +112,7 @@ class InputColumns:
             found = self._source(number)
             if found is None or not len(own):
                 continue
-            there = {*found.schema.names}
-            table = found.take(rows[own], [name for name in self.wanted if name in there])
+            table = found.take(rows[own], [n for n in self.wanted if n in found.schema.names])
             self._unsaid += found.unsaid
             if table.num_columns:
                 tables.append(self._cast(number, table))
@@ -162,9 +160,10 @@ class InputColumns:
             found = self._source(number)
             if found is None or column not in flat or column not in found.schema.names:
                 raise UsageError(f"--id {column}: {info.path} has no such column. {listed}")
-            for start in range(0, info.count, _ROWS_AT_ONCE):
-                rows = np.arange(start, min(start + _ROWS_AT_ONCE, info.count))
-                chunks += self._cast(number, found.take(rows, [column]))[column].chunks
+            rows = np.flatnonzero(info.members.live if info.members else np.ones(info.count))
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                some = found.take(rows[start : start + _ROWS_AT_ONCE], [column])
+                chunks += self._cast(number, some)[column].chunks
         whole = pa.chunked_array(chunks, None if chunks else pa.null())
         counts = whole.drop_null().value_counts()
         twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
@@ -181,7 +180,8 @@ class InputColumns:
         than in the input. Call it when all is written."""
         from pyarrow import types
 
-        nested = [name for name, kind in self.wanted.items() if types.is_nested(kind)]
+        known = self.wanted if to == "csv" else {}  # hdf5 and zarr get no columns of the input
+        nested = [name for name, kind in known.items() if types.is_nested(kind)]
         for what, names in {
             "columns of the input whose names are taken": [
                 f"{old} is now {new}" for old, new in self._renamed.items()
@@ -189,7 +189,7 @@ class InputColumns:
             "columns that stay in the input, for their type or because several have the name": (
                 self._left_out if not self._names else ()
             ),
-            "lists and structs, which are JSON in a CSV file": nested if to == "csv" else [],
+            "lists and structs, which are JSON in a CSV file": nested,
         }.items():
             if names:
                 yield f"{what}: {self._listed(names)}"
