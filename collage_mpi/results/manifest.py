@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from collage_mpi.errors import DataFault
-from collage_mpi.kinds import SINGLE
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import jobs
 from collage_mpi.results.parts import Ledger, read_ledger
@@ -286,12 +286,7 @@ def about_answers(manifest: Mapping[str, Any]) -> Json:
     others stand for, with all formats, devices, versions and processors that its jobs had.
     """
     settings, told = recorded_settings(manifest), finals(manifest).values()
-    asked = (
-        "single",
-        "collage",
-        "first",
-        *(("agree", "agree_on") if settings.get("agree") else ()),
-    )
+    asked = [SINGLE, COLLAGE, "first", *(["agree", "agree_on"] if settings.get("agree") else [])]
     ranks = [rank for final in told for rank in final.get("world") or () if SINGLE in rank["kinds"]]
     how = [{**(rank.get("tuning") or {}), **(rank.get("runtimes") or {})} for rank in ranks]
     jobs = [entry.get("job") or {} for entry in manifest.get("sessions") or ()]
