@@ -67,6 +67,7 @@ class Table(RowColumns):
                 end = int(np.searchsorted(rows, self._first + len(batch)))
                 table = pa.Table.from_batches([batch.take(pa.array(rows[done:end] - self._first))])
                 tables.append(table.select([*names]).cast(whole.schema))
+                tables[-1].validate(full=True)  # checks that texts are UTF-8
                 done, nbytes = end, nbytes + tables[-1].nbytes
                 check_unit(self.path, f"what columns say of {done:,} rows", nbytes, self._stored)
         return pa.concat_tables(tables)
@@ -84,8 +85,10 @@ class Table(RowColumns):
     def pictures(self) -> list[str]:
         """The names of all pictures, "" where there is none. Raises DataFault."""
         column, found, nbytes = path_column(self), list[str](), 0
-        for part in range(len(self.starts)):
-            for batch in self.scan(part, [column]):
+        with still(self.path):
+            for batch in chain.from_iterable(
+                self.scan(p, [column]) for p in range(len(self.starts))
+            ):
                 nbytes += batch.nbytes
                 check_unit(self.path, "its names of pictures", nbytes, self._stored)
                 names = batch.column(batch.schema.names.index(column)).to_pylist()
@@ -147,12 +150,12 @@ class ParquetTable(Table):
     def __init__(self, path: Path) -> None:
         with still(path):
             self._file = opened_parquet(path)
-        meta, schema = self._file.metadata, self._file.schema_arrow
-        groups = (meta.row_group(group) for group in range(meta.num_row_groups))
-        parts = [group.column(i) for group in groups for i in range(group.num_columns)]
-        names = {*_travelling(schema)[0].names}
-        own = [p for p in parts if {p.path_in_schema, p.path_in_schema.split(".")[0]} & names]
-        stored = sum(part.total_compressed_size for part in own)
+            meta, schema = self._file.metadata, self._file.schema_arrow
+            groups = (meta.row_group(group) for group in range(meta.num_row_groups))
+            parts = [group.column(i) for group in groups for i in range(group.num_columns)]
+            names = {*_travelling(schema)[0].names}
+            own = [p for p in parts if {p.path_in_schema, p.path_in_schema.split(".")[0]} & names]
+            stored = sum(part.total_compressed_size for part in own)
         super().__init__(path, schema, stored, starts_of(meta)[:-1])
 
     def scan(self, part: int, names: Sequence[str]) -> Iterator[Any]:

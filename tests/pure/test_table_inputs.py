@@ -17,7 +17,7 @@ from jobs_by_hand import GOOD, Job
 
 from collage_mpi.cli import main
 from collage_mpi.commands.parser import read_command
-from collage_mpi.errors import DataFault, UsageError
+from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.results import export_run
 from collage_mpi.results.export import NameBook
 from collage_mpi.results.input_columns import InputColumns
@@ -446,3 +446,16 @@ def test_others_join_the_table_by_its_key(name: str, monkeypatch, here) -> None:
     with_parquet(Path("t.parquet"), ROWS[:3])
     rows = exported(done(Path("t.parquet")))
     assert JOINS[name](reader) == sorted((row["code"], row["class"]) for row in rows)
+
+
+def test_texts_that_are_not_utf_8_are_told(capsys) -> None:
+    with_parquet(Path("t.parquet"), ROWS)
+    run = done(Path("t.parquet"))
+    names = pa.array([row["path"] for row in ROWS])
+    codes = pa.array([b"\xff"] * 5).cast(pa.string(), safe=False)
+    parquet.write_table(pa.table({"path": names, "code": codes}), "t.parquet")
+    assert main(["export", str(run), "--to", "csv", "--predictions"]) == 3
+    assert "t.parquet: cannot be read: ArrowInvalid" in " ".join(capsys.readouterr().err.split())
+    parquet.write_table(pa.table({"path": codes}), "u.parquet")
+    with pytest.raises(EnvironmentFault, match=r"u\.parquet: cannot be read: UnicodeDecodeError"):
+        ShardSet.open(["u.parquet"])
