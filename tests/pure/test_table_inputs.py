@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,8 @@ from collage_mpi.results.input_columns import InputColumns
 from collage_mpi.results.reader import open_run
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import source_of
-from collage_mpi.shards.tables import reader_of, unified
+from collage_mpi.shards.members import Member, MemberIndex
+from collage_mpi.shards.tables import ListedColumns, reader_of, unified
 from collage_mpi.shards.update import AGAIN, Update
 
 pa = pytest.importorskip("pyarrow")
@@ -124,6 +126,47 @@ def test_a_table_is_read_once_for_an_output_in_order(monkeypatch) -> None:
     assert begun == [0, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_rows_of_a_table_can_be_asked_again_and_of_other_columns(name: str) -> None:
+    WRITERS[name](Path(name), ROWS)
+    table = reader_of(Path(name))(Path(name))
+    for rows, column in (([1, 4], "said"), ([0], "said"), ([0, 1], "code"), ([4, 9], "code")):
+        found = table.take(np.array(rows), [column])[column].to_pylist()
+        assert found == [ROWS[row][column] for row in rows if row < 5]
+
+
+def test_what_takes_too_much_memory_is_refused(monkeypatch) -> None:
+    with_csv(Path("t.csv"), ROWS)
+    table = reader_of(Path("t.csv"))(Path("t.csv"))
+    monkeypatch.setattr("collage_mpi.shards.members.MOST_ROWS", 4)
+    with pytest.raises(DataFault, match="declares 5 images"):
+        table.pictures()
+    monkeypatch.setattr("collage_mpi.shards.members.LARGEST_UNIT_BYTES", 4)
+    monkeypatch.setattr("collage_mpi.shards.members.MOST_TIMES", 0)
+    with pytest.raises(DataFault, match="its names of pictures takes"):
+        table.pictures()
+    with pytest.raises(DataFault, match="what columns say of 5 rows takes"):
+        table.take(np.arange(5), ["said"])
+
+
+def test_fields_of_a_csv_file_may_have_lines_and_be_longer_than_a_block(monkeypatch) -> None:
+    monkeypatch.setattr("collage_mpi.shards.tables.CSV_BLOCK_BYTES", 48)
+    said = [f"{'line' * at}\n\n{at}, and" for at in range(5)]
+    Path("t.csv").write_text("path,said,no\n" + "".join(f'p/0.png,"{one}",""\n' for one in said))
+    table = reader_of(Path("t.csv"))(Path("t.csv"))
+    assert table.take(np.arange(5), ["said", "no"]).to_pydict() == {"said": said, "no": [""] * 5}
+    Path("t.csv").write_text(f"path,said\nx,{'long ' * 99}\n")
+    with pytest.raises(DataFault, match="cannot be read as a table"):
+        reader_of(Path("t.csv"))(Path("t.csv")).pictures()
+
+
+def test_a_list_that_is_damaged_names_no_row_before_the_first() -> None:
+    with_csv(Path("t.csv"), ROWS)
+    index = MemberIndex.of([Member("p/0.png", "p/0.png", 1, offset=-3)], ["p/0.png"])
+    found = ListedColumns(reader_of(Path("t.csv"))(Path("t.csv")), index)
+    assert found.take(np.zeros(1, int), ["code"]).to_pydict() == {"code": ["007"]}
+
+
 def test_values_of_json_keep_their_types_and_others_become_text() -> None:
     rows = [
         {"path": "p/0.png", "n": 1, "x": 1, "box": [1, 2], "m": {"k": 1}, "mix": 1, "big": 2**70},
@@ -131,6 +174,7 @@ def test_values_of_json_keep_their_types_and_others_become_text() -> None:
         {"path": "p/2.png", "n": None, "box": [], "mix": {"k": [1]}, "late": True},
     ]
     with_json(Path("t.jsonl"), rows)
+    Path("t.jsonl").write_bytes(b"\xef\xbb\xbf" + Path("t.jsonl").read_bytes())
     found = exported(done(Path("t.jsonl")))
     names = ("n", "x", "box", "mix", "big", "late")
     assert [tuple(row[name] for name in names) for row in found] == [
@@ -298,13 +342,19 @@ def test_lists_and_structs_stay_in_parquet_and_are_json_in_csv(capsys) -> None:
         "three": pa.array([[1.0, 2.0, 3.0]] * 2, pa.list_(pa.float32(), 3)),
         "thumb": [b"x", b"y"],
         "crop": [{"bytes": b"x", "n": 1}] * 2,
+        "codes": pa.array([5, 6]).dictionary_encode(),
+        "price": pa.array([Decimal("1.50"), None]),
         "hash": pa.array([b"ab", b"cd"], pa.binary(2)),
+        "masks": [[b"x"], []],
         "Error": [1, 2],
         "input_error": [3, 4],
     }
     parquet.write_table(pa.table(columns), "t.parquet")
     run = done(Path("t.parquet::path"))
     rows = exported(run)
+    behind = "path box made words pairs three codes price input_input_Error input_error"
+    assert [*rows[0]][6:] == behind.split()
+    assert (rows[0]["codes"], rows[0]["price"]) == (5, Decimal("1.50"))
     assert [rows[0][name] for name in ("box", "made", "words", "pairs")] == [
         [1, 2],
         {"by": "me", "at": when.item()},
@@ -315,7 +365,7 @@ def test_lists_and_structs_stay_in_parquet_and_are_json_in_csv(capsys) -> None:
     assert (rows[0]["input_input_Error"], rows[0]["input_error"]) == (1, 3)
     told = capsys.readouterr().err
     assert "names are taken: Error is now input_input_Error\n" in told
-    assert "for their type or because several have the name: hash\n" in told
+    assert "for their type or because several have the name: hash, masks\n" in told
     assert "JSON" not in told
     assert main(["export", str(run), "--to", "csv", "--predictions", "--raw"]) == 0
     assert "are JSON in a CSV file: box, made, pairs, three" in capsys.readouterr().err
