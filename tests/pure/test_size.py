@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 35_839, "analysis": 5_355, "tests": 50_194}
-GUIDE_WORDS = 23_290  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 6_142
+LINES = {"collage_mpi": 36_187, "analysis": 5_355, "tests": 50_681}
+GUIDE_WORDS = 23_535  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 6_183
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
