@@ -65,7 +65,7 @@ class InputColumns:
     @cached_property
     def wanted(self) -> dict[str, Any]:
         """Those of the columns that the output gets."""
-        named = [*(() if self._names == (NONE,) else self._names or self.known), self._id]
+        named = [*(self._names or self.known), self._id]  # NONE is not among the known
         return {name: self.known[name] for name in named if name in self.known}
 
     def behind(self, found: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 36_187, "analysis": 5_355, "tests": 50_681}
+LINES = {"collage_mpi": 36_187, "analysis": 5_355, "tests": 50_694}
 GUIDE_WORDS = 23_535  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 6_183
 NO_CODE = {

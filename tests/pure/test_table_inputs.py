@@ -160,6 +160,21 @@ def test_fields_of_a_csv_file_may_have_lines_and_be_longer_than_a_block(monkeypa
         reader_of(Path("t.csv"))(Path("t.csv")).pictures()
 
 
+def test_a_table_at_a_url_is_read_up_to_the_size_of_a_list(monkeypatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    lines = "\n".join(["path,code", "memory://p.png,007", ""]).encode()
+    for name, data in (("t.csv", lines), ("p.png", GOOD)):
+        with fsspec.open(f"memory://{name}", "wb") as file:
+            file.write(data)
+    with ShardSet.open(["memory://t.csv"]) as found:
+        assert found.read_files_checked([0])[0] == [GOOD]
+        images = np.zeros(1, [("shard", np.uint32), ("row", np.uint64)])
+        assert InputColumns({0: found.infos[0]}).of(images)["code"].to_pylist() == ["007"]
+    monkeypatch.setattr("collage_mpi.shards.members.LARGEST_LIST_BYTES", 10)
+    with pytest.raises(DataFault, match="is longer than 10 bytes"):
+        ShardSet.open(["memory://t.csv"])
+
+
 def test_a_list_that_is_damaged_names_no_row_before_the_first() -> None:
     with_csv(Path("t.csv"), ROWS)
     index = MemberIndex.of([Member("p/0.png", "p/0.png", 1, offset=-3)], ["p/0.png"])
