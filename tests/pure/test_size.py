@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 35_869, "analysis": 5_354, "tests": 50_213}
-GUIDE_WORDS = 17_604  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 6_142
+LINES = {"collage_mpi": 36_217, "analysis": 5_354, "tests": 50_713}
+GUIDE_WORDS = 17_867  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 6_183
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
