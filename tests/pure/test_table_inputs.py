@@ -177,7 +177,7 @@ def test_a_table_at_a_url_is_read_up_to_the_size_of_a_list(monkeypatch) -> None:
 
 def test_a_list_that_is_damaged_names_no_row_before_the_first() -> None:
     with_csv(Path("t.csv"), ROWS)
-    index = MemberIndex.of([Member("p/0.png", "p/0.png", 1, offset=-3)], ["p/0.png"])
+    index = MemberIndex.of([("p/0.png", Member("p/0.png", "p/0.png", 1, offset=-3))])
     found = ListedColumns(reader_of(Path("t.csv"))(Path("t.csv")), index)
     assert found.take(np.zeros(1, int), ["code"]).to_pydict() == {"code": ["007"]}
 
