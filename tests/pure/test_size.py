@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 36_217, "analysis": 5_354, "tests": 50_714}
+LINES = {"collage_mpi": 36_222, "analysis": 5_354, "tests": 50_736}
 GUIDE_WORDS = 17_867  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 6_183
 NO_CODE = {
