@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that docs/speed.md owes of a GPU, in one folder, in under ten minutes on one GPU.
+# All that docs/networks.md owes of a GPU, in one folder, in under ten minutes on one GPU.
 #
 #   analysis/gpu_report.sh OUT                  on the GPU that CUDA sees first
 #   analysis/gpu_report.sh OUT --device cpu     a small version, so that this cannot rot: a minute or two

@@ -44,6 +44,7 @@ from collage_mpi.system.environment import launcher_size, processes_here
 from collage_mpi.system.fields import REQUIRED, names, same, setting, with_shipped
 from collage_mpi.system.files import writing
 from collage_mpi.system.printable import counted, say
+from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
     from collage_mpi.shards.schema import ShardInfo
@@ -79,6 +80,7 @@ class ClassifyArguments(MpiArguments):
         metavar="FILE",
     )
     id: str | None = same(ExportArguments, "id")
+    columns: tuple[str, ...] = same(ExportArguments, "columns")
     agree: float | None = setting(
         None,
         "let a cheaper form of the network, or --first, answer what it is sure of, so that at most "
@@ -134,8 +136,8 @@ def execute(args: ClassifyArguments) -> int:
         raise UsageError(f"--out {args.out}: its name must end in .csv or .parquet")
     if args.first and args.agree is None and not args.recall:
         raise UsageError("--first names what answers before the network: add --agree 0.995")
-    if args.id:
-        _check_id(str(args.pictures), args.id)
+    if args.id or args.columns:
+        _check_columns(args)
     code = _yes_or_no(args) if args.recall else updated(args.run, lambda: _launch(args))
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
         if code == ExitCode.INCOMPLETE:
@@ -201,7 +203,7 @@ def _yes_or_no(args: ClassifyArguments) -> int:
     images = sum(info.count for info in _infos(str(args.pictures)).values())
     job = YesOrNo(question, images, args.run, first, exact, lambda values: _launch(args, values))
     code = job.execute()
-    return finish(job, args.out, args.id) if code == ExitCode.COMPLETE else code
+    return finish(job, args.out, args.id, args.columns) if code == ExitCode.COMPLETE else code
 
 
 def _first(args: ClassifyArguments) -> Values:
@@ -293,11 +295,11 @@ def ranks_here(command: str, ranks: int | None, device: str) -> int:
     return ranks or gpus or processes_here()
 
 
-def _check_id(pictures: str, column: str) -> None:
-    """Raises UsageError if the column cannot name the images of the input."""
-    from collage_mpi.results.export import InputColumns
+def _check_columns(args: ClassifyArguments) -> None:
+    """Raises UsageError if the input has no such columns, or --id cannot name its images."""
+    from collage_mpi.results.input_columns import InputColumns
 
-    InputColumns(_infos(pictures)).check_id(column)
+    InputColumns(_infos(str(args.pictures)), args.columns, args.id).check()
 
 
 def _infos(pictures: str) -> dict[int, ShardInfo]:
@@ -343,10 +345,12 @@ def _export(args: ClassifyArguments) -> Mapping[str, Any]:
     from collage_mpi.results.reader import open_run
 
     run = open_run(args.run)
-    names = NameBook(run.path, run.manifest, id_column=args.id)
+    names = NameBook(run.path, run.manifest, id_column=args.id, columns=args.columns)
     (path,) = export_run(run, args.out.suffix[1:], names=names, only_predictions=True)
     with writing(args.out):
         os.replace(path, args.out)
+    for note in (*names.notes, *names.columns.notes(args.out.suffix[1:])):
+        tell(f"note: {note}")
     return run.manifest
 
 

@@ -352,8 +352,14 @@ class ExportArguments(Arguments):
     )
     id: str | None = setting(
         None,
-        "name the images by this column of a Parquet input: its values become the column id",
+        "name the images by this column of the input: its values become the column id",
         unset="by the paths in the input, otherwise FILE:ROW",
+        metavar="COLUMN",
+    )
+    columns: tuple[str, ...] = setting(
+        (),
+        "columns of a Parquet, CSV or JSON input that travel to the output; none for no columns",
+        unset="all but binary ones",
         metavar="COLUMN",
     )
     predictions: bool = switch(
@@ -379,12 +385,14 @@ def export(args: ExportArguments) -> int:
         print(f"note: incomplete run, {found:,} of {counted(expected, 'row')}", file=sys.stderr)
     if args.to == TRACE:
         return _trace(args)
-    names = NameBook(run.path, run.manifest, args.shards or None, id_column=args.id)
-    for note in names.notes:
-        print(printable(f"note: {note}"), file=sys.stderr)
+    names = NameBook(
+        run.path, run.manifest, args.shards or None, id_column=args.id, columns=args.columns
+    )
     how = {"only_predictions": args.predictions, "raw": args.raw}
     for path in export_run(run, args.to, args.out, names, **how):
         say(str(path))
+    for note in (*names.notes, *names.columns.notes(args.to)):
+        print(printable(f"note: {note}"), file=sys.stderr)
     return int(ExitCode.COMPLETE)
 
 

@@ -30,6 +30,7 @@ from collage_mpi.results.export import (
     prediction_columns,
     with_input,
 )
+from collage_mpi.results.manifest import about_answers
 from collage_mpi.results.reader import StoredRun, open_run
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.flags import Values
@@ -331,15 +332,17 @@ class Answers:
         )
 
 
-def finish(job: YesOrNo, out: Path, id_column: str | None) -> int:
+def finish(job: YesOrNo, out: Path, id_column: str | None, columns: Sequence[str] = ()) -> int:
     """Write the table of a job that is done, and say what was found. Returns the exit code."""
     runs = next(number for number in count(1) if not has_run(job.exact_run(number))) - 1
     answers = Answers(job, runs)
-    names = NameBook(answers.first.path, answers.first.manifest, id_column=id_column)
+    path, manifest = answers.first.path, answers.first.manifest
+    names = NameBook(path, manifest, id_column=id_column, columns=columns)
     write = FORMATS[out.suffix[1:]]
     assert write is not None
     with writing(out):
-        os.replace(write(job.folder / "answers", answers.columns(names), False), out)
+        about = {**about_answers(answers.exact[-1].manifest), "first": about_answers(manifest)}
+        os.replace(write(job.folder / "answers", answers.columns(names), False, about), out)
     say(f"{answers.told()}. Answers in {out}")
     return DONE[bool((answers.asked & (answers.labels < 0)).any())]
 

@@ -25,6 +25,7 @@ from collage_mpi.job.session import TeamSession
 from collage_mpi.kinds import KINDS
 from collage_mpi.models.gate import sha256_of_network
 from collage_mpi.models.named import is_file, is_null
+from collage_mpi.models.runtimes import processor
 from collage_mpi.results.number_sets import keys_digest
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.inputs import HDF5
@@ -48,6 +49,7 @@ def job_facts(mpi_library: str) -> dict[str, Any]:
         "folder": os.getcwd(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "processor": processor(),
         "batch_job": next(filter(None, map(os.environ.get, BATCH_JOB_VARIABLES)), None),
         "versions": {
             "collage_mpi": __version__,

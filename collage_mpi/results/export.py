@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -25,8 +24,9 @@ from collage_mpi.encoding.vectors import KEYS, OFFSETS
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.plugins import optional
 from collage_mpi.results import EXPORT, INDEX_FOLDER, MANIFEST
-from collage_mpi.results.columns import PRESENT_WITH
-from collage_mpi.results.manifest import Json
+from collage_mpi.results.columns import ABOUT, PRESENT_WITH
+from collage_mpi.results.input_columns import ID, InputColumns, as_type, of_lists
+from collage_mpi.results.manifest import Json, about_answers
 from collage_mpi.results.vectors import KeptValues, extras_of
 from collage_mpi.rows import (
     IMAGES,
@@ -39,117 +39,14 @@ from collage_mpi.rows import (
     wait_ns,
 )
 from collage_mpi.system.files import save_csv, temporary_name, write_atomic, writing
-from collage_mpi.system.printable import counted
 
 if TYPE_CHECKING:
     from collage_mpi.shards.members import MemberIndex
     from collage_mpi.shards.schema import ShardInfo
-    from collage_mpi.shards.source import RowColumns
-
-
-_ROWS_AT_ONCE = 1 << 17
-_MOST_NAMED = 12  # columns that a message lists
-
-
-class InputColumns:
-    """Reads the further columns of sources. One source is open at a time."""
-
-    def __init__(self, infos: Mapping[int, ShardInfo]) -> None:
-        """`infos`: shard number -> description of the source."""
-        self._infos = infos
-        self._open: tuple[int, RowColumns | None] = (-1, None)
-
-    @cached_property
-    def schema(self) -> Any:
-        """pyarrow.Schema of the columns of all sources, in the order in which they appear; None if
-        there are none. A column with different types in different sources becomes text.
-        """
-        kinds: dict[str, set[Any]] = {}
-        for number in self._infos:
-            found = self._source(number)
-            for field in () if found is None else found.schema:
-                kinds.setdefault(field.name, set()).add(field.type)
-        if not kinds:
-            return None
-        import pyarrow as pa
-
-        known = [own - {pa.null()} or own for own in kinds.values()]
-        types = [next(iter(own)) if len(own) == 1 else pa.string() for own in known]
-        return pa.schema([*zip(kinds, types, strict=True)])
-
-    def of(self, images: np.ndarray) -> dict[str, Any]:
-        """The columns of images, (n,) with shard and row: name -> (n,) pyarrow.ChunkedArray. A
-        value is null if the image's source is missing or has no such column.
-
-        Raises:
-            DataFault, EnvironmentFault: the columns cannot be read.
-        """
-        if self.schema is None:
-            return {}
-        import pyarrow as pa
-
-        rows = images["row"].astype(np.int64)
-        in_order, places = np.argsort(rows, kind="stable"), np.full(len(rows), -1)
-        tables, done = [self.schema.empty_table()], 0
-        for number in np.unique(images["shard"]).tolist():
-            found = self._source(number)
-            if found is None:
-                continue
-            own = in_order[images["shard"][in_order] == number]
-            own = own[rows[own] < self._infos[number].count]
-            table = found.take(rows[own], found.schema.names)
-            kinds = {name: self.schema.field(name).type for name in table.column_names}
-            tables.append(pa.table({name: table[name].cast(to) for name, to in kinds.items()}))
-            places[own] = np.arange(done, done + len(own))
-            done += len(own)
-        whole = pa.concat_tables(tables, promote_options="default")
-        whole = whole.take(pa.array(places, mask=places < 0))
-        return dict(zip(whole.column_names, whole.columns, strict=True))
-
-    def check_id(self, column: str) -> None:
-        """Check that a column names each image of the sources.
-
-        Raises:
-            UsageError: a source has no such column, or a value is missing or is there twice.
-        """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        names = [] if self.schema is None else self.schema.names
-        some = ", ".join(names[:_MOST_NAMED]) + (", ..." if names[_MOST_NAMED:] else "")
-        listed = f"Columns that can name images: {some or 'none'}"
-        chunks: list[Any] = []
-        for number, info in self._infos.items():
-            found = self._source(number)
-            if found is None or column not in found.schema.names:
-                raise UsageError(f"--id {column}: {info.path} has no such column. {listed}")
-            for start in range(0, info.count, _ROWS_AT_ONCE):
-                rows = np.arange(start, min(start + _ROWS_AT_ONCE, info.count))
-                values = found.take(rows, [column])[column]
-                chunks += values.cast(self.schema.field(column).type).chunks
-        whole = pa.chunked_array(chunks, None if chunks else pa.null())
-        counts = whole.drop_null().value_counts()
-        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-        wrong = None
-        if whole.null_count:
-            wrong = f"{whole.null_count:,} of {counted(len(whole), 'row')} without a value"
-        elif len(twice):
-            wrong = f"the value {twice[0].as_py()!r} is there more than once"
-        if wrong:
-            raise UsageError(f"--id {column}: {wrong}. Each image needs its own name. {listed}")
-
-    def _source(self, number: int) -> RowColumns | None:
-        from collage_mpi.shards.inputs import source_class
-
-        if self._open[0] != number:
-            info = self._infos.get(number)
-            found = None if info is None else source_class(info.storage).columns(info)
-            self._open = number, found
-        return self._open[1]
 
 
 _T = TypeVar("_T")
-NAME_COLUMNS = ("id", "shard_name", "predicted_name", "label_name")
+NAME_COLUMNS = (ID, "shard_name", "predicted_name", "label_name")
 
 
 class SomeRows(Protocol):
@@ -192,7 +89,7 @@ class NameBook:
 
     Attributes:
         columns: of the sources that were found.
-        id_column: the one of them that names an image in the output, if it was chosen.
+        chosen: whether some of them were chosen.
         notes: lines that tell the user why ids are missing.
     """
 
@@ -203,6 +100,7 @@ class NameBook:
         shards: Sequence[Path | str] | None = None,
         numbers: Sequence[int] | None = None,
         id_column: str | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         """Find the shards of a run.
 
@@ -212,11 +110,12 @@ class NameBook:
             shards: files and folders that hold the run's shards now; by default the recorded paths.
             numbers: of the shards to look for; by default all.
             id_column: the column of the sources that names an image in the output.
+            columns: see `InputColumns`.
 
         Raises:
             EnvironmentFault: `shards` names nothing that exists, or a source with `id_column` is
                 missing.
-            UsageError: `id_column` cannot name the images.
+            UsageError: `id_column` cannot name the images, or there are no such `columns`.
         """
         entries = manifest["shards"]
         known = dict(enumerate(entries))
@@ -227,12 +126,11 @@ class NameBook:
         self._classes = manifest.get("class_names") or []
         self._lists = _lists(known, path / INDEX_FOLDER)
         self._ids, infos, self.notes = _ids(known, shards, self._lists)
-        self.columns, self.id_column = InputColumns(infos), id_column
-        if id_column:
-            for number in known.keys() - infos.keys():
-                what = f"no columns of {self._shard_names[number]} are known"
-                raise EnvironmentFault(f"--id {id_column}: {what}. {' '.join(self.notes)}")
-            self.columns.check_id(id_column)
+        self.columns, self.chosen = InputColumns(infos, columns, id_column), id_column or columns
+        for number in known.keys() - infos.keys() if self.chosen else ():
+            what = f"no columns of {self._shard_names[number]} are known"
+            raise EnvironmentFault(f"--id, --columns: {what}. {' '.join(self.notes)}")
+        self.columns.check()
 
     def ids(self, images: np.ndarray) -> np.ma.MaskedArray:
         """The ids of images, (n,) with shard and row: (n,) text, masked if it is unknown."""
@@ -332,7 +230,7 @@ def _ids(
         sought, shards, lambda _, info: (source_class(info.storage).ids(info), info)
     )
     ids |= {number: own for number, (own, _) in found.items() if own is not None}
-    notes = []
+    infos, notes = of_lists(known, lists, shards)
     if missing:
         notes.append(
             f"no ids of {len(missing):,} of {len(sought):,} shards, nor what their columns say: "
@@ -341,7 +239,8 @@ def _ids(
     without = sum(own is None for own, _ in found.values())
     if without:
         notes.append(f"{without:,} of {len(sought):,} shards hold no ids")
-    return ids, {number: info for number, (_, info) in found.items()}, tuple(notes)
+    infos |= {number: info for number, (_, info) in found.items()}
+    return ids, infos, tuple(dict.fromkeys(notes))
 
 
 def from_shards(
@@ -404,13 +303,11 @@ _BEHIND = {
     "predicted": ("predicted_name",),
     "label": ("label_name",),
 }
-ID = NAME_COLUMNS[0]
-INPUT = "input_"
 _TOP = "top_"  # prefix of the columns of --top-k
 PREDICTIONS = "predictions"  # file name of --predictions, without suffix
 WINDOW = 1 << 17  # images sorted at a time, for the order of the input: about 70 MB
 _CHUNK_ROWS = 1 << 14  # rows turned into Python objects at a time
-_GROUP_ROWS = 1 << 17  # of a row group of Parquet
+_GROUP_ROWS, _GROUP_BYTES = 1 << 17, 64 << 20  # the most of a row group of Parquet
 _TOP_COLUMNS = ("top_classes", "top_scores")
 CHUNK_BYTES = 1 << 20  # about the size of a Zarr chunk, which holds whole images
 IDS_AT_ONCE = 1 << 17  # images; a multiple of the length of a chunk of ids
@@ -477,7 +374,7 @@ def export_run(
 
     Raises:
         UsageError: the format is unknown, or does not support `raw`, `only_predictions` or the
-            `id_column` of `names`.
+            columns chosen for `names`.
         EnvironmentFault: `out` cannot be written, or a package that the format needs is missing.
     """
     if to not in FORMATS:
@@ -489,9 +386,9 @@ def export_run(
         raise UsageError(f"predictions alone are written as csv or parquet, not as {to}")
     out = out or run.path / EXPORT
     names = names or NameBook(run.path, run.manifest)
-    if write is None and names.id_column:
-        raise UsageError(f"--id is for csv and parquet; {to} has no columns of the input")
-    manifest = out / MANIFEST
+    if write is None and names.chosen:
+        raise UsageError(f"--id and --columns are for csv and parquet, not for {to}")
+    manifest, about = out / MANIFEST, about_answers(run.manifest)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if write is None:
@@ -501,10 +398,11 @@ def export_run(
                 with_input(prediction_columns(some, names.of(some.images)), names, some)
                 for some in in_order(run)
             )
-            return [write(out / PREDICTIONS, answers, raw)]
+            return [write(out / PREDICTIONS, answers, raw, about)]
         else:
             files = [
-                write(out / table.name, _named_columns(run, table, names), raw) for table in TABLES
+                write(out / table.name, _named_columns(run, table, names), raw, about)
+                for table in TABLES
             ]
         if out.resolve() != run.path.resolve():
             write_atomic(manifest, (_manifest_text(run).encode(),))
@@ -523,17 +421,8 @@ def _named_columns(run: Run, table: TableLayout, names: NameBook) -> Iterator[_C
 
 
 def with_input(found: _Columns, names: NameBook, some: SomeRows) -> _Columns:
-    """The columns of images, and behind them those of their input. A column of the input whose name
-    is taken, in capitals or not, gets the prefix INPUT. The chosen one becomes the column id."""
-    own, whole = names.columns.of(some.images), dict(found)
-    taken = {name.lower() for name in found}
-    for name, values in own.items():
-        new = ID if name == names.id_column else name
-        while name != names.id_column and (new.lower() in taken or (new != name and new in own)):
-            new = f"{INPUT}{new}"
-        whole[new] = values
-        taken.add(new.lower())
-    return whole | names.removed(some.images)
+    """The columns of images, and behind them those of their input: see `InputColumns.behind`."""
+    return names.columns.behind({**found, **names.removed(some.images)}, some.images)
 
 
 def _excerpts(run: Run, table: TableLayout) -> Iterator[SomeRows]:
@@ -614,7 +503,8 @@ def prediction_columns(results: SomeRows, names: ImageNames) -> dict[str, np.ma.
 
     id: the image's id, or SHARD:ROW if it has none. class, score: the answer, as the name of the
     class or its number; masked if there is no answer. class_2, score_2, ...: the next best, if the
-    run was made with --top-k. error: the reason why there is no answer; masked if there is one.
+    run was made with --top-k. source, runtime: the stage that answered, with the runtime and format
+    of its network. error: the reason why there is no answer; masked if there is one.
 
     Raises:
         UsageError: the run maps a function, so it has no classes.
@@ -638,6 +528,7 @@ def prediction_columns(results: SomeRows, names: ImageNames) -> dict[str, np.ma.
             name = f"{_TOP}{k}"
             found[f"class_{k}"] = _class_of(top[f"{name}_name"], top[name].data, answered)
             found[f"score_{k}"] = top[f"{name}_score"]
+    found |= {n: picked(NAMES[n], images[n], answered) for n in ("source", "runtime")}
     reasons = np.char.decode(images["reason"], "utf-8", "replace").astype(object)
     found["error"] = np.ma.array(reasons, mask=answered)
     return found
@@ -721,7 +612,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         temp.unlink(missing_ok=True)
 
 
-def _to_csv(path: Path, found: Iterable[_Columns], raw: bool) -> Path:
+def _to_csv(path: Path, found: Iterable[_Columns], raw: bool, about: Json) -> Path:
     """Write one table. An absent value is an empty field; a bool is 0 or 1."""
     path = path.with_suffix(".csv")
     pieces = iter(found)
@@ -739,18 +630,19 @@ def _csv_rows(found: _Columns) -> Iterator[tuple[Any, ...]]:
 
 def _csv_cells(values: Any) -> list[Any]:
     """Python values for the csv module, which writes None as an empty field. Times of the input are
-    texts, as Arrow writes them."""
+    texts, as Arrow writes them; lists and structs are JSON."""
     if isinstance(values, np.ma.MaskedArray):
         return [*(values.astype(np.int8) if values.dtype == bool else values).tolist()]
     import pyarrow as pa
 
-    texts, flags = pa.types.is_temporal(values.type), pa.types.is_boolean(values.type)
-    to = pa.string() if texts else pa.int8() if flags else values.type
-    return [*values.cast(to).to_pylist()]
+    texts = pa.types.is_temporal(values.type) or pa.types.is_nested(values.type)
+    to = pa.string() if texts else pa.int8() if pa.types.is_boolean(values.type) else values.type
+    return [*as_type(values, to).to_pylist()]
 
 
-def _to_parquet(path: Path, found: Iterable[_Columns], raw: bool) -> Path:
-    """Write one table. An absent value is null; a name is dictionary-encoded."""
+def _to_parquet(path: Path, found: Iterable[_Columns], raw: bool, about: Json) -> Path:
+    """Write one table. An absent value is null; a name is dictionary-encoded. The metadata say what
+    the table is `about`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -765,9 +657,12 @@ def _to_parquet(path: Path, found: Iterable[_Columns], raw: bool) -> Path:
             waiting.clear()
 
         for table in map(as_arrow, found):
-            writer = writer or stack.enter_context(pq.ParquetWriter(temp, table.schema))
+            if writer is None:
+                schema = table.schema.with_metadata({ABOUT: json.dumps(about)})
+                writer = stack.enter_context(pq.ParquetWriter(temp, schema))
             waiting.append(table)
-            if sum(map(len, waiting)) >= _GROUP_ROWS:
+            held = sum(map(len, waiting)), sum(each.nbytes for each in waiting)
+            if held[0] >= _GROUP_ROWS or held[1] >= _GROUP_BYTES:
                 write()
         if waiting:
             write()
@@ -906,7 +801,7 @@ WHOLE: dict[str, Callable[[Run, Path, NameBook], Path]] = {
     "zarr": _to_zarr,
 }
 # Format -> function that writes a table to a path without suffix; None if WHOLE has the format.
-FORMATS: dict[str, Callable[[Path, Iterable[_Columns], bool], Path] | None] = {
+FORMATS: dict[str, Callable[[Path, Iterable[_Columns], bool, Json], Path] | None] = {
     "csv": _to_csv,
     "parquet": _to_parquet,
     **dict.fromkeys(WHOLE),

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from collage_mpi.errors import DataFault
+from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import jobs
 from collage_mpi.results.parts import Ledger, read_ledger
@@ -277,6 +278,36 @@ def clock_offsets_ns(manifest: Mapping[str, Any], session: int) -> dict[int, int
     launches, began = launch_of(manifest), began_ns(manifest)
     together = [each for each in launches if launches[each] == launches.get(session)] or [session]
     return {each: began.get(each, 0) - began.get(session, 0) for each in together}
+
+
+def about_answers(manifest: Mapping[str, Any]) -> Json:
+    """What the metadata of a table of answers says, so that it tells without the run which networks
+    wrote it: digests of networks and of files, and the reference, which is the network that all
+    others stand for, with all formats, devices, versions and processors that its jobs had.
+    """
+    settings, told = recorded_settings(manifest), finals(manifest).values()
+    asked = [SINGLE, COLLAGE, "first", *(["agree", "agree_on"] if settings.get("agree") else [])]
+    ranks = [rank for final in told for rank in final.get("world") or () if SINGLE in rank["kinds"]]
+    how = [{**(rank.get("tuning") or {}), **(rank.get("runtimes") or {})} for rank in ranks]
+    jobs = [entry.get("job") or {} for entry in manifest.get("sessions") or ()]
+    versions = [pair for job in jobs for pair in (job.get("versions") or {}).items()]
+    found = {name: manifest.get(name) or {} for name in ("inputs", "networks")}
+    return {
+        "run_id": manifest["run_id"],
+        **found,
+        "settings": {name: settings[name] for name in asked if settings.get(name)},
+        "reference": {
+            "network": settings.get(SINGLE),
+            "digest": found["networks"].get(SINGLE),
+            "weights": found["inputs"].get(SINGLE),
+            "formats": sorted({each[SINGLE] for each in how if SINGLE in each}),
+            "devices": sorted({device for rank in ranks for device in rank.get("devices") or ()}),
+            "versions": {
+                n: [*dict.fromkeys(v for m, v in versions if m == n)] for n, _ in versions
+            },
+            "processors": sorted({job["processor"] for job in jobs if job.get("processor")}),
+        },
+    }
 
 
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:

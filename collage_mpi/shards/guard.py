@@ -59,7 +59,7 @@ from collage_mpi.system.forked import of_server
 from collage_mpi.system.process_tree import ask_apart, own_command, stat_of
 
 HOW_TO_MAKE = "`collage-mpi prep --help` says how to make shards, data_prep/README.md their schema."
-INPUTS = "folders of pictures, .h5, .tar, .parquet and .zarr, and .txt files that name pictures"
+INPUTS = "folders of pictures, .h5, .tar, .parquet and .zarr, and .txt, .csv and .json lists"
 OTHER_FILES = {  # endings of files that are no input -> what they are, and what to give instead
     SUFFIXES: "is one picture. Give the folder that holds it",
     (".gz", ".tgz", ".bz2", ".xz", ".zst"): "is compressed, and pictures are read from where they "
@@ -67,8 +67,6 @@ OTHER_FILES = {  # endings of files that are no input -> what they are, and what
     (".zip", ".rar", ".7z"): "is an archive. Unpack it, and give the folder",
     (".npy", ".npz"): "is a NumPy file. Write its array to HDF5 (h5py: file['images'] = array) or "
     "to Zarr, and give that file",
-    (".csv", ".tsv", ".json", ".jsonl"): "is a table. Give a .txt file that names one picture a "
-    "line, by path or URL, or a .parquet file that holds the pictures",
 }
 BLOCK_BYTES = 8 << 20
 MAX_PROBLEMS = 20

@@ -21,9 +21,9 @@ from collage_mpi.system.files import reading
 HOMES = {  # name of a source -> its class, in the order in which `takes` is called
     "images": "guard.OpenShard",
     "tar": "listing.TarSource",
+    "list": "listing.ListSource",
     "parquet": "parquet.ParquetSource",
     "zarr": "zarrs.ZarrSource",
-    "list": "listing.ListSource",
     "folder": "listing.FolderSource",
     "foreign": "guard.ForeignShard",
 }

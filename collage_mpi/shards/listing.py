@@ -1,6 +1,6 @@
 """Sources of picture files: a folder with a folder for each class (as torchvision's ImageFolder),
-a text file that names pictures, and tar files with the layout of WebDataset. Nothing is extracted
-of a tar file: pictures are read from it, so the names of members are never used as paths.
+a text file or a table that names pictures, and tar files with the layout of WebDataset. Nothing is
+extracted of a tar file: pictures are read from it, so the names of members are never used as paths.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.members import Listing, Member, MemberIndex, list_bytes, name_text
 from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
-from collage_mpi.shards.source import MemberSource, ReadAs
+from collage_mpi.shards.schema import ShardInfo, split_part
+from collage_mpi.shards.source import MemberSource, ReadAs, RowColumns
+from collage_mpi.shards.tables import ListedColumns, names_pictures, reader_of
 from collage_mpi.system.files import reading, require_regular
 from collage_mpi.system.printable import counted
 
@@ -245,29 +247,34 @@ class FolderSource(MemberSource):
 
 
 class ListSource(MemberSource):
-    """A text file that names one picture a line: by URL, or by path relative to the file's
-    folder."""
+    """A text file that names one picture a line: by URL, or by path relative to the file's folder.
+    Or a table with such a column, in which a member's offset is its row."""
 
     name, remote, checks = "list", True, "members"
 
     @classmethod
     def takes(cls, path: Path) -> bool:
-        return path.suffix.lower() in LISTS and bool(url_of(path) or os.path.isfile(path))
+        file = split_part(path)[0]
+        known = file.suffix.lower() in LISTS or reader_of(path) is not None
+        there = known and bool(url_of(file) or os.path.isfile(file))
+        return there and (file.suffix.lower() != ".parquet" or names_pictures(path))
+
+    @classmethod
+    def columns(cls, info: ShardInfo) -> RowColumns | None:
+        reader = reader_of(info.path)
+        return None if reader is None else ListedColumns(reader(info.path), cls._known(info))
 
     @classmethod
     def listed(cls, path: Path, read_as: ReadAs) -> Listing:
-        with network_faults(path), opened(path, in_order=True) as stream:
-            most = list_bytes(stat_of(path)[0])
-            text = stream.read(most + 1)
-        if len(text) > most:
-            raise DataFault(f"{path}: is longer than {most:,} bytes. Split the list.")
-        lines = os.fsdecode(text).splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        reader = reader_of(path)
+        names = cls._lines(path) if reader is None else reader(path).pictures()
         if not names:
             raise DataFault(f"{path}: names no picture; needed: the path of one picture a line")
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
             members = pool.map(_named, [cls._file(path, name) for name in names], names)
             index = MemberIndex.of(zip(names, members, strict=True))
+        if reader is not None:
+            index = replace(index, offsets=np.arange(len(index)))  # rows of the table
         doubles = [name for name, count in Counter(names).items() if count > 1]
         notes = [
             f"{path}: {counted(len(names) - len(set(names)), 'line')} for a picture that was named "
@@ -278,9 +285,23 @@ class ListSource(MemberSource):
             index, lambda row: cls._file(path, names[row]), read_as.class_names, tuple(notes)
         )
 
+    @staticmethod
+    def _lines(path: Path) -> list[str]:
+        with network_faults(path), opened(path, in_order=True) as stream:
+            most = list_bytes(stat_of(path)[0])
+            text = stream.read(most + 1)
+        if len(text) > most:
+            raise DataFault(f"{path}: is longer than {most:,} bytes. Split the list.")
+        lines = os.fsdecode(text).splitlines()
+        return [line.strip() for line in lines if line.strip()]
+
     @classmethod
     def _file(cls, path: Path, name: str) -> str:
-        return name if url_of(name) else os.path.join(path.parent, name)
+        return name if url_of(name) else os.path.join(split_part(path)[0].parent, name)
+
+    @classmethod
+    def _member(cls, path: Path, index: MemberIndex, row: int, time_ns: int = 0) -> Member:
+        return replace(super()._member(path, index, row, time_ns), offset=0)
 
 
 def _named(file: str, name: str) -> Member:

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,7 @@ from collage_mpi.shards.schema import (
     split_part,
 )
 from collage_mpi.shards.source import PictureSource, ReadAs, RowColumns, picture_info
-from collage_mpi.system.files import reading
-from collage_mpi.system.printable import one_line
+from collage_mpi.shards.tables import ParquetTable, bytes_of, opened_parquet, starts_of, still
 
 NAMES = (
     *("images", "imgs", "image", "x", "data", "img", "picture"),
@@ -36,7 +33,6 @@ NAMES = (
 )
 LABELS = ("labels", "label", "y", "targets", "target", "cls", "class", "class_name")
 GROUPS_KEPT = 2  # row groups in memory, because a batch may span two
-BATCH_ROWS = 1 << 10  # of further columns, decoded at a time
 FOOTER_BYTES = 8  # end of the file: length of the metadata, 4 bytes, and magic number
 
 
@@ -48,13 +44,13 @@ class ParquetSource(PictureSource):
 
     def __init__(self, info: ShardInfo) -> None:
         super().__init__(info)
-        with _still(info.path):
-            self._file = _opened(info.path)
+        with still(info.path):
+            self._file = opened_parquet(info.path)
         self._column, self._bytes = image_column(self._file.schema_arrow, info.path)
         self._file.close()
-        with _still(info.path):  # a value that repeats is then held once
-            self._file = _opened(info.path, read_dictionary=[self._bytes])
-        self._starts = _starts(self._file.metadata)
+        with still(info.path):  # a value that repeats is then held once
+            self._file = opened_parquet(info.path, read_dictionary=[self._bytes])
+        self._starts = starts_of(self._file.metadata)
         if self._starts[-1] != info.count:
             raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
         self._groups: dict[int, Any] = {}  # least recently read first
@@ -63,7 +59,7 @@ class ParquetSource(PictureSource):
 
     @classmethod
     def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
-        with _still(path), _opened(path) as file:
+        with still(path), opened_parquet(path) as file:
             _check_sizes(file, image_column(file.schema_arrow, path)[1], path)
             labels, names = _labels(file, path, read_as) if read_as.labels else (None, None)
             info = picture_info(cls, path, read_as, file.metadata.num_rows, cls.fingerprint(path))
@@ -91,7 +87,7 @@ class ParquetSource(PictureSource):
     @classmethod
     def ids(cls, info: ShardInfo) -> list[str] | None:
         """The paths that Hugging Face stores beside the bytes; None if the column has none."""
-        with _still(info.path), _opened(info.path) as file:
+        with still(info.path), opened_parquet(info.path) as file:
             column, values = image_column(file.schema_arrow, info.path)
             if column == values or "path" not in _field_names(file.schema_arrow.field(column)):
                 return None
@@ -101,8 +97,7 @@ class ParquetSource(PictureSource):
 
     @classmethod
     def columns(cls, info: ShardInfo) -> RowColumns | None:
-        found = ParquetColumns(info.path)
-        return found if found.schema.names else None
+        return ParquetTable(info.path)
 
     def files(self, rows: np.ndarray) -> list[bytes | None]:
         found: list[bytes | None] = []
@@ -117,7 +112,7 @@ class ParquetSource(PictureSource):
     def _group(self, number: int) -> Any:
         """The column of one row group, an Arrow array of bytes. Raises EnvironmentFault."""
         if number not in self._groups:
-            with _still(self.path):
+            with still(self.path):
                 column = self._file.read_row_group(number, columns=[self._bytes]).column(0)
             values = column.combine_chunks()
             nested = self._bytes != self._column
@@ -128,73 +123,6 @@ class ParquetSource(PictureSource):
 
     def close(self) -> None:
         self._file.close()
-
-
-class ParquetColumns(RowColumns):
-    """The columns of numbers, texts, times and booleans of a Parquet file."""
-
-    def __init__(self, path: Path) -> None:
-        with _still(path):
-            self._file = _opened(path)
-        self._path, meta = path, self._file.metadata
-        self._starts = _starts(meta)
-        self.schema = _flat_columns(self._file.schema_arrow)
-        groups = (meta.row_group(group) for group in range(meta.num_row_groups))
-        parts = (group.column(i) for group in groups for i in range(group.num_columns))
-        names = {*self.schema.names}
-        self._stored = sum(p.total_compressed_size for p in parts if p.path_in_schema in names)
-        self._scanned: tuple[int, tuple[str, ...]] | None = None  # row group and columns
-        self._scan: Iterator[Any] = iter(())
-        self._first = 0  # row of the batch
-        self._batch: Any = None
-
-    def take(self, rows: np.ndarray, names: Sequence[str]) -> Any:
-        import pyarrow as pa
-
-        whole = self.schema.empty_table().select([*names])
-        tables, nbytes, done = [whole], 0, 0
-        while done < len(rows):
-            with _still(self._path):
-                batch = self._batch_of(int(rows[done]), (*names,))
-                end = int(np.searchsorted(rows, self._first + len(batch)))
-                table = pa.Table.from_batches([batch.take(pa.array(rows[done:end] - self._first))])
-                tables.append(table.select([*names]).cast(whole.schema))
-            done, nbytes = end, nbytes + tables[-1].nbytes
-            check_unit(self._path, f"what columns say of {done:,} rows", nbytes, self._stored)
-        return pa.concat_tables(tables)
-
-    def _batch_of(self, row: int, names: tuple[str, ...]) -> Any:
-        """The batch that holds a row, which begins with row `_first`."""
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if self._scanned != (group, names) or row < self._first:
-            self._scan = self._file.iter_batches(BATCH_ROWS, [group], [*names])
-            self._scanned = group, names
-            self._first, self._batch = int(self._starts[group]), next(self._scan)
-        while row >= self._first + len(self._batch):
-            self._first, self._batch = self._first + len(self._batch), next(self._scan)
-        return self._batch
-
-
-def _starts(meta: Any) -> np.ndarray:
-    """(row groups + 1,) the first row of each row group, and the number of rows."""
-    rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
-    return np.cumsum([0, *rows])
-
-
-def _flat_columns(schema: Any) -> Any:
-    """The columns that can travel to the output: not nested, not binary, and with a name of their
-    own."""
-    import pyarrow as pa
-    import pyarrow.types as types
-
-    found = []
-    for field in schema:
-        kind = field.type.value_type if types.is_dictionary(field.type) else field.type
-        texts = types.is_string(kind) or types.is_large_string(kind)
-        flat = types.is_primitive(kind) or texts or types.is_decimal(kind) or types.is_null(kind)
-        if flat and len(schema.get_all_field_indices(field.name)) == 1:
-            found.append(pa.field(field.name, kind))
-    return pa.schema(found)
 
 
 def _check_sizes(file: Any, column: str, path: Path) -> None:
@@ -221,7 +149,7 @@ def image_column(schema: Any, path: Path) -> tuple[str, str]:
         DataFault: no column fits, or several do.
     """
     part = split_part(path)[1]
-    held = {field.name: _bytes_of(field) for field in schema}
+    held = {field.name: bytes_of(field) for field in schema}
     listed = ", ".join(f"{field.name} ({field.type!s:.40})" for field in list(schema)[:12])
     if part and not held.get(part):
         raise DataFault(
@@ -241,17 +169,6 @@ def image_column(schema: Any, path: Path) -> tuple[str, str]:
             f"{{bytes, path}}. It holds {listed}"
         )
     return found[0], held[found[0]]
-
-
-def _bytes_of(field: Any) -> str:
-    """The path of the bytes in a column of pictures; "" if it cannot be such a column."""
-    import pyarrow.types as types
-
-    if types.is_binary(field.type) or types.is_large_binary(field.type):
-        return str(field.name)
-    inside = types.is_struct(field.type) and "bytes" in _field_names(field)
-    held = inside and _bytes_of(field.type.field("bytes"))
-    return f"{field.name}.bytes" if held else ""
 
 
 def _field_names(column: Any) -> list[str]:
@@ -305,25 +222,3 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return names if names and all(names) and len(set(names)) == len(names) else None
-
-
-def _opened(path: Path, **how: Any) -> Any:
-    from pyarrow import parquet
-
-    file = split_part(path)[0]
-    stream = opened(file)  # if the file is missing or forbidden, this OSError is clearer
-    if url_of(file) is None:
-        stream.close()
-    try:
-        return parquet.ParquetFile(file if stream.closed else stream, **how)
-    except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise DataFault(
-            f"{path}: cannot be opened as Parquet ({one_line(error, 200)}): copy it again"
-        ) from error
-
-
-@contextmanager
-def _still(path: Path) -> Iterator[None]:
-    """Raises errors of pyarrow as EnvironmentFault."""
-    with reading(path, also=(ValueError, NotImplementedError, MemoryError)), network_faults(path):
-        yield

@@ -92,10 +92,15 @@ class RowColumns(ABC):
     """What a source says of its rows besides the pictures, such as a caption, as Arrow holds it.
 
     Attributes:
-        schema: pyarrow.Schema of the columns, which have different names and are not nested.
+        schema: pyarrow.Schema of the columns, which have different names.
+        left_out: names of columns that do not travel to the output.
+        unsaid: of the rows that were taken last, how many the source says nothing of any more,
+            because it has changed since the images were listed.
     """
 
     schema: Any
+    left_out: Sequence[str] = ()
+    unsaid: int = 0
 
     @abstractmethod
     def take(self, rows: np.ndarray, names: Sequence[str]) -> Any:
@@ -426,7 +431,7 @@ class MemberSource(PictureSource):
                 time_ns = 0 if self._times is None else int(self._times[row])
                 found.append(read_member(self._member(self.path, self._members, row, time_ns)))
             except UnreadablePicture as fault:
-                there = url_of(self.path) or os.path.exists(self.path)
+                there = url_of(self.path) or os.path.exists(split_part(self.path)[0])
                 if not there:  # the whole source is gone, not one picture
                     raise EnvironmentFault(f"{self.path}: can no longer be read") from fault
                 self.row_faults[row] = str(fault)

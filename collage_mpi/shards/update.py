@@ -132,7 +132,8 @@ class Updated(NamedTuple):
         again: rows of `known` to classify again.
         touched: rows of `known` to try again if they have no answer.
         removed: number of pictures that are gone now and were there.
-        renamed: pictures have another name, or were gone and are there again.
+        renamed: pictures have another name or place in their source, or were gone and are there
+            again.
     """
 
     known: MemberIndex
@@ -175,13 +176,14 @@ def update(where: str, old: MemberIndex, new: MemberIndex, asked: Update | None)
         gone, fresh = ~there, there
     whole = MemberIndex.joined([old, new])
     facts = whole.take(np.where(fresh, len(old) + changes.found, np.arange(len(old))))
+    moved = asked is not None and bool((facts.offsets != old.offsets).any())
     return Updated(
         replace(facts, gone=gone if gone.any() else None),
         new.take(changes.new),
         np.flatnonzero(changed),
         np.flatnonzero(changes.touched),
         int((gone & old.live).sum()),
-        facts.names != old.names or bool((~gone & ~old.live).any()),
+        facts.names != old.names or bool((~gone & ~old.live).any()) or moved,
     )
 
 

@@ -528,6 +528,7 @@ def _sources(folder: Path, files: list[bytes]) -> list[Reader]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from collage_mpi.results.input_columns import InputColumns
     from collage_mpi.shards import ShardSet
     from collage_mpi.shards.inputs import ids_of
     from collage_mpi.shards.members import Member, MemberIndex
@@ -536,6 +537,13 @@ def _sources(folder: Path, files: list[bytes]) -> list[Reader]:
         with ShardSet.open([path]) as shards:
             shards.read_checked(range(min(len(shards), 20)))
             ids_of(shards.infos[0])
+
+    def tell(path: Path) -> None:
+        read(path)
+        with ShardSet.open([path]) as shards:
+            columns = InputColumns(dict(enumerate(shards.infos)))
+            columns.of(np.zeros(3, [("shard", np.uint32), ("row", np.uint64)]))
+            columns.check()
 
     def look(path: Path) -> None:
         index = MemberIndex.load(path)
@@ -550,8 +558,21 @@ def _sources(folder: Path, files: list[bytes]) -> list[Reader]:
     members = [Member("a.jpg", "a.jpg", 3, label=1), Member("b", "b", 0, fault="none")]
     MemberIndex.of(zip(["a.jpg", "b"], members, strict=True)).save(folder / "index.npz")
     (folder / "a.jpg").write_bytes(files[0])
+    rows = [{"path": "a.jpg", "n": 1, "box": [1, 2]}, {"path": "no.png", "n": 2.5, "m": {"k": "a"}}]
+    named = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), named)
+    tables = {
+        "csv": b'path,n,said\na.jpg,1,"two\nlines"\nno.png,,b\n',
+        "jsonl": b"\n".join(json.dumps(row).encode() for row in rows),
+        "json": json.dumps(rows).encode(),
+        "parquet": named.getvalue(),
+    }
     return [
         Reader("parquet", [packed.getvalue()], _from_file(folder / "p.parquet", read), USER),
+        *(
+            Reader(f"table .{kind}", [data], _from_file(folder / f"t.{kind}", tell), USER)
+            for kind, data in tables.items()
+        ),
         Reader("list of paths", [b"a.jpg\n\nnone.png\na.jpg\n"],
                _from_file(folder / "l.txt", read), USER),
         Reader("list of members", [(folder / "index.npz").read_bytes()],

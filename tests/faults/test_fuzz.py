@@ -59,7 +59,8 @@ NAMES = (
     *("variables, values", "kernel's files of the host", "kernel's files of a process"),
     *("answers .npz", "status", "status, values"),
     *("arrivals .npy", "arrivals .txt", "numbers of images", "pictures", "tar"),
-    *("parquet", "list of paths", "list of members"),
+    *("parquet", *(f"table .{kind}" for kind in ("csv", "jsonl", "json", "parquet"))),
+    *("list of paths", "list of members"),
     *(f"{what}{how}" for what in ("shards", "HDF5 of other programs") for how in ("", ", values")),
 )  # fmt: skip
 

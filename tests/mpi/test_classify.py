@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from collage_mpi.cli import main
 from collage_mpi.commands import classify, launch, yes_or_no
@@ -115,7 +117,12 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     assert [row["id"] for row in rows] == ids
     assert [bool(row["class"]) for row in rows] == [True] * 4 + [False, True]
     assert ["cannot be decoded" in row["error"] for row in rows] == [False] * 4 + [True, False]
-    assert {*rows[0]} == {"id", "class", "score", "class_2", "score_2", "error"}
+    who = {"source", "runtime"}
+    assert {*rows[0]} == {"id", "class", "score", "class_2", "score_2", "error"} | who
+    assert [(row["source"], row["runtime"]) for row in rows[3:5]] == [
+        ("single", "torch float32"),
+        ("", ""),
+    ]
     said = capfd.readouterr()
     assert "error rows: 1 x" in said.out
     assert "latency" not in said.out
@@ -154,6 +161,37 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     assert verify_run(tmp_path / "c.csv.run").ok
     assert main([*words, "--fit", "letterbox"]) == ExitCode.USAGE
     assert "remove c.csv.run or choose another --out" in capfd.readouterr().out
+
+
+@pytest.mark.mpi
+def test_a_table_that_grows_keeps_its_columns_beside_the_classes(
+    tmp_path: Path, monkeypatch, capfd
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [str(path) for path in sorted(make_pictures(Path("p")).rglob("*.png"))]
+    words = ["classify", "t.csv", "--network", "null", "--image-px", "28", "--ranks", "1"]
+    words += ["--out", "c.parquet", "--columns", "code", "--id", "code"]
+
+    def classified(rows: list[str]) -> list[tuple[str, bool]]:
+        Path("t.csv").write_text("\n".join(["code,path", *rows, ""]))
+        assert main(words) == ExitCode.COMPLETE, capfd.readouterr().err
+        table = parquet.read_table("c.parquet").to_pylist()
+        return [(row["id"], row.get("removed", False)) for row in table]
+
+    rows = [f"0{number},{name}" for number, name in enumerate(names)]
+    assert classified(rows[:3]) == [("00", False), ("01", False), ("02", False)]
+    found = classified([rows[4], rows[2], rows[1], rows[3]])
+    assert "update: 2 new, 0 changed, 0 tried again, 1 removed, 2 unchanged" in (
+        capfd.readouterr().err
+    )
+    assert found == [(None, True), ("01", False), ("02", False), ("04", False), ("03", False)]
+    about = json.loads(parquet.read_schema("c.parquet").metadata[b"collage_mpi"])
+    assert about["reference"]["processors"]
+    assert about["reference"]["versions"]["torch"]
+    assert {*about["networks"]} == {"single"}
+    Path("t.csv").write_text("code,path\n1,p/a.png\n1,p/a.png\n")
+    assert main(words) == ExitCode.USAGE
+    assert "the value '1' is there more than once" in capfd.readouterr().err
 
 
 @pytest.mark.mpi

@@ -24,6 +24,7 @@ MAP = ("map", "own.py:Map", "--input", "photos", "--out", "o", "--device", "cpu"
 # option -> its words, and the settings of the run that differ by them
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "id": (("--id", "url"), {}),
+    "columns": (("--columns", "url"), {}),
     "agree": (("--agree", "0.99"), {"agree": 0.99, "scheme": "cascade", "singles": None}),
     "agree_on": (
         ("--agree", "0.99", "--agree-on", "top5"),
@@ -71,7 +72,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[launch.Laun
     monkeypatch.setattr(launch, "launch_ranks", launch_ranks)
     monkeypatch.setattr(classify, "processes_here", lambda: 2)
     monkeypatch.setattr("collage_mpi.job.networks.gpus_here", lambda: 0)
-    monkeypatch.setattr(classify, "_check_id", lambda *_: None)
+    monkeypatch.setattr(classify, "_check_columns", lambda *_: None)
     Path("photos").mkdir()
     Path("photos/a.png").touch()
     Path("n.txt").write_text("a\nb\nc\n")

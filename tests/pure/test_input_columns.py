@@ -21,7 +21,7 @@ pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 NOON = datetime.datetime(2026, 12, 1, 12, tzinfo=datetime.timezone.utc)
-TIME = pa.timestamp("us", "UTC")
+TIME, BOX = pa.timestamp("us", "UTC"), pa.list_(pa.field("element", pa.int64()))
 A = {
     "caption": ["a cat", None, "=1+1"],
     "id": [7, 8, 9],
@@ -55,15 +55,15 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_columns_keep_their_types_and_ours_keep_their_names(run, monkeypatch) -> None:
-    monkeypatch.setattr("collage_mpi.shards.parquet.BATCH_ROWS", 1)
+    monkeypatch.setattr("collage_mpi.shards.tables.BATCH_ROWS", 1)
     table = parquet.read_table(export_run(read_results(run), "parquet", only_predictions=True)[0])
     assert table["id"].to_pylist() == [f"a.parquet:{n}" for n in range(3)] + [
         "b.parquet:0",
         "b.parquet:1",
     ]
-    behind = ["caption", "input_input_id", "input_id", "taken", "size", "=url"]
-    assert table.column_names == ["id", "class", "score", "error", *behind]
-    kinds = [pa.string(), pa.int64(), pa.bool_(), TIME, pa.string(), pa.string()]
+    behind = ["caption", "input_input_id", "input_id", "taken", "size", "box", "=url"]
+    assert table.column_names == ["id", "class", "score", "source", "runtime", "error", *behind]
+    kinds = [pa.string(), pa.int64(), pa.bool_(), TIME, pa.string(), BOX, pa.string()]
     assert [table.schema.field(name).type for name in behind] == kinds
     assert table.select(behind).to_pydict() == {
         "caption": ["a cat", None, "=1+1", None, None],
@@ -71,6 +71,7 @@ def test_columns_keep_their_types_and_ours_keep_their_names(run, monkeypatch) ->
         "input_id": [True, False, None, None, None],
         "taken": [NOON, None, NOON, None, None],
         "size": ["1", "2", "3", "big", "small"],
+        "box": [[1, 2], [3], [], None, None],
         "=url": [None, None, None, "x", "y"],
     }
 

@@ -96,7 +96,7 @@ def test_predictions_alone_are_an_image_a_line(
     assert path == run / "export" / "predictions.csv"
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["id", "class", "score", "error"]
+    assert list(rows[0]) == ["id", "class", "score", "source", "runtime", "error"]
     assert [row["id"] for row in rows] == [*IDS, *(f"b.h5:{number}" for number in range(9))]
     images = read_results(run).images
     assert (rows[3]["class"], rows[3]["score"]) == ("", "")

@@ -171,7 +171,6 @@ def test_structure_faults_are_told(tmp_path: Path, change, words: str) -> None: 
         ("a.JPG", "is one picture", "Give the folder"),
         ("a.tar.gz", "is compressed", "give the .tar file"),
         ("a.npy", "is a NumPy file", "HDF5"),
-        ("a.csv", "is a table", ".txt file that names one picture a line"),
     ],
 )
 def test_a_file_that_is_no_input_is_told_with_what_to_give_instead(

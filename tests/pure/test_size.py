@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 36_030, "analysis": 5_354, "tests": 50_438}
-GUIDE_WORDS = 17_609  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 6_295
+LINES = {"collage_mpi": 36_383, "analysis": 5_356, "tests": 50_961}
+GUIDE_WORDS = 17_872  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 6_336
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -469,7 +469,7 @@ def test_export_has_the_best_classes_by_name(tmp_path):
     assert table[3]["top_1"] is None
     assert table[0]["top_2_name"] == rows[0]["top_2_name"]
     told = list(csv.DictReader(export_run(results, "csv", only_predictions=True)[0].open()))
-    wanted = "id class score class_2 score_2 class_3 score_3 error"
+    wanted = "id class score class_2 score_2 class_3 score_3 source runtime error"
     assert list(told[0]) == wanted.split()
     assert [bool(one["error"]) for one in told] == [one["class"] == "" for one in told]
     assert [one["class_3"] for one in told] == [row["top_3_name"] for row in rows]

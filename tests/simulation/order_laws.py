@@ -223,6 +223,7 @@ class Session:
             said["deadline_ms"] is not None
             and self.scheme == "collage"
             and not self.final.get("lost")
+            and not (self.tasks["outcome"] == FAILED).any()  # given up, if it failed too often
         ):
             early = (rows["source"] == KEPT) & (
                 rows["latency_ns"] < said["deadline_ms"] * MS - SLACK_NS
