@@ -185,13 +185,19 @@ class StoredRun(Run):
 
     def other_pieces(self) -> Sequence[Callable[[], np.ndarray]]:
         """See `Run`; each raises as `read_results`."""
-        some = [part for part in self.of_table(IMAGES) if not part.whole]
-        return [partial(rows_of_part, part, IMAGES, counted=False) for part in some]
+        there = self.of_table(IMAGES)
+        in_leases = sp.union(*(part.spans for part in there if part.is_lease))
+
+        def others(part: PartName) -> np.ndarray:
+            rows = rows_of_part(part, IMAGES, counted=False)
+            return rows[~rows_at(rows, in_leases)]
+
+        return [partial(others, part) for part in there if not (part.whole or part.is_lease)]
 
     def rows_of(self, table: TableLayout) -> int:
         """See `Run`: an upper bound, from the size of the files."""
         table = IMAGES if table is GROUPS else table
-        paths = [part.path for part in self.of_table(table)]
+        paths = {part.path for part in self.of_table(table)}
         return sum(path.stat().st_size // table.dtype.itemsize for path in paths if path.exists())
 
     def of_table(self, table: TableLayout) -> list[PartName]:

@@ -423,6 +423,9 @@ def test_a_cell_that_asks_again_and_has_new_images_is_closed(tmp_path: Path) -> 
     there = closed(FolderStore(out))
     spans = {start: union(*(part.spans for part in parts)) for start, parts in there.items()}
     assert spans == {0: ((0, 1), (2, 3)), 2: ((3, 4),)}
+    run = open_run(out)  # the part with 2 is there, too: its row of 3 is not another one
+    rows = np.concatenate([piece() for piece in (*run.pieces(IMAGES), *run.other_pieces())])
+    assert sorted(rows["position"].tolist()) == [0, 2, 3]
 
 
 def test_a_job_that_was_suspended_puts_no_older_content_back(tmp_path: Path) -> None:

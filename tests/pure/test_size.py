@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 36_383, "analysis": 5_356, "tests": 50_961}
+LINES = {"collage_mpi": 36_387, "analysis": 5_356, "tests": 50_964}
 GUIDE_WORDS = 17_872  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 6_336
 NO_CODE = {
