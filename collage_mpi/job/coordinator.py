@@ -41,6 +41,7 @@ WRITE_EVERY_NS = 1_000_000_000
 RELEASE_NS = 60_000_000_000
 AGAIN_NS = 1_000_000_000  # until ranks that were not idle are let go
 RELEASED, SHOWN = "released", 8
+TOLD_WRONG = 3  # times that a wrong answer of a rank is told
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,14 @@ class ReadyRank(NamedTuple):
     rank: int
     kinds: frozenset[str]
     host: str
+    like: str = ""  # see `RankReady`
+    devices: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> str:
+        """As messages name it."""
+        devices = f"{' and '.join(self.devices)} of " if self.devices else ""
+        return f"rank {self.rank} ({devices}{self.host})"
 
 
 class PollWatch:
@@ -174,6 +183,7 @@ class Coordinator:
         self.retired: dict[int, str] = {}
         self.released: set[int] = set()  # ranks that were let go
         self._uses: dict[int, bytes] = {}
+        self._ready: dict[int, ReadyRank] = {}
         self.changes: list[tuple[int, Changed]] = []  # by rank, in order
         self._stop_reason, self._report = settings.stop_reason, settings.report
         self._draw, self._arrivals = settings.draw, settings.arrivals
@@ -188,7 +198,8 @@ class Coordinator:
             ev.Admit: self._admit,
             ev.Send: self._send,
             ev.Cancel: lambda a: self._cancels.setdefault(a.rank, []).append(a.task),
-            ev.Resolved: packer.held.release,
+            **dict.fromkeys((ev.Resolved, ev.Released), packer.held.release),
+            ev.Differed: self._differed,
             ev.Judged: supply.judged,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
             ev.Recall: lambda a: self.retired.pop(a.rank, None),
@@ -210,7 +221,9 @@ class Coordinator:
         self.work.begin()
         self._arrivals.start(self.clock())
         for worker in ready:
-            self._step(self.clock(), ev.RankReady(*worker, self.credit))
+            self._ready[worker.rank] = worker
+            known = *worker[:3], self.credit, worker.like
+            self._step(self.clock(), ev.RankReady(*known))
         for rank, why in (lost or {}).items():
             self._step(self.clock(), ev.RankLost(rank, why))
         try:
@@ -463,6 +476,16 @@ class Coordinator:
             nbytes = pack_cancel(buffer, self.session, tasks)
             self.transport.send_task(rank, buffer, nbytes)
             self.work.sent(self.clock() - start_ns, ())
+
+    def _differed(self, action: ev.Differed) -> None:
+        """Tell of a rank that is outvoted, the first times."""
+        if action.wrong is not None and self.core.checks.of[action.wrong].wrong <= TOLD_WRONG:
+            worker = self._ready[action.wrong]
+            tell(
+                f"warning: {worker.named} answered image {action.position} otherwise than two "
+                f"other ranks, whose answer counts; if this happens again, take {worker.host} out "
+                "of the job and have it examined"
+            )
 
     def _finished(self, action: ev.Finish) -> None:
         self.finish = action

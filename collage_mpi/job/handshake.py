@@ -134,7 +134,8 @@ def roll_call(
                 f"warning: rank {rank} gets no task of the {kind} network, because it answers by "
                 f"{hello.how(kind)}, and the promise of --agree is for {steady[kind]}"
             )
-        ready.append(ReadyRank(rank, frozenset(hello.kinds) - other, hello.host))
+        kinds = frozenset(hello.kinds) - other
+        ready.append(ReadyRank(rank, kinds, hello.host, hello.like, hello.devices))
     return ready, {rank: losses[rank].why for rank in workers if rank in losses}
 
 

@@ -188,6 +188,7 @@ class Hello:
         classes: kind -> number of classes of its network.
         columns: what its answers carry of each image beyond the class.
         cannot_read: why the rank must be sent pixels although it was sent the shards, or "".
+        like: the kind of its processor, and what else decides the last bits of its scores.
     """
 
     host: str
@@ -201,6 +202,7 @@ class Hello:
     classes: dict[str, int]
     columns: tuple[KeptColumn, ...]
     cannot_read: str
+    like: str = ""
 
     def how(self, kind: str) -> str:
         """In which format, and on which devices, the rank's network of this kind answers."""

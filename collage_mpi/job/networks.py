@@ -23,7 +23,7 @@ from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Changed, Hello, Measured, Welcome
-from collage_mpi.kinds import KIND, TABLE
+from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Answer, Computation, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function, is_null
@@ -35,6 +35,7 @@ from collage_mpi.models.runtimes import (
     Record,
     Trial,
     change_over,
+    processor,
     read_record,
     why_unknown,
 )
@@ -50,6 +51,7 @@ from collage_mpi.system.environment import (
     threads_per_rank,
     visible_devices,
 )
+from collage_mpi.system.printable import counted
 
 LOOK_EVERY_NS = 200_000_000  # for a network in another runtime
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
@@ -189,7 +191,19 @@ class Networks:
             classes={kind: each.classes for kind, each in held.items()},
             columns=self.columns,
             cannot_read=cannot_read,
+            like=self._like(),
         )
+
+    def _like(self) -> str:
+        """The processor of the exact network, the threads and the version of torch."""
+        exact = self.predictors.get(SINGLE)
+        if exact is None:
+            return ""
+        torch = sys.modules.get("torch")
+        name = f"{processor()}, {counted(self._threads, 'thread')}"
+        if exact.device.startswith("cuda") and torch is not None:
+            name = torch.cuda.get_device_name(exact.device)
+        return f"{name}, torch {torch.__version__}" if torch is not None else name
 
     def warm_up(self) -> tuple[dict[str, int], int]:
         """Run each network with one input and with batches.

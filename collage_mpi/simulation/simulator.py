@@ -232,6 +232,7 @@ ANSWER, RANK, TIMER = 0, 1, 2
 ROWS = 4096  # that are written together
 FINGERPRINT = "simulated"  # of the shard that its images would be in
 ANY_CELL = np.array([(0, 1.0, PRESENT, 0, 0)], CELL)
+_NOTHING = (ev.Resolved, ev.Released, ev.Differed, ev.Judged, ev.Retire, ev.Recall)
 _answers = lru_cache(maxsize=8)(read_answers)
 
 
@@ -394,7 +395,7 @@ class Simulation:
             ev.Admit: self._admit,
             ev.Cancel: self._cancel,
             ev.Finish: self._finished,
-            **dict.fromkeys((ev.Resolved, ev.Judged, ev.Retire, ev.Recall), lambda a: None),
+            **dict.fromkeys(_NOTHING, lambda a: None),
         }
 
     def run(self) -> ev.Finish:
