@@ -129,11 +129,13 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
     """What a job's entry says of its end. `job`: result of `job_facts`."""
     plan, coordinator = session.plan, session.coordinator
     uses = dict.fromkeys(session.hellos, Use()) | coordinator.uses
+    checked = {rank: {"checked": asdict(n)} for rank, n in coordinator.core.checks.of.items()}
     return {
         "world": [
             {
                 **member,
                 **_changes(member["rank"], coordinator.changes),
+                **checked.get(member["rank"], {}),
                 "use": uses.get(member["rank"], session.use())._asdict(),
             }
             for member in world_of(plan, job["host"], session.hellos)

@@ -93,6 +93,7 @@ def warnings(summary: Json) -> list[str]:
         )
     lines += _weak_collage(summary["accuracy"])
     lines += [_loss(loss) for loss in summary.get("lost_ranks", [])]
+    lines += [_wrong(each) for each in summary.get("checked", ()) if each["wrong"]]
     first = summary.get("first_errors") or {}
     lines += [
         f"error rows: {n:,} x {reason}{_place(first.get(reason), n)}"
@@ -122,6 +123,16 @@ def _weak_collage(accuracy: Json) -> list[str]:
         f"WEAK COLLAGE: {collage} of its answers are right, {single} of the single network's: "
         f"about {lost:.1f} points of this run's accuracy are lost by it. {ADVICE}."
     ]
+
+
+def _wrong(rank: Json) -> str:
+    low, high = rank["interval"]
+    return (
+        f"WRONG: rank {rank['rank']} ({' and '.join(rank['devices'] or ())} of {rank['host']}) was "
+        f"outvoted in {rank['wrong']:,} of {counted(rank['compared'], 'comparison')}: "
+        f"{points(low)} to {points(high)} of its answers are wrong (95 %). Rows that had no second "
+        "answer were not checked; take the host out of the next job."
+    )
 
 
 def _loss(loss: Json) -> str:
@@ -310,6 +321,9 @@ def _price_table(summary: Json) -> Table:
         ["tasks", f"{price['tasks']:,}", ", ".join(ends)],
         ["rank 0's longest poll gap", gap, "longest delay before rank 0 saw an answer"],
     ]
+    if compared := sum(each["compared"] for each in summary["checked"]) // 2:
+        wrong = sum(each["wrong"] for each in summary["checked"])
+        rows.append(["answers compared", f"{compared:,}", f"of two ranks each; {wrong:,} wrong"])
     if (ledger := summary["ledger"]) is not None:
         taken = ", ".join(
             counted(int(ledger[key]), one)

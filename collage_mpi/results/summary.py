@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.bounds.exact import share_interval
 from collage_mpi.kinds import COLLAGE, SHARED_KINDS, SINGLE
 from collage_mpi.ledger.spans import count, union
 from collage_mpi.models.info import tunings_text
@@ -439,6 +440,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "arrivals": _arrivals(run),
         "rank0": _rank0(run),
         "ledger": _ledger(run),
+        "checked": checked_ranks(run.manifest),
         "errors": _errors(tally.images),
         "first_errors": _first_errors(run, tally.images),
         "lost_ranks": [
@@ -791,6 +793,20 @@ def _ledger(run: Run) -> Json | None:
         return None
     found = {key: sum(cost.get(key, 0) for cost, _ in known) for key in COSTS}
     return {**found, "twice": found["written"] - sum(images for _, images in known)}
+
+
+def checked_ranks(manifest: Json) -> list[Json]:
+    """The ranks whose answers were compared with those of others: rank, host, devices, how many
+    were compared, differed and were wrong, and the exact interval (95 %) of the share of wrong
+    ones."""
+    found = []
+    for session, final in finals(manifest).items():
+        for member in final.get("world") or ():
+            if (counts := member.get("checked")) is not None:
+                named = {key: member.get(key) for key in ("rank", "host", "devices")}
+                ends = share_interval(counts["wrong"], counts["compared"])
+                found.append({"session": session, **named, **counts, "interval": ends})
+    return found
 
 
 def _first_errors(run: Run, images: ImageTally) -> dict[str, Json]:
