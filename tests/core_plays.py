@@ -243,9 +243,10 @@ class Play:
         self.step(ev.RankLost(self.rng.choice([*self.world.kinds]), "killed"))
 
     def unfit(self) -> None:
-        """A rank can no longer answer first; the exact network stays."""
+        """A rank can no longer answer first; mostly the exact network stays."""
         rank = self.rng.choice([*self.world.kinds])
-        for kind in sorted(self.world.kinds[rank] - {self.world.scheme.main}):
+        spared = self.world.scheme.main if self.rng.random() < 0.8 else None
+        for kind in sorted(self.world.kinds[rank] - {spared}):
             self.step(ev.RankUnfit(rank, kind))
 
     def pause(self) -> None:

@@ -19,6 +19,7 @@ from collage_mpi.job.messages import Bye, Changed, unpack
 from collage_mpi.job.packing import Packer
 from collage_mpi.job.supply import Supply
 from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import unpack_ends, unpack_use, use_bytes
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
@@ -350,8 +351,7 @@ class Coordinator:
                 if told.why and told.runtime:
                     tell(f"warning: rank {rank} stays with {told.runtime}; {told.why}")
                 elif told.why:
-                    tell(f"warning: rank {rank} does no more {told.kind} tasks; {told.why}")
-                    return [ev.RankUnfit(rank, told.kind)]
+                    return self._unfit(rank, told)
                 return []
         if header.type != wire.ANSWERS:
             raise wire.WireFault(f"rank {rank} sent type {header.type} in mid-run")
@@ -361,6 +361,18 @@ class Coordinator:
         self.ranks.heard(rank, at_ns, header.n_tasks, longest_ns)
         self.work.receives += header.n_tasks
         return ends
+
+    def _unfit(self, rank: int, told: Changed) -> Sequence[ev.Event]:
+        """The rank does no more tasks of a kind; none at all if its exact network is wrong."""
+        if told.kind != SINGLE:
+            tell(f"warning: rank {rank} does no more {told.kind} tasks; {told.why}")
+            return [ev.RankUnfit(rank, told.kind)]
+        worker = self._ready[rank]
+        tell(
+            f"warning: {worker.named} gets no more work: {told.why}. Have its device examined, and "
+            f"leave {worker.host} out of the next job"
+        )
+        return [ev.RankUnfit(rank, kind) for kind in sorted(worker.kinds)]
 
     def _hear_of_supply(self, now_ns: int) -> None:
         """Take what the ledger grants, and which first networks to ask."""

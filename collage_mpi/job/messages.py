@@ -189,6 +189,7 @@ class Hello:
         columns: what its answers carry of each image beyond the class.
         cannot_read: why the rank must be sent pixels although it was sent the shards, or "".
         like: the kind of its processor, and what else decides the last bits of its scores.
+        known: class and score of each known input (`Networks`), by its exact network.
     """
 
     host: str
@@ -203,6 +204,7 @@ class Hello:
     columns: tuple[KeptColumn, ...]
     cannot_read: str
     like: str = ""
+    known: tuple[tuple[int, float], ...] = ()
 
     def how(self, kind: str) -> str:
         """In which format, and on which devices, the rank's network of this kind answers."""

@@ -6,6 +6,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import MpiExec
 
@@ -18,41 +19,78 @@ pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.timeout(180)]
 DEMO = str(files("collage_mpi") / "data" / "fashion_demo.h5")
 NETWORK = """
 import numpy as np
+from collage_mpi.job import networks
 from collage_mpi.system.environment import launcher_rank
 
+networks.KNOWN_EVERY = 96
+
 class Net:
-    '''The class is the brightness of the image.'''
-    def __init__(self, rank): self.rank, self.answered = rank, 0
+    '''The class is the brightness of the image. On rank 2 it becomes wrong.'''
+    def __init__(self, errs, after):
+        self.errs, self.after, self.answered = launcher_rank() == 2 and errs, after, 0
     def predict(self, batch):
         classes = (batch.reshape(len(batch), -1).mean(1) * 7).astype(int) % 10
         self.answered += len(batch)
-        if self.rank == 2 and self.answered > 300:
-            classes[::7] = (classes[::7] + 1) % 10
+        if self.errs and self.answered > self.after:
+            wrong = self.errs(batch)
+            classes[wrong] = (classes[wrong] + 1) % 10
         return (np.eye(10) * 0.9 + 0.01)[classes][:, None]
 
-def network(kind, shape, side, cell_px, classes, device):
-    return Net(launcher_rank())
+def now_and_then(kind, shape, side, cell_px, classes, device):
+    dark = lambda batch: (batch.reshape(len(batch), -1).mean(1) * 100).astype(int) % 7 == 0
+    return Net(lambda batch: dark(batch) & ((batch.reshape(len(batch), -1) == 0).mean(1) > 0.2), 0)
+
+def all_at_once(kind, shape, side, cell_px, classes, device):
+    return Net(lambda batch: slice(None), 220)  # a start asks for fewer
 """
 
 
-def test_a_rank_that_answers_wrongly_is_named_and_every_row_is_right(
-    mpiexec: MpiExec, tmp_path: Path
-) -> None:
-    (tmp_path / "nets.py").write_text(NETWORK)
-    given = ["--single", "nets:network", "--scheme", "none", "--batch", "8", "--check", "1"]
-    done = mpiexec(5, ["-m", "collage_mpi", "run", "--shards", DEMO, *given, "--out", "run"])
-    assert done.returncode == 0, done.stderr
-    assert "warning: rank 2 (cpu of " in done.stdout + done.stderr
-    run = tmp_path / "run"
-    assert verify_run(run).ok, verify_run(run).problems
-    rows, told = read_results(run).images, json.loads((run / "summary.json").read_text())
-    wrong = {each["rank"]: each["wrong"] for each in told["checked"]}
-    assert wrong.pop(2) > 0
-    assert not any(wrong.values())
-    assert "rank 2 answered wrongly" in str(failing_hosts(open_run(run)))
+def images_of_demo() -> np.ndarray:
     import h5py
 
     with h5py.File(DEMO) as shard:
-        images = next(each for each in shard.values() if each.ndim >= 3)[:]
-    right = (images.reshape(len(images), -1).mean(1) * 7).astype(int) % 10
-    assert (rows["predicted"] == right[rows["row"]]).all()
+        found: np.ndarray = next(each for each in shard.values() if each.ndim >= 3)[:]
+    return found.reshape(len(found), -1)
+
+
+def run(mpiexec: MpiExec, folder: Path, network: str, *more: str) -> str:
+    """What a job of rank 0 and four workers says. The run is complete, and verified."""
+    (folder / "nets.py").write_text(NETWORK)
+    given = ["--single", f"nets:{network}", "--scheme", "none", "--batch", "8", *more]
+    done = mpiexec(5, ["-m", "collage_mpi", "run", "--shards", DEMO, *given, "--out", "run"])
+    assert done.returncode == 0, done.stderr
+    report = verify_run(folder / "run")
+    assert report.ok, report.problems
+    return done.stdout + done.stderr
+
+
+def wrong_rows(folder: Path) -> np.ndarray:
+    rows = read_results(folder / "run").images
+    right = (images_of_demo().mean(1) * 7).astype(int) % 10
+    found: np.ndarray = rows[rows["predicted"] != right[rows["row"]]]
+    return found
+
+
+def test_a_rank_that_is_wrong_now_and_then_is_named_and_every_row_is_right(
+    mpiexec: MpiExec, tmp_path: Path
+) -> None:
+    said = run(mpiexec, tmp_path, "now_and_then", "--check", "1")
+    assert "warning: rank 2 (cpu of " in said
+    assert "otherwise than two other ranks" in said
+    assert not len(wrong_rows(tmp_path))
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())
+    wrong = {each["rank"]: each["wrong"] for each in told["checked"]}
+    assert wrong.pop(2) > 0
+    assert not any(wrong.values())
+    assert "rank 2 answered wrongly" in str(failing_hosts(open_run(tmp_path / "run")))
+
+
+def test_a_rank_whose_weights_change_gets_no_more_work(mpiexec: MpiExec, tmp_path: Path) -> None:
+    said = run(mpiexec, tmp_path, "all_at_once")
+    assert "warning: rank 2 (cpu of " in said
+    assert "gets no more work: 32 of 32 inputs got another class than at the start" in said
+    wrong = wrong_rows(tmp_path)
+    assert {*wrong["rank"].tolist()} <= {2}
+    assert len(wrong) <= 112  # KNOWN_EVERY, and the batches around it
+    rows = read_results(tmp_path / "run").images
+    assert (rows["rank"] == 2).sum() < 450
