@@ -92,8 +92,8 @@ class Checks:
     @property
     def busy(self) -> bool:
         """Whether an answer is awaited only in order to compare it."""
-        tasks = self._core.tasks.values()
-        return bool(self.waiting) or any(task.source == "check" for task in tasks)
+        out = self._core.tasks.values()
+        return bool(self.waiting) or any(task.source == "check" for task in out)
 
     # ---- which images are asked again -----------------------------------------
 
@@ -112,9 +112,8 @@ class Checks:
             found = np.isin(slots, joined(others))
         if self._share:
             drawn = _drawn(table.position[slots], self._share) & ~found
-            ranks = (answer.tasks[0].rank,)
             for place in np.flatnonzero(drawn).tolist():
-                found[place] = self._ask(int(slots[place]), ranks)
+                found[place] = self._ask(int(slots[place]), (answer.tasks[0].rank,))
         # What first networks have said of an image is held against its first exact answer.
         unaudited: np.ndarray = table.records["audited"][slots] == AUDIT_CODE[""]
         for slot in slots[found & ~unaudited].tolist():
@@ -170,13 +169,11 @@ class Checks:
 
     def ranks_changed(self) -> None:
         """A rank takes no more work: ask no more where no other one is left."""
-        gone = [
-            slot
-            for slot, (_, ranks) in self.waiting.items()
-            if next(self._core.ranks.others(SINGLE, ranks), None) is None
-        ]
-        for slot in gone:
-            self._ask_no_more(slot)
+        others, gone = self._core.ranks.others, list[int]()
+        for slot, (_, ranks) in list(self.waiting.items()):
+            if next(others(SINGLE, ranks), None) is None:
+                self._ask_no_more(slot)
+                gone.append(slot)
         self.ended(np.array(gone, np.int64))
 
     # ---- what is compared -------------------------------------------------------
@@ -229,12 +226,9 @@ class Checks:
         if not said:
             return
         ranks = _ranks(said)
-        agrees, differs = [], []
-        for each in said:
-            comparable, differ = each.compare(third)
-            agrees.append(bool(comparable & ~differ))
-            differs.append(bool(differ))
-        wrong = None
+        wrong, found = None, [each.compare(third) for each in said]
+        differs = [bool(differ) for _, differ in found]
+        agrees = [bool(comparable & ~differ) for comparable, differ in found]
         for place, rank in enumerate(ranks):
             if differs[place] and agrees[1 - place]:
                 wrong = rank
@@ -245,8 +239,7 @@ class Checks:
         self._tell(slot, ranks, wrong)
 
     def _tell(self, slot: int, ranks: tuple[int, ...], wrong: int | None) -> None:
-        position = int(self._table.position[slot])
-        self._core.actions.append(ev.Differed(position, ranks, wrong))
+        self._core.actions.append(ev.Differed(int(self._table.position[slot]), ranks, wrong))
 
     # ---- when no other answer will come ----------------------------------------
 

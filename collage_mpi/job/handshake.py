@@ -152,12 +152,11 @@ def wrong_at_first(hellos: Mapping[int, Hello]) -> dict[int, str]:
     for ranks in alike.values():
         groups = [[b for b in ranks if _agree(hellos[a].known, hellos[b].known)] for a in ranks]
         most = max(groups, key=len)
-        others = [rank for rank in ranks if rank not in most]
-        for rank in others:
-            hello, judged = hellos[rank], len(most) >= AGREEING
+        for rank in sorted(set(ranks).difference(most)):
+            hello = hellos[rank]
             what = f"rank {rank} ({' and '.join(hello.devices)} of {hello.host})"
             told = f"{what} answers known inputs otherwise than {numbered('rank', most, AGREEING)}"
-            if judged:
+            if len(most) >= AGREEING:
                 wrong[rank] = "its answers to known inputs are wrong"
                 told += f" and gets no work; have its device examined, and leave {hello.host} out"
             tell(f"warning: {told}")

@@ -213,14 +213,13 @@ class Networks:
 
     def _like(self) -> str:
         """The processor of the exact network, the threads and the version of torch."""
-        exact = self.predictors.get(SINGLE)
-        if exact is None:
-            return ""
-        torch = sys.modules.get("torch")
+        exact, torch = self.predictors.get(SINGLE), sys.modules.get("torch")
         name = f"{processor()}, {counted(self._threads, 'thread')}"
-        if exact.device.startswith("cuda") and torch is not None:
+        if exact is None or torch is None:
+            return name
+        if exact.device.startswith("cuda"):
             name = torch.cuda.get_device_name(exact.device)
-        return f"{name}, torch {torch.__version__}" if torch is not None else name
+        return f"{name}, torch {torch.__version__}"
 
     def _watch(self, kind: str, took_ns: int) -> np.ndarray | tuple[()]:
         """Answer known inputs, whose answers must not change from now on.
