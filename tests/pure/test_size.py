@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 35_122, "analysis": 5_355, "tests": 49_202}
-GUIDE_WORDS = 22_070  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 5_870
+LINES = {"collage_mpi": 35_572, "analysis": 5_449, "tests": 49_678}
+GUIDE_WORDS = 22_420  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 5_905
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

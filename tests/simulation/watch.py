@@ -247,7 +247,8 @@ class Laws:
             images = images_of(task)
             if task.id in self.message or (task.rank, task.kind) != (rank, send.kind):
                 self.broken("a task again, or in another's message (3)", task)
-            if not images or images & self.resolved or images - self.arrived:
+            again = images & self.resolved if task.source != "check" else None
+            if not images or again or images - self.arrived:
                 self.broken("an image is sent that is resolved or unknown (2)", images)
             tries = [(image, task.kind) for image in images if not task.spare]
             if any(1 < task.attempt <= self.tries.get(each, 0) for each in tries):
