@@ -829,7 +829,7 @@ class World:
         assert not (table.state[done] & ~np.uint8(DONE | KEPT)).any()
         waits = table.state == DONE | KEPT
         assert {*self.images_of(np.flatnonzero(waits))} == self.held
-        assert core.checks._asked == waits.sum()
+        assert core.checks.asked == waits.sum()
         assert unresolved == self.open.keys()
         assert table.done == done.sum()
         assert not (table.state[table._free]).any()

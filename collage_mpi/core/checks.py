@@ -78,6 +78,7 @@ class Checks:
         of: rank -> its tally.
         waiting: slot of an image that is to be asked again -> since when it waits, and the ranks
             that have answered it.
+        asked: number of images whose rows wait.
     """
 
     def __init__(self, core: Core) -> None:
@@ -86,14 +87,13 @@ class Checks:
         self._core, self._table, self._share = core, core.table, core.settings.check
         # Slot of an image whose row waits -> two answers that differ; (): they were told of.
         self._open: dict[int, tuple[Said, ...]] = {}
-        self._asked = 0  # images that are ASKED
+        self.asked = 0  # images that are ASKED
         self._likes: dict[str, int] = {}
 
     @property
     def busy(self) -> bool:
         """Whether an answer is awaited only in order to compare it."""
-        out = self._core.tasks.values()
-        return bool(self.waiting) or any(task.source == "check" for task in out)
+        return bool(self.waiting) or any(t.source == "check" for t in self._core.tasks.values())
 
     # ---- which images are asked again -----------------------------------------
 
@@ -119,7 +119,7 @@ class Checks:
         for slot in slots[found & ~unaudited].tolist():
             self._ask_no_more(slot)
         found &= unaudited
-        self._asked += (count := int(found.sum()))
+        self.asked += (count := int(found.sum()))
         return found if count else None
 
     def _ask(self, slot: int, ranks: tuple[int, ...], since_ns: int | None = None) -> bool:
@@ -246,7 +246,7 @@ class Checks:
     def ended(self, slots: np.ndarray) -> None:
         """Tasks have ended, or are on ranks that are silent now: let the rows go of those images
         that wait for no other."""
-        if not self._asked:
+        if not self.asked:
             return
         core, table = self._core, self._table
         free = [
@@ -269,7 +269,7 @@ class Checks:
 
     def _let_go(self, slots: np.ndarray) -> None:
         if len(slots):
-            self._asked -= len(slots)
+            self.asked -= len(slots)
             self._core.outcomes.let_go(slots, used=1)
             self._table.state[slots] = DONE
             self._core.actions.append(ev.Released(self._table.position[slots]))

@@ -378,9 +378,10 @@ class Coordinator:
         """Take what the ledger grants, and which first networks to ask."""
         supply = self._supply
         supply.look_for_pairs()
-        if supply.resting(self.core.admission.unresolved):
+        in_hand = self.core.admission.unresolved + self.core.checks.asked
+        if supply.resting(in_hand):
             self.write()
-        came = supply.look(now_ns, self.core.admission.unresolved)
+        came = supply.look(now_ns, in_hand)
         if came and isinstance(self._arrivals, ClosedLoop):
             self._arrivals.granted(self.clock())  # latencies of awaited images count from now
         self._note_pause()

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tests.simulation.standins import WORLD, kernel
 
 UNREAD, BAD_ROW = 2, 3  # states of a cell
@@ -38,7 +40,10 @@ def released(held: type) -> type:
     class Released(held):  # type: ignore[misc]
         def release(self, resolved: Any) -> None:
             super().release(resolved)
-            if kept := {*resolved.positions.tolist()} & self._stretches.keys():
+            over = {*resolved.positions.tolist()} - {
+                *getattr(resolved, "held", np.empty(0)).tolist()
+            }
+            if kept := over & self._stretches.keys():
                 kernel().violations.append(f"pixels of resolved images are kept: {kept}")
 
     return Released
