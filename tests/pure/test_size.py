@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 35_572, "analysis": 5_449, "tests": 49_678}
+LINES = {"collage_mpi": 35_572, "analysis": 5_449, "tests": 49_683}
 GUIDE_WORDS = 22_420  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 5_905
 NO_CODE = {
