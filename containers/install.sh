@@ -21,5 +21,5 @@ if ! command -v mpicc >/dev/null; then
     rm -rf /var/lib/apt/lists/*
 fi
 # mpi4py is built against that MPI: its wheel would look for one at run time.
-"$python" -m pip install --no-cache-dir --no-binary mpi4py "${source}[plot,parquet]"
+"$python" -m pip install --no-cache-dir --no-binary mpi4py "${source}[plot]"
 "$python" -m collage_mpi --version

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from collage_mpi.launch import supervisor
 from collage_mpi.launch.mpiexec import Mpi, build_command, find_mpi, site_here
 from collage_mpi.shards import guard
 from collage_mpi.system.forked import FOLDER_VARIABLE, VARIABLE, of_server, serving
@@ -38,6 +41,7 @@ MEANT = (
     "only Open MPI ",
     "root may write",
     "needs a CUDA GPU",
+    "needs another reader",
     "needs the right to",
     "seccomp is not allowed",
 )
@@ -46,6 +50,7 @@ MEANT = (
 RANKS_LIMIT_S = 120.0
 MANY_LIMIT_S = 280.0
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
+BENCH = Path(__file__).parents[1] / "analysis" / "bench"
 FORKED = {("-m", name) for name in ("collage_mpi", "many", "saboteur", "round")}
 # Of the server that forks ranks: what each of them loads.
 MODULES = (
@@ -54,7 +59,16 @@ MODULES = (
     "collage_mpi.job.run",
     "collage_mpi.job.main",
     "collage_mpi.job.worker",
+    "collage_mpi.launch.supervisor",
 )
+# Whatever a test patches: servers that are started in it are those of later tests, too.
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ENVIRONMENT = {
+    **os.environ,
+    **THREADS,
+    "PYTHONPATH": f"{PROGRAMS}:{BENCH}:{os.environ.get('PYTHONPATH', '')}",
+}
+_servers = ExitStack()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -105,7 +119,8 @@ def _nothing_kept() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _shards_are_checked_here(request: pytest.FixtureRequest, monkeypatch) -> None:
     """In this process, but by the guard's own tests: its child takes half a second of a core."""
-    if request.path.parent.name in ("pure", "loops") and request.path.stem != "test_shards_guard":
+    ring, guarded = request.path.parent.name, request.path.stem == "test_shards_guard"
+    if ring in ("pure", "loops", "mpi") and not guarded:
 
         def ask_here(task: str, paths: Sequence[Path], limit_s: float | None) -> list[Any]:
             return [json.loads(json.dumps(guard._answer(task, path))) for path in paths]
@@ -117,12 +132,43 @@ def _shards_are_checked_here(request: pytest.FixtureRequest, monkeypatch) -> Non
 def torch_once() -> Iterator[None]:
     """Children that ask a network are forked from a process that has imported torch, as those of a
     rank under `launch`: each import takes 2 s of a core."""
-    with tempfile.TemporaryDirectory(prefix="asked-") as folder:
-        served = {**os.environ, FOLDER_VARIABLE: folder}
-        with serving(served, ["torch"], ["pytest"]):
-            of_server[VARIABLE] = served[VARIABLE]
-            yield
-            del of_server[VARIABLE]
+    of_server[VARIABLE] = server_of(("torch",))
+    yield
+    del of_server[VARIABLE]
+
+
+@cache
+def server_of(libraries: tuple[str, ...] = ()) -> str:
+    """The server that forks the ranks of every job of these tests that needs these libraries.
+
+    `launch` starts one for each job. Half of the CPU of a short job is that its server imports.
+    """
+    folder = _servers.enter_context(tempfile.TemporaryDirectory(prefix="ranks-"))
+    environment = {**ENVIRONMENT, FOLDER_VARIABLE: folder}
+    _servers.enter_context(serving(environment, (*MODULES, *libraries), ["w" * 4000]))
+    return environment[VARIABLE]
+
+
+@contextmanager
+def serving_all(
+    environment: dict[str, str], modules: Sequence[str], command: Sequence[str]
+) -> Iterator[None]:
+    """`serving`, by one server for all jobs that are launched in this process."""
+    if modules:
+        environment[VARIABLE] = server_of(tuple({*modules} & {"torch"}))
+    yield
+
+
+@pytest.fixture(autouse=True)
+def _one_server(request: pytest.FixtureRequest, monkeypatch) -> None:
+    """Of `launch` itself are the tests of test_launch."""
+    if request.node.get_closest_marker("mpi") and request.path.stem != "test_launch":
+        monkeypatch.setattr(supervisor, "serving", serving_all)
+
+
+def pytest_sessionfinish() -> None:
+    """No server outlives its tests."""
+    _servers.close()
 
 
 MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -173,46 +219,44 @@ def run_ranks(
 ) -> subprocess.CompletedProcess[str]:
     """One job in a session of its own; see the fixture `mpiexec`.
 
-    The ranks of what is in FORKED are forked from one process, as `launch` does it: half of the
-    CPU of a short job is that each rank imports the same modules. `libraries` are what its networks
-    need of them, such as torch: 2 s of CPU for each rank, and for each process that asks a network.
+    The ranks of what is in FORKED are forked, as `launch` does it: see `server_of`. `libraries` are
+    what its networks need of them, such as torch.
     """
-    words, modules = [sys.executable, *map(str, args)], ()
+    words = [sys.executable, *map(str, args)]
     script = Path(words[1])
     if script.suffix == ".py" and ("-m", script.stem) in FORKED:
-        words[1:2], env = ["-m", script.stem], {**env, "PYTHONPATH": str(script.parent)}
-    if tuple(words[1:3]) in FORKED:
-        words, modules = [*own_command(words[2]), *words[3:]], (*MODULES, *libraries)
+        words[1:2] = ["-m", script.stem]
+    forked = tuple(words[1:3]) in FORKED
+    if forked:
+        words = [*own_command(words[2]), *words[3:]]
+        env = {**env, "PYTHONPATH": ENVIRONMENT["PYTHONPATH"]}
     plan = build_command(mpi, n, words, site_here(), extra_env=env)
     environment = {**os.environ, **plan.env}
-    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        served = {**environment, FOLDER_VARIABLE: folder}
-        with serving(served, modules, plan.argv):
-            if modules:
-                environment[VARIABLE] = served[VARIABLE]
-            process = subprocess.Popen(
-                plan.argv,
-                env=environment,
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-            try:
-                out, err = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                end_family(process, grace_s=0.0)
-                out, err = process.communicate()
-                pytest.fail(
-                    f"{n} ranks did not end within {timeout} s: {plan.shell_line()}\n"
-                    f"--- stdout\n{out[-4000:]}\n--- stderr\n{err[-4000:]}"
-                )
-            finally:
-                end_family(process, grace_s=0.0)
-                shutil.rmtree(plan.scratch or "", ignore_errors=True)
+    if forked:
+        environment[VARIABLE] = server_of(tuple(libraries))
+    process = subprocess.Popen(
+        plan.argv,
+        env=environment,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        end_family(process, grace_s=0.0)
+        out, err = process.communicate()
+        pytest.fail(
+            f"{n} ranks did not end within {timeout} s: {plan.shell_line()}\n"
+            f"--- stdout\n{out[-4000:]}\n--- stderr\n{err[-4000:]}"
+        )
+    finally:
+        end_family(process, grace_s=0.0)
+        shutil.rmtree(plan.scratch or "", ignore_errors=True)
     return subprocess.CompletedProcess(plan.argv, process.returncode, out, err)
 
 
@@ -229,8 +273,7 @@ def run_many(
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps([[str(word) for word in c] for c in cases]))
     words = ["-m", "many", folder / "cases.json", folder]
-    env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAMS)}
-    done = run_ranks(mpi, n, words, timeout, env, cwd, libraries)
+    done = run_ranks(mpi, n, words, timeout, THREADS, cwd, libraries)
     assert done.returncode == 0, done.stderr
     by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n)]
     return [list(case) for case in zip(*by_rank, strict=True)]

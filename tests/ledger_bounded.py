@@ -78,7 +78,7 @@ def play(owners: int, cell: int, want: int, case: Case) -> Quick:
                 if not any(a <= position < b for a, b in owner.held(start)):
                     continue
                 owner.ahead = {cell: (todo[0][1], todo[-1][1] + 1) for cell, _ in todo[:1]}
-                file = f"images-{number:04d}-%06d.npy"
+                file = f"images-{number:04d}-%06d.parquet"
                 part = Part(file % count, 1, 0, ((position, position + 1),))
                 store.overwrite(f"parts/{part.file}", b"")
                 owner.wrote(part)

@@ -2,7 +2,7 @@
 
 Each play is the package's own code on virtual time. `plays` are random ones on a folder that lies,
 `bounded` all schedules of a few owners, `damage` plays whose records are removed or changed,
-`crowd`, `array` and `stalls` many jobs for hours, `planted` the defects of `ledger_planted.toml`.
+`crowd`, `array` and `stalls` many jobs for hours.
 """
 
 from __future__ import annotations

@@ -175,12 +175,12 @@ class Job:
             commit_s = LOOK_S if owner.hurry else COMMIT_S
             if done and (time.now_s >= since_s + commit_s or not self.todo or leaving):
                 spans = sp.union(*(((p, p + 1),) for p in done))
-                file = f"images-{session:04d}-{next(parts):06d}.npy"
+                file = f"images-{session:04d}-{next(parts):06d}.parquet"
                 with suppress(OSError):
                     self._write(owner, file, spans)
                     done = []
                     if older and world.rng.random() < world.refuted:
-                        file = f"images-{session:04d}-{next(parts):06d}.npy"
+                        file = f"images-{session:04d}-{next(parts):06d}.parquet"
                         self._write(owner, file, sp.head(older, 2), "refuted")
                     older = spans
             time.wait(max(0.01, turn_s + TURN_S - time.now_s))

@@ -42,12 +42,13 @@ make_venv() {
         rm -rf "$venv"/lib/python*/site-packages/{mpich,collage_mpi,__editable__}*
     fi
     "${LIMIT[@]}" "$venv/bin/python" -m pip install --quiet --no-compile \
-        -e ".[$mpi,plot,parquet,test$extra]"
-    # By all cores: by pip it is half of the time. What few tests import compiles itself. Some
-    # packages hold what is no Python of today.
+        -e ".[$mpi,plot,test$extra]"
+    # By all cores: by pip it is half of the time. What few tests import compiles itself, and so does
+    # the little that is not linked. Some packages hold what is no Python of today.
     local rare='_?tests?|testing|pip|mypyc?|transformers/(models|generation)|torch/_inductor|networkx'
     rare+='|pygments/lexers|scipy/stats|sympy/physics|fontTools|onnxruntime|setuptools|imageio|tifffile'
-    "$venv/bin/python" -m compileall -qq -j 0 -x "/($rare)/" "$venv/lib" || true
+    [[ $venv != "$first" ]] \
+        || "$venv/bin/python" -m compileall -qq -j 0 -x "/($rare)/" "$venv/lib" || true
     printf '%s\n' "$wanted" >"$stamp"
 }
 

@@ -9,7 +9,7 @@ input, with ranks on this host. The arrays that it returns are stored once for e
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.commands.launch import LaunchArguments, check_and_launch
 from collage_mpi.commands.look import ExportArguments
 from collage_mpi.commands.parser import Command, MpiArguments
-from collage_mpi.commands.run import proof_of
+from collage_mpi.commands.run import RunArguments, proof_of
 from collage_mpi.encoding.vectors import OUTPUTS, SCORES
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models import describe
-from collage_mpi.models.info import Tuning, processor_facts
-from collage_mpi.results import VECTORS_FOLDER, has_run
+from collage_mpi.models.info import INT8, Tuning, processor_facts
+from collage_mpi.results import ROWS_FOLDER, has_run
 from collage_mpi.settings.flags import (
     Values,
     add_setting_flags,
@@ -74,7 +74,8 @@ class ClassifyArguments(MpiArguments):
     out: Path = setting(
         REQUIRED,
         "file to write, .csv or .parquet: id, class and score of each picture, and the error if "
-        f"there is no answer. The run is in FILE{RUN}; repeat the command to continue it",
+        f"there is no answer. The run is in FILE{RUN}; repeat the command to continue it, or to "
+        "take new and changed pictures into it",
         metavar="FILE",
     )
     id: str | None = same(ExportArguments, "id")
@@ -97,6 +98,9 @@ class ClassifyArguments(MpiArguments):
         "picture (docs/cascade.md#yes-or-no)",
         metavar="CLASS=SHARE",
     )
+    key: str | None = same(InputSettings, "key", default=None, group="")
+    touched: str = same(RunArguments, "touched")
+    prune: bool = same(RunArguments, "prune")
     top_k: int | None = same(InputSettings, "top_k", group="")
     class_names_file: str | None = same(InputSettings, "class_names_file", group="")
     image_px: int | None = same(InputSettings, "image_px", group="")
@@ -126,22 +130,18 @@ def execute(args: ClassifyArguments) -> int:
     """Start the run, or go on with it, and export its predictions when it is complete. Returns the
     exit code of the run.
     """
-    from collage_mpi.results.vectors import require_pyarrow
-
     if args.out.suffix[1:] not in FORMATS:
         raise UsageError(f"--out {args.out}: its name must end in .csv or .parquet")
-    if args.top_k or args.out.suffix == ".parquet":
-        require_pyarrow("--top-k, or an --out that ends in .parquet,")
     if args.first and args.agree is None and not args.recall:
         raise UsageError("--first names what answers before the network: add --agree 0.995")
     if args.id:
         _check_id(str(args.pictures), args.id)
-    code = _yes_or_no(args) if args.recall else _launch(args, _settings(args))
+    code = _yes_or_no(args) if args.recall else updated(args.run, lambda: _launch(args))
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
         if code == ExitCode.INCOMPLETE:
             say("repeat the command to continue; it writes the classes when all images are done")
         elif code == ExitCode.USAGE:
-            say(f"to change pictures or network, remove {args.run} or choose another --out")
+            say(f"to change the network, remove {args.run} or choose another --out")
         return code
     if not args.recall:
         manifest = _export(args)
@@ -156,11 +156,25 @@ def execute(args: ClassifyArguments) -> int:
     return code
 
 
-def _launch(args: ClassifyArguments, values: Values) -> int:
-    """Start a run, or go on with it; returns its exit code."""
+def updated(run: Path, launch: Callable[[], int]) -> int:
+    """Start a run, go on with it, or update it, by `launch`; its exit code. A run that was not
+    complete is updated when it is."""
+    from collage_mpi.results.parts import read_ledger
+
+    goes_on = has_run(run) and not read_ledger(run).complete
+    code = launch()
+    return (
+        launch() if goes_on and code in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS) else code
+    )
+
+
+def _launch(args: ClassifyArguments, values: Values | None = None) -> int:
+    """Start a run, or go on with it; returns its exit code. Without `values` it is updated."""
+    how = update_words(args) if values is None else ()
+    values = _settings(args) if values is None else values
     # What kept its scores decided what was asked afterwards, so these must not change.
     retry = args.retry_errors and "save" not in values
-    words = run_words(values, retry_errors=retry, verbose=args.verbose)
+    words = run_words(values, *how, retry_errors=retry, verbose=args.verbose)
     # In a cascade every rank but rank 0 holds all networks.
     ranks = None if args.agree is None else 1 + _ranks(args)
     return check_and_launch(LaunchArguments(words=words, mpi=args.mpi, ranks=ranks))
@@ -169,7 +183,6 @@ def _launch(args: ClassifyArguments, values: Values) -> int:
 def _yes_or_no(args: ClassifyArguments) -> int:
     """Do the job of --recall; returns its exit code."""
     from collage_mpi.commands.yes_or_no import Question, YesOrNo, finish
-    from collage_mpi.results.vectors import require_pyarrow
 
     question = Question.read(args.recall)
     if args.agree is not None or args.top_k:
@@ -177,7 +190,6 @@ def _yes_or_no(args: ClassifyArguments) -> int:
             "--recall finds the pictures of a class, and promises nothing of other classes: leave "
             "out --agree and --top-k"
         )
-    require_pyarrow("--recall")
     if has_run(args.run):
         raise UsageError(f"{args.run} has a run without --recall: choose another --out")
     exact = {name: value for name, value in _settings(args).items() if name not in ("first", "out")}
@@ -199,9 +211,14 @@ def _first(args: ClassifyArguments) -> Values:
         UsageError: --first names several networks or a threshold, or it is the network itself.
     """
     network = with_shipped(args.network)
-    (stage, *more) = read_stages(args.first or (f"{network}@bfloat16",))
+    (stage, *more) = read_stages(args.first or ("@bfloat16",), network)
     if more or stage.threshold is not None or stage.score is not None:
         raise UsageError("--recall takes one network in --first, without a threshold or a score")
+    if stage.precision == INT8:
+        raise UsageError(
+            "--recall does not take a network in int8, which is for stages of a cascade: choose "
+            "@bfloat16 in place of @int8"
+        )
     usual = Tuning(precision=args.precision, runtime=args.runtime)
     if (stage.network, stage.px) == (network, None) and stage.tuning(usual).like(usual):
         raise UsageError(
@@ -241,10 +258,17 @@ def _ranks(args: ClassifyArguments) -> int:
     return ranks_here("classify", args.ranks, args.device)
 
 
-def run_words(values: Values, *, retry_errors: bool, verbose: bool) -> tuple[str, ...]:
-    """The words of the `run` command that starts a run with these settings, or goes on with it."""
+def update_words(args: ClassifyArguments | MapArguments) -> tuple[str, ...]:
+    """The words of `run` that update a run."""
+    how = ("--update", f"--touched={args.touched}", "--prune" if args.prune else "")
+    return tuple(filter(None, how))
+
+
+def run_words(values: Values, *how: str, retry_errors: bool, verbose: bool) -> tuple[str, ...]:
+    """The words of the `run` command that starts a run with these settings, or goes on with it.
+    `how`: further flags of it."""
     retry = ("--retry-errors",) if retry_errors else ()
-    return ("run", *retry, *(() if verbose else ("--brief",)), *words_of(values))
+    return ("run", *how, *retry, *(() if verbose else ("--brief",)), *words_of(values))
 
 
 def ranks_here(command: str, ranks: int | None, device: str) -> int:
@@ -350,6 +374,8 @@ class MapArguments(MpiArguments):
         positional=True,
     )
     ranks: int | None = same(ClassifyArguments, "ranks")
+    touched: str = same(RunArguments, "touched")
+    prune: bool = same(RunArguments, "prune")
     retry_errors: bool = switch("also process the images of error rows again")
     verbose: bool = same(ClassifyArguments, "verbose")
 
@@ -368,11 +394,12 @@ def execute_map(args: MapArguments) -> int:
     singles = ranks_here("map", args.ranks, given.get("device", "auto"))
     values = {"scheme": "none", "batch": None, **given}
     values |= {"single": args.function, "save": OUTPUTS, "singles": singles}
-    words = run_words(values, retry_errors=args.retry_errors, verbose=args.verbose)
-    code = check_and_launch(LaunchArguments(words=words, mpi=args.mpi))
+    how = () if {"limit", "only"} & given.keys() else update_words(args)
+    words = run_words(values, *how, retry_errors=args.retry_errors, verbose=args.verbose)
     out = Path(values["out"])
+    code = updated(out, lambda: check_and_launch(LaunchArguments(words=words, mpi=args.mpi)))
     if code in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
-        say(f"outputs in {out / VECTORS_FOLDER}; {proof_of(out)}")
+        say(f"outputs in {out / ROWS_FOLDER}; {proof_of(out)}")
     elif code == ExitCode.INCOMPLETE:
         say("repeat the command to continue, with any number of --ranks")
     if code == ExitCode.COMPLETE_WITH_ERRORS:

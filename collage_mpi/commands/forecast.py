@@ -144,14 +144,15 @@ def forecast(settings: RunSettings, worker_group: WorkerGroup | None, ask: Ask) 
     known = compose(out) if has_run(out) else {}
     size = settings.launch_size if worker_group is None else worker_group.transport.size
     team = 0 if worker_group is None else team_of(settings, worker_group)
-    plan = make_plan(settings, size, known, team=team, launched=worker_group is not None)
+    launched = worker_group is not None
+    plan = make_plan(settings, size, known, team=team, launched=launched, update=ask.update)
     with closing(plan.shards):
         warn_of_one_class_groups(plan)
         warn_of_small_pictures(plan)
         warn_of_bad_shards(plan.shards)
         order = plan.order
         if known:
-            found = left_of(plan, known, retry_errors=ask.retry_errors)
+            found = left_of(plan, known, ask)
             if found is None:
                 if not team:
                     say(f"{out}: every image already has its row; there is nothing to do")

@@ -15,6 +15,7 @@ from collage_mpi.results import has_run
 from collage_mpi.settings.flags import Arguments, add_setting_flags, flags_of, over_file, switch
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.environment import launcher_size
+from collage_mpi.system.fields import setting
 from collage_mpi.system.files import reading
 from collage_mpi.system.printable import counted, say
 from collage_mpi.system.tell import tell
@@ -22,6 +23,7 @@ from collage_mpi.system.tell import tell
 if TYPE_CHECKING:
     from collage_mpi.job.run import Ask, SessionOutcome
     from collage_mpi.job.worker_group import WorkerGroup
+    from collage_mpi.shards.update import Update
 
 
 BRIEF_PHASE = "done"  # name of the work in the progress line of a brief run
@@ -34,6 +36,18 @@ class RunArguments(Arguments):
     retry_errors: bool = switch(
         "if the run in --out is complete, classify the images of its error rows again"
     )
+    update: bool = switch(
+        "if the run in --out is complete, take new pictures of the input into it, classify changed "
+        "ones again, and mark those that are gone"
+    )
+    touched: str = setting(
+        "ask",
+        "with --update: pictures of another time and the same size, whose bytes are not known. "
+        "again: classify them again. same: keep their rows. ask: refuse if they are more than 10 % "
+        "of the pictures, otherwise as again",
+        choices=("ask", "again", "same"),
+    )
+    prune: bool = switch("with --update: drop the rows of pictures that are gone")
     leave: bool = switch(
         "when other jobs hold all images that are left, end with exit code 6 in place of waiting"
     )
@@ -52,7 +66,20 @@ class RunArguments(Arguments):
         from collage_mpi.job.run import Ask
 
         phase = BRIEF_PHASE if self.brief else ""
-        return Ask(stop_reason, self.retry_errors, self.leave, phase, self.brief)
+        return Ask(stop_reason, self.retry_errors, self.asked, self.leave, phase, self.brief)
+
+    @property
+    def asked(self) -> Update | None:
+        """How the run is updated; None if it is not.
+
+        Raises:
+            UsageError: it is said how, and not that.
+        """
+        from collage_mpi.shards.update import Update
+
+        if not self.update and (self.prune or self.touched != "ask"):
+            raise UsageError("--prune and --touched say how a run is updated: add --update")
+        return Update(touched=self.touched, prune=self.prune) if self.update else None
 
     def settings(self, world_size: int | None) -> RunSettings:
         """The settings of the job; if the folder has a run, those that are not given are the run's.
@@ -95,7 +122,7 @@ def finished(args: RunArguments) -> ExitCode | None:
     if args.dry_run:
         return None
     settings = args.settings(None)
-    status = finished_status(settings, retry_errors=args.retry_errors)
+    status = finished_status(settings, args.asked, retry_errors=args.retry_errors)
     if status is None:
         return None
     images = counted(compose(Path(settings.out))["rows"], "image")
@@ -191,7 +218,13 @@ def _forecast(
 
     code = forecast(settings, worker_group, ask)
     if worker_group is None:
-        asked = {"--retry-errors": args.retry_errors, "--leave": args.leave}
+        asked = {
+            "--retry-errors": args.retry_errors,
+            "--update": args.update,
+            f"--touched={args.touched}": args.touched != "ask",
+            "--prune": args.prune,
+            "--leave": args.leave,
+        }
         how = [*(word for word, given in asked.items() if given), *flags_of(settings)]
         words = ["launch", "-n", str(settings.launch_size), "--", "run", *how]
         say(f"start it with: {shlex.join(['collage-mpi', *words])}")

@@ -24,8 +24,9 @@ from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.owner import LOOK_S
 from collage_mpi.ledger.records import Damage
 from collage_mpi.ledger.store import FolderStore
+from collage_mpi.results.columns import rows_of
 from collage_mpi.results.manifest import threshold_name
-from collage_mpi.results.parts import PartName, counted, read_part
+from collage_mpi.results.parts import PartName, counted
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.stages import CLASS
 from collage_mpi.system.files import make_directory
@@ -147,7 +148,7 @@ class Agreed:
 
     def _pairs_in(self, part: PartName) -> list[Pair]:
         with suppress(CollageError):  # verify tells of a part that is damaged
-            rows = read_part(part.path, IMAGES)
+            rows = rows_of(part.path, IMAGES)
             return pairs_of(rows[rows["position"] < self._plan.front], [*self._hows])
         return []
 

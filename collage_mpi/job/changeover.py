@@ -385,7 +385,8 @@ def make_as_asked(request: Mapping[str, Any]) -> None:
     assert isinstance(tuned, TorchPredictor)
     inputs = judged_inputs(welcome, kind, request["shards"], request["places"])
     folder = Path(request["folder"])
-    make(exact, tuned, inputs, request["batch"], request["runtimes"], folder, threads)
+    batch, runtimes = request["batch"], request["runtimes"]
+    make(exact, tuned, inputs, batch, runtimes, folder, tuning.format, threads)
 
 
 def judged_inputs(

@@ -25,7 +25,7 @@ from collage_mpi.mpi.answers import unpack_ends, unpack_use, use_bytes
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
 from collage_mpi.mpi.transport import Gone, Received
 from collage_mpi.results.number_sets import Draw
-from collage_mpi.results.row_sink import VECTORS_PER_PART_BYTES, RowSink
+from collage_mpi.results.row_sink import PART_BYTES, RowSink
 from collage_mpi.shards.readahead import Images
 from collage_mpi.system.backoff import Backoff
 from collage_mpi.system.bottleneck import Use
@@ -282,7 +282,7 @@ class Coordinator:
             self._step(self.clock())
         if self._cancels:
             self._send_cancels()
-        if self.core.table.vector_bytes >= VECTORS_PER_PART_BYTES:
+        if self.core.table.vector_bytes >= PART_BYTES:
             self.write()
         if now_ns >= self._report_at_ns:
             self._report_at_ns = now_ns + REPORT_EVERY_NS

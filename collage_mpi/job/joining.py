@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from collage_mpi.results import has_run
 from collage_mpi.results.manifest import COMPLETE, compose, recorded_settings
 from collage_mpi.results.writer import differences, refuse_foreign
 from collage_mpi.settings.run_settings import FILE_SETTINGS, RunSettings, with_profile
-from collage_mpi.shards.inputs import expand_paths, source_of
+from collage_mpi.shards.source import ReadAs
+from collage_mpi.shards.update import Update
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
@@ -53,17 +53,21 @@ def joined_settings(given: Mapping[str, Any], source: str, world_size: int | Non
     return found
 
 
-def finished_status(settings: RunSettings, *, retry_errors: bool) -> str | None:
+def finished_status(
+    settings: RunSettings, update: Update | None = None, *, retry_errors: bool
+) -> str | None:
     """The status of the run in the settings' `out` if nothing is left to do, as far as one process
     can say without loading a network; otherwise None, and then the ranks find out.
 
     Args:
         settings: of the job.
+        update: how the run is updated; None if it is not.
         retry_errors: a run with error rows is not finished.
 
     Raises:
         EnvironmentFault, DataFault: the run cannot be read, or is damaged.
     """
+    from collage_mpi.job.plan import shards_of
     from collage_mpi.job.provenance import digests, named_files
 
     out = Path(settings.out)
@@ -72,11 +76,16 @@ def finished_status(settings: RunSettings, *, retry_errors: bool) -> str | None:
     before = compose(out)
     if before["status"] != "complete" and (retry_errors or before["status"] not in COMPLETE):
         return None
-    known = Counter(shard["fingerprint"] for shard in before["shards"])
     try:
-        places = map(source_of, expand_paths(settings.shards))
-        if Counter(source.fingerprint(path) for source, path in places) != known:
-            return None
+        with shards_of(settings, before, update, ReadAs(labels=False, pictures=False)) as shards:
+            grown, entries = shards.growth, before["shards"]
+            known = [shard["fingerprint"] for shard in entries]
+            changed = grown.again or grown.touched or grown.removed or grown.renamed
+            if shards.fingerprints != known or changed or shards.lost:
+                return None
+            gone = shards.gone().sum() > (before.get("dropped") or 0)
+            if update is not None and update.prune and gone:
+                return None
         files = digests(named_files(settings))
     except (CollageError, OSError):
         return None

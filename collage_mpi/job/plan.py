@@ -35,8 +35,8 @@ from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.runtimes import candidates
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results import INDEX_FOLDER
+from collage_mpi.results.manifest import COMPLETE
 from collage_mpi.results.statistics import ADVICE, weaker_by
-from collage_mpi.results.vectors import require_pyarrow
 from collage_mpi.rows import MOST_ITEMS
 from collage_mpi.settings.run_settings import (
     Placement,
@@ -56,10 +56,11 @@ from collage_mpi.shards.order import (
     read_numbers,
 )
 from collage_mpi.shards.pictures import is_enlarged, parse_fit
-from collage_mpi.shards.reader import as_before
+from collage_mpi.shards.reader import as_before, lists_before
 from collage_mpi.shards.remote import url_of
 from collage_mpi.shards.schema import CHANNELS, read_class_names
 from collage_mpi.shards.source import ReadAs
+from collage_mpi.shards.update import Update
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
@@ -120,13 +121,19 @@ class Plan:
         """
         if len(runs) == 1:
             return self
-        found = self.order.indices(range(len(self.order)))  # by position
+        found = self.images_of(runs)
+        return replace(self, order=Order.of_list(found[runs[-1].first :]), first=runs[-1].first)
+
+    def images_of(self, runs: Sequence[Run]) -> np.ndarray:
+        """(n,) int64, the global index of the image at each position of the runs. An image that was
+        asked again is there more than once: the last position counts."""
+        found = self.order.indices(range(len(self.order)))
         images = runs[0].settings["images"]
         for run in runs[1:]:
             again = [found[first:stop] for first, stop in run.again]
             more = np.arange(images, images := run.settings["images_now"])
             found = np.concatenate([found, *again, more])
-        return replace(self, order=Order.of_list(found[runs[-1].first :]), first=runs[-1].first)
+        return found
 
     @property
     def networks(self) -> dict[str, str]:
@@ -136,15 +143,6 @@ class Plan:
         return {kind: settings.network(kind) for kind in KINDS if kind in used}
 
 
-def shards_of(known: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The shards of a manifest, with what the last job has found changed in them."""
-    since = [entry["since"] for entry in known["sessions"] if entry.get("since")]
-    changed = since[-1] if since else {}
-    return [
-        {**shard, **changed.get(str(number), {})} for number, shard in enumerate(known["shards"])
-    ]
-
-
 def make_plan(
     settings: RunSettings,
     world_size: int,
@@ -152,6 +150,7 @@ def make_plan(
     *,
     launched: bool = True,
     team: int = 0,
+    update: Update | None = None,
 ) -> Plan:
     """Check settings, world, shards and networks against each other.
 
@@ -161,30 +160,58 @@ def make_plan(
         known: the manifest of a run that is joined; None or {} for a new run.
         launched: this process is a rank of the world, so the launcher's number of ranks is checked.
         team: the team whose ranks are placed.
+        update: how the run is updated; None if it is not.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: the first fault that is found.
     """
     settings.require_inputs()
-    if settings.extras:
-        require_pyarrow("--top-k and --save", "leave them out")
     placement = settings.place_team(world_size, team, launcher_size() if launched else None)
     networks = check_without_images(settings, world_size)
     for network in networks.values():
         read_tensors(network)  # damage is found here, before any rank has loaded torch
-    shards = ShardSet.open(
-        [Path(path) for path in settings.shards],
-        skip_bad=True,
-        read_as=read_as(settings, networks),
-    )
+    shards = shards_of(settings, known, update, read_as(settings, networks))
     try:
-        if known:
-            indexes = Path(settings.out) / INDEX_FOLDER
-            session = max((entry["session"] for entry in known["sessions"]), default=0) + 1
-            shards = as_before(shards, shards_of(known), indexes, session, limited=settings.partial)
         _tell_of_usual_resize(settings, networks, shards)
         order = run_order(settings, known["images"] if known else len(shards), known)
         return _fitted(settings, placement, networks, shards, order)
+    except BaseException:
+        shards.close()
+        raise
+
+
+def shards_of(
+    settings: RunSettings,
+    known: Mapping[str, Any] | None,
+    update: Update | None,
+    read_as: ReadAs,
+) -> ShardSet:
+    """The shards of a run, with the numbers that they have there.
+
+    Args:
+        settings: of the run.
+        known, update: as in `make_plan`.
+        read_as: how they are read.
+
+    Raises:
+        UsageError, EnvironmentFault, DataFault: they cannot be used, or the run not be updated.
+    """
+    indexes, paths = Path(settings.out) / INDEX_FOLDER, [Path(path) for path in settings.shards]
+    entries = known["shards"] if known else []
+    if update is not None and settings.partial:
+        raise UsageError(
+            "--update is for runs over all images, and this one has --limit or --only: leave it out"
+        )
+    content = settings.key == "content"
+    read_as = replace(read_as, content=content, before=lists_before(entries, indexes))
+    shards = ShardSet.open(paths, skip_bad=True, read_as=read_as)
+    if not known:
+        return shards
+    try:
+        complete = known.get("status", COMPLETE[0]) in COMPLETE
+        update = None if update is None else replace(update, content=content)
+        limited = settings.partial
+        return as_before(shards, entries, indexes, update, limited=limited, complete=complete)
     except BaseException:
         shards.close()
         raise

@@ -89,13 +89,12 @@ def fixed_facts(plan: Plan, shards: int | None = None) -> dict[str, Any]:
         "shards": [
             {
                 "path": str(info.path),
-                "fingerprint": plan.shards.since.get(number, {}).get(
-                    "fingerprint", info.fingerprint
-                ),
+                "fingerprint": info.fingerprint,
                 "count": info.count,
+                **({"content": info.members.content} if info.members else {}),
                 **({} if info.storage in HDF5 else {"source": info.storage, "fit": info.fit}),
             }
-            for number, info in enumerate(infos)
+            for info in infos
         ],
         "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],
         "rows": len(plan.order),

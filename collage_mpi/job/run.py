@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +41,6 @@ from collage_mpi.job.messages import Hello, Start
 from collage_mpi.job.plan import (
     Plan,
     make_plan,
-    shards_of,
     warn_of_one_class_groups,
     warn_of_small_pictures,
 )
@@ -62,6 +61,7 @@ from collage_mpi.ledger.store import FolderStore
 from collage_mpi.models.info import TORCH
 from collage_mpi.results import INDEX_FOLDER, PARTS_FOLDER, SUMMARY, has_run
 from collage_mpi.results.jobs import entry
+from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.manifest import COMPLETE, compose
 from collage_mpi.results.number_sets import keys_digest
 from collage_mpi.results.parts import read_runs
@@ -78,12 +78,13 @@ from collage_mpi.results.writer import (
     os_errors_as,
     refuse_differences,
 )
-from collage_mpi.rows import IMAGES, TASKS, flat_keys
+from collage_mpi.rows import TASKS
 from collage_mpi.settings.batches import injected_ns
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.order import Order, ranges_of
-from collage_mpi.shards.reader import member_changes
+from collage_mpi.shards.reader import Growth
+from collage_mpi.shards.update import Update
 from collage_mpi.system.printable import counted
 from collage_mpi.system.process_tree import ProcessId, has_ended, this_process
 from collage_mpi.system.progress import NoLines
@@ -125,6 +126,7 @@ class Ask:
     Attributes:
         stop_reason: says why to stop, or None.
         retry_errors: if the run is complete, classify the images of error rows again.
+        update: how to take what has changed in the input into a complete run; None: not.
         leave: do not wait for other jobs that hold all images that are left.
         phase: name of the session in progress lines; "" for its scheme.
         brief: do not tell how the batch was chosen.
@@ -132,6 +134,7 @@ class Ask:
 
     stop_reason: StopReason = lambda: None
     retry_errors: bool = False
+    update: Update | None = None
     leave: bool = False
     phase: str = ""
     brief: bool = False
@@ -149,7 +152,8 @@ def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> S
     check_place(out, shared=settings.shared_out == "on")  # waits for a run whose name is seen late
     known = compose(out) if has_run(out) else {}
     size = worker_group.transport.size
-    plan = make_plan(settings, size, known, team=team_of(settings, worker_group))
+    team = team_of(settings, worker_group)
+    plan = make_plan(settings, size, known, team=team, update=ask.update)
     try:
         return JobRun(plan, worker_group, known, ask).outcome()
     finally:
@@ -161,13 +165,16 @@ def team_of(settings: RunSettings, group: WorkerGroup) -> int:
     return (group.ranks[0] - 1) // (group.transport.size // settings.teams) if group.ranks else 0
 
 
-def next_run(plan: Plan, store: FolderStore, *, retry_errors: bool) -> tuple[list[Run], Run | None]:
+def next_run(
+    plan: Plan, store: FolderStore, ask: Ask, *, say: bool = False
+) -> tuple[list[Run], Run | None]:
     """What is to be done in a folder that has a run: its last run, or one that comes after it.
 
     Args:
         plan: of a job that fits the first run.
         store: of the folder.
-        retry_errors: ask again for the images of error rows.
+        ask: whether to ask again for the images of error rows, and to update the run.
+        say: tell how many pictures of each sort an update has.
 
     Returns:
         The runs that are there; and the run to join, which may be none of them; None if nothing is
@@ -175,66 +182,112 @@ def next_run(plan: Plan, store: FolderStore, *, retry_errors: bool) -> tuple[lis
 
     Raises:
         OSError, Damage: the folder cannot be read.
-        UsageError: a picture has changed that was answered before.
+        EnvironmentFault: a source is gone, or another job has updated the run since `plan` was
+            made.
+        UsageError: a picture has changed that was answered before, and no update is asked for.
     """
-    there = runs(store)
+    there, shards, growth = runs(store), plan.shards, plan.shards.growth
     last = there[-1]
-    changed = outdated(plan)
+    so_far: Json = {}
+    for run in there:
+        so_far |= run.settings
+    for number, shard in enumerate(so_far["shards"]):
+        mine = [(info.fingerprint, info.count) for info in shards.infos[number : number + 1]]
+        if mine != [(shard["fingerprint"], shard["count"])]:
+            raise EnvironmentFault(
+                f"{plan.settings.out}: the run has images of {shard['path']} that this job has not "
+                "found. If nothing is gone, another job has updated the run meanwhile: repeat the "
+                "command. Otherwise put back what was there, or choose another --out."
+            )
     if store.read(complete_name(last)) is None:
         return there, last
-    errors = sp.union(*(part.errors for part in counted_parts(store)))
-    again = errors if retry_errors else sp.common(errors, changed)
-    known = last.settings.get("images_now") or last.settings["images"]
-    more = len(plan.shards) - known if not plan.settings.partial else 0
-    if not (again or more):
+    known, images = so_far.get("images_now") or so_far["images"], len(shards)
+    place = np.full(images, -1, np.int64)  # of each image, the position that counts
+    found = plan.images_of(there)
+    place[found] = np.arange(len(found))
+    parts = counted_parts(store)
+
+    def at(spans: Spans) -> np.ndarray:
+        mask = np.zeros(images, bool)
+        for first, stop in spans:
+            mask[found[first:stop]] = True
+        return mask
+
+    def spans_of(images: np.ndarray) -> Spans:
+        return tuple(ranges_of(np.sort(place[images])))
+
+    has = at(sp.union(*(part.spans for part in parts)))
+    wrong = at(sp.union(*(part.errors for part in parts)))
+    changed, touched, inside = (np.zeros(images, bool) for _ in range(3))
+    changed[growth.again], touched[growth.touched], inside = True, True, place >= 0
+    if ask.update is None and (answered := np.flatnonzero(changed & has & ~wrong)).size:
+        shard, row = shards.locate(int(answered[0]))
+        raise UsageError(
+            f"{plan.settings.out}: {counted(len(answered), 'picture')} changed after the run "
+            f"listed them, such as row {row} of {shards.infos[shard].path}. --update classifies "
+            "them again. Or put back what was there, or choose another --out."
+        )
+    gone = shards.gone()
+    tried = wrong & ~gone & (touched | ask.retry_errors)
+    again = inside & ~gone & (changed | tried | ~has)
+    dropped = gone & has & (wrong | ask.update.prune) if ask.update else ~(has | True)
+    more = images - known if not plan.settings.partial else 0
+    if say and ask.update is not None:
+        kept = inside & ~gone & ~again
+        told = {
+            "new": more + (again & ~has).sum(),  # some had lost their rows
+            "changed": (again & has & ~tried).sum(),
+            "tried again": tried.sum(),
+            "removed": growth.removed,
+            "unchanged": kept.sum(),
+        }
+        told |= {"dropped": dropped.sum()} if dropped.any() else {}
+        tell("update: " + ", ".join(f"{n:,} {what}" for what, n in told.items()), logging.INFO)
+        if marked := int((gone & has & ~dropped).sum()):
+            text = f"{counted(marked, 'row')} of removed pictures"
+            tell(f"{text} stay in the table, marked as removed: --prune drops them", logging.INFO)
+    other = bool(more or dropped.any() or growth.removed or growth.renamed)
+    other |= ask.update is not None and bool(touched.any())  # the next one knows their times
+    if not (again.any() or other):
         return there, None
-    grown = {"images_now": known + more}
-    if more:
+    now = {"images_now": known + more}
+    if other or changed.any() or touched.any():
         facts = fixed_facts(plan)
-        grown |= {key: facts[key] for key in ("shards", "bad_shards")}
-        grown |= {"rows": there[0].settings["rows"] + known + more - there[0].settings["images"]}
-        grown |= {"input_digest": keys_digest([np.arange(known + more)], plan.starts)}
-    stop = last.stop + sp.count(again) + more
-    return there, Run(last.number + 1, last.stop, stop, 1, again=again, settings=grown)
+        rows = np.flatnonzero((has | again) & ~dropped)
+        without = int((inside & (dropped | ~(has | again))).sum())
+        rows = np.concatenate([rows, np.arange(known, known + more)])
+        now |= {key: facts[key] for key in ("shards", "bad_shards")}
+        now |= {"rows": len(rows), "dropped": without}
+        now |= {"input_digest": keys_digest([rows], plan.starts)}
+    again_at, stop = spans_of(again), last.stop + int(again.sum()) + more
+    run = Run(last.number + 1, last.stop, stop, 1, again=again_at, settings=now)
+    return there, structs.replace(run, dropped=spans_of(dropped))
 
 
-def outdated(plan: Plan) -> Spans:
-    """The positions of pictures that have changed since their row was written.
+def close_empty(out: Path, store: FolderStore, run: Run, owner: str) -> None:
+    """Make a run without positions, which only says what is gone, and mark it as complete.
+
+    Args:
+        out: the run's folder.
+        store: of it.
+        run: made by `next_run`, or there.
+        owner: who makes it.
 
     Raises:
-        UsageError: one of them was answered.
+        OSError, CollageError: as `join`; another job has made another run with this number.
     """
-    out, shards = Path(plan.settings.out), plan.shards
-    since = {
-        shard << 40 | row: session
-        for shard, entry in shards.since.items()
-        for row, session in entry["changed"]
-    }
-    found: list[np.ndarray] = []
-    for rows in open_run(out).chunks(IMAGES) if since else ():
-        keys = flat_keys(rows).tolist()
-        later = np.array([since.get(key, 0) for key in keys], np.int64)
-        rows = rows[rows["session"] < later]
-        if len(answered := rows[rows["answered"]]):
-            first = shards.infos[int(answered["shard"][0])].path
-            raise UsageError(
-                f"{out}: {counted(len(answered), 'picture')} changed after the answer was "
-                f"written, such as row {answered['row'][0]} of {first}. Put back what was there, "
-                "or choose another --out."
-            )
-        found.append(rows["position"].astype(np.int64))
-    return tuple(ranges_of(np.sort(np.concatenate([np.empty(0, np.int64), *found]))))
+    found = join(store, structs.replace(run, by=owner))
+    refuse_other_images(out, found, run)
+    Owner(store, found, 1, name=owner, files=LeaseFiles(out, found)).settle()
 
 
-def left_of(
-    plan: Plan, known: Mapping[str, Any], *, retry_errors: bool
-) -> tuple[Plan, Order] | None:
+def left_of(plan: Plan, known: Mapping[str, Any], ask: Ask) -> tuple[Plan, Order] | None:
     """The plan of a job that joins a run, and the images that have no row; None if there are none.
 
     Args:
         plan: of the job, for the first run.
         known: the manifest of the run.
-        retry_errors: as in `next_run`.
+        ask: as in `next_run`.
 
     Raises:
         UsageError: the settings differ from the run's.
@@ -243,8 +296,8 @@ def left_of(
     out = Path(plan.settings.out)
     refuse_other_settings(plan, known)
     with os_errors_as(unwritable, out):
-        there, run = next_run(plan, store := FolderStore(out), retry_errors=retry_errors)
-        if run is None:
+        there, run = next_run(plan, store := FolderStore(out), ask)
+        if run is None or run.first == run.stop:
             return None
         plan = plan.at_run([*there[: run.number - 1], run])
         counts = View(store, run).look().counted if run in there else ()
@@ -255,7 +308,7 @@ def left_of(
 def refuse_other_settings(plan: Plan, known: Mapping[str, Any]) -> None:
     """Refuse settings and shards that are not those of a run. `known`: its manifest."""
     out = Path(plan.settings.out)
-    for line in member_changes(plan.shards, shards_of(known), out / INDEX_FOLDER):
+    for line in plan.shards.growth.lines:
         tell(f"warning: {line}")
     first = read_runs(out)[0].settings
     refuse_differences(out, first, entry(fixed_facts(plan, len(first["shards"]))))
@@ -307,7 +360,13 @@ class JobRun:
         with os_errors_as(unwritable, self.out):
             if self.known:
                 refuse_other_settings(plan, self.known)
-                there, run = next_run(plan, self.store, retry_errors=self.ask.retry_errors)
+                there, run = next_run(plan, self.store, self.ask, say=self.first)
+                if run is not None and run not in there:
+                    plan.shards.save_indexes(self.out / INDEX_FOLDER)  # the run names them
+                if run is not None and run.first == run.stop:  # it only says what is gone
+                    close_empty(self.out, self.store, run, self.owner)
+                    (self.out / SUMMARY).unlink(missing_ok=True)
+                    run = None
                 if run is None:
                     status = compose(self.out)["status"]
                     if self.first and not (self.out / SUMMARY).exists():  # who marked it has died
@@ -319,7 +378,6 @@ class JobRun:
                 self.plan = plan.at_run([*there[: run.number - 1], run])
             else:
                 self.fixed = entry(fixed_facts(plan))
-            self.facts["since"] = {str(n): each for n, each in plan.shards.since.items()}
             # A folder that cannot be used is told before 10 ranks load their weights.
             self.session = register(self.store, self.owner, entry(self.facts), rows=PARTS_FOLDER)
         with suppress(OSError):  # workers then list the members themselves
@@ -372,7 +430,8 @@ class JobRun:
         unit, rate = plan.settings.group_size * plan.settings.batch_size, expected_rate(plan, costs)
         self.run = run = self._joined(run, unit, rate)
         self._same_networks(networks)
-        owner = Owner(self.store, run, unit, name=self.owner)
+        files = LeaseFiles(self.out, run)
+        owner = Owner(self.store, run, unit, name=self.owner, files=files)
         work = plan.order.part([(0, len(plan.order))])
         change = Changeover(plan, session.hellos, session.encoder, costs, work)
         tell_tunings(session.hellos, change.told)
@@ -413,7 +472,12 @@ class JobRun:
     ) -> tuple[ev.Finish, bool]:
         self.share = share
         manifest = {**self.known, **self.run.settings}
-        rows = RowSink(self.out, manifest, self.session, share.wrote)
+        hellos = session.hellos.values()
+        about = {
+            "networks": dict(ChainMap(*(hello.fingerprints for hello in hellos))),
+            "runtimes": dict(ChainMap(*(hello.tuning for hello in hellos))),
+        }
+        rows = RowSink(self.out, manifest, self.session, share.wrote, about=about)
         status, whole = ev.INCOMPLETE, False
         try:
             finish = session.work(start, share, rows)
@@ -546,7 +610,8 @@ class JobRun:
             left = _left(View(self.store, self.run).look(), len(self.plan.order), self.owner)
             reason = f"{reason}; {left}" if reason else left
         if status in COMPLETE:
-            _, more = next_run(self.asked, self.store, retry_errors=False)
+            self.asked.shards.growth = Growth()  # is done
+            _, more = next_run(self.asked, self.store, Ask())
             if more is not None:
                 status, images = ev.INCOMPLETE, counted(more.stop - more.first, "image")
                 reason = f"{images} can be read by now: go on with the same command"
@@ -644,7 +709,7 @@ def steady(
         hows[kind] = said[kind] = max(ways, key=ways.count, default="")
         record = change.record(kind)
         if record is not None and record.runtime != TORCH:
-            said[kind] = record.answerer
+            said[kind] = record.how
     made = {each: folder for each, folder in change.folders.items() if change.record(each)}
     return replace(start, runtimes=made, steady=hows), said
 

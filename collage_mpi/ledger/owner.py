@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn, Protocol
 
 import msgspec
 
@@ -80,6 +80,16 @@ class Grant(NamedTuple):
     start: int
     spans: Spans
     times: int
+
+
+class Files(Protocol):
+    """Makes files of closed cells."""
+
+    def make(self, store: FolderStore, cell: Cell, alive: Callable[[], object]) -> object:
+        """Of a cell, before it is packed. Raises OSError; FileNotFoundError: a part is not seen."""
+
+    def finish(self, alive: Callable[[], object]) -> object:
+        """Of a run, before it is complete. Raises as `make`."""
 
 
 @dataclass
@@ -151,6 +161,7 @@ class Owner:
         name: str | None = None,
         place: int | None = None,
         lost_s: float = LOST_S,
+        files: Files | None = None,
     ) -> None:
         """
         Args:
@@ -162,6 +173,7 @@ class Owner:
             place: number of the cell to begin at. By default the job that made the run begins at
                 the first cell, and each other job at a random one. All go on in order.
             lost_s: it gives up when the folder has not worked for so long.
+            files: what it makes of closed cells, beside records.
         """
         self.name = name or os.urandom(16).hex()
         self.run, self.rate, self.threshold = run, 0.0, 0
@@ -171,6 +183,8 @@ class Owner:
         self.left = run.stop - run.first
         self.counts: Counter[str] = Counter()
         self._store, self._unit, self._clock = store, unit, clock
+        self._cell_files = files
+        self._made_files: set[int] = set()  # cells whose file is there
         self._random = random.Random(self.name)
         self._inbox: deque[Part] = deque()
         self._written: dict[int, list[Part]] = {}
@@ -431,11 +445,14 @@ class Owner:
         """Read a file that is there. This host may have asked for it before it was made."""
         raw = self._read(name)
         if raw is None:
-            if self._clock() >= self._unseen.setdefault(name, self._clock()) + UNSEEN_S:
-                raise Damage(name, "it is missing, though others say that it is there")
-            raise FileNotFoundError(errno.ENOENT, "not to be seen yet", name)
+            self._not_seen(name)
         self._unseen.pop(name, None)
         return raw
+
+    def _not_seen(self, name: str) -> NoReturn:
+        if self._clock() >= self._unseen.setdefault(name, self._clock()) + UNSEEN_S:
+            raise Damage(name, "it is missing, though others say that it is there")
+        raise FileNotFoundError(errno.ENOENT, "not to be seen yet", name)
 
     def _know(self, cell: Cell) -> None:
         """Note what a cell says, and what the job has gained or lost by it."""
@@ -498,6 +515,7 @@ class Owner:
         if not cell.packed:
             text, last = unmarked(self._seen(name))
             if last is None:
+                self._make_file(cell)
                 try:
                     self._store.overwrite(name, text + mark(cell.gen, cell.digest))
                 except PermissionError:  # another user began the cell: it stays as it is
@@ -510,6 +528,16 @@ class Owner:
             self._store.remove(lease_name(start, gen))
             self._left_over[start] = gen - 1
         self._to_pack.popleft()
+
+    def _make_file(self, cell: Cell) -> None:
+        """Make the file of a closed cell, whose last record is known."""
+        if self._cell_files is None or cell.start in self._made_files:
+            return
+        try:
+            self._cell_files.make(self._store, cell, self._beat)
+        except FileNotFoundError as error:
+            self._not_seen(str(error.filename or error))
+        self._made_files.add(cell.start)
 
     # ---- finding work ----------------------------------------------------------------
 
@@ -695,6 +723,11 @@ class Owner:
 
     def _finish(self) -> None:
         """Mark the run as complete."""
+        if self._cell_files is not None:
+            for start in self.run.starts:  # who closed it may have died before
+                if not self._cell(start).packed and not self._packed(start):
+                    self._make_file(self._cell(start))
+            self._cell_files.finish(self._beat)
         said = digest("".join(self._cell(start).digest for start in self.run.starts).encode())
         mine = Complete(self.run.number, len(self.run.starts), said)
         name = complete_name(self.run)

@@ -7,7 +7,7 @@ what it has missed is missing. So what a reader sees may be a minute old while j
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -83,18 +83,55 @@ def counted(store: FolderStore) -> list[Part]:
 
 
 def replaced(run: Run, counted: Spans) -> Spans:
-    """The positions of earlier runs that a run has asked again, and that have a row there."""
+    """The positions of earlier runs that a run has asked again, and that have a row there, and
+    those that it drops."""
+    return sp.union(_older(run, counted), run.dropped)
+
+
+def first_places(runs: Sequence[Run], spans: Spans) -> Spans:
+    """The positions of the first rows of the images of these positions. `runs`: all, by their
+    numbers."""
+    for run in reversed(runs):
+        asked = ((run.first, run.first + sp.count(run.again)),)
+        spans = sp.union(sp.minus(spans, asked), _older(run, spans))
+    return spans
+
+
+def _older(run: Run, spans: Spans) -> Spans:
+    """The positions of earlier runs that a run asks again by some of its own."""
     tiles, at = [], run.first
     for first, stop in run.again:
         tiles.append((at, at + stop - first, first - at))
         at += stop - first
     found, next_tile = [], iter(tiles)
     end = shift = -1
-    for first, stop in sp.common(counted, tuple((first, stop) for first, stop, _ in tiles)):
+    for first, stop in sp.common(spans, tuple((first, stop) for first, stop, _ in tiles)):
         while first >= end:
             _, end, shift = next(next_tile)
         found.append((first + shift, stop + shift))
     return sp.union(found)
+
+
+def at_home(runs: Sequence[Run], spans: Spans) -> dict[int, Spans]:
+    """Start of a cell -> those of the positions whose rows lie in its file. A row that replaces an
+    older one lies where that one lay. `runs`: all, by their numbers."""
+    found = dict[int, list[sp.Span]]()
+    for run in runs:
+        at, first_new = run.first, run.first + sp.count(run.again)
+        asking = sp.common(spans, ((at, first_new),)) if run.again else ()
+        for first, stop in run.again if asking else ():
+            here = sp.common(asking, ((at, at + stop - first),))
+            older = tuple((one + first - at, end + first - at) for one, end in here)
+            for start, old in at_home(runs[: run.number - 1], older).items() if older else ():
+                own = [(one + at - first, end + at - first) for one, end in old]
+                found.setdefault(start, []).extend(own)
+            at += stop - first
+        for one, end in sp.common(spans, ((first_new, run.stop),)):
+            begin = one - (one - run.first) % run.cell
+            for start in range(begin, end, run.cell):
+                own = [(max(one, start), min(end, run.end(start)))]
+                found.setdefault(start, []).extend(own)
+    return {start: sp.union(each) for start, each in found.items()}
 
 
 class View:

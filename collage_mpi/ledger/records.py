@@ -19,7 +19,7 @@ MOST_CELLS = 1 << 17
 BEAT_BYTES = 1024
 MARK_BYTES = 64
 COMPLETE = b"complete"  # what the news say then
-FORMAT = 3  # of the whole folder; folders of 1 and 2 have no ledger
+FORMAT = 4  # of the whole folder; folders of 1 and 2 have no ledger, 3 has other parts
 DEATHS = 3  # positions that so many holders died with are taken one by one
 
 Owner = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -58,15 +58,17 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         errors: those of them whose rows are error rows.
         threshold: the number of the threshold by which they were done.
         reason: why the rows replace older rows of the same positions; empty: they replace none.
+        rows: number of all rows in the file.
     """
 
-    file: Annotated[str, Meta(pattern=r"^images-[0-9]{4,5}-[0-9]{6,18}\.(npy|parquet)\Z")]
+    file: Annotated[str, Meta(pattern=r"^images-[0-9]{4,5}-[0-9]{6,18}\.parquet\Z")]
     size: Number
     crc: Annotated[int, Meta(ge=0, lt=1 << 32)]
     spans: Spans
     errors: Spans = ()
     threshold: Number = 0
     reason: Annotated[str, Meta(pattern=r"^[ -~]{0,80}\Z")] = ""
+    rows: Number = 0
 
 
 class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,6 +135,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         whole: one job does all of it, in one cell.
         settings: what fixes the run's rows.
         format: of the ledger.
+        dropped: positions of earlier runs whose rows count no longer.
     """
 
     number: Annotated[int, Meta(ge=1, lt=10**6)]
@@ -144,6 +147,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     whole: bool = False
     settings: dict[str, Any] = {}
     format: int = FORMAT
+    dropped: Spans = ()
 
     @property
     def starts(self) -> range:
@@ -232,7 +236,7 @@ def decode(kind: type[T], raw: bytes, name: str) -> T:
         found = msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise Damage(name, f"it is damaged ({error})") from error
-    sets: list[Spans] = [found.again] if isinstance(found, Run) else []
+    sets: list[Spans] = [found.again, found.dropped] if isinstance(found, Run) else []
     if isinstance(found, Record):
         for part in found.parts:
             sets += part.spans, part.errors

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class FolderStore:
 
     def make(self) -> None:
         """Make the folders of the ledger."""
-        for folder in ("leases", "beats", "jobs"):
+        for folder in ("leases", "beats", "jobs", "rows"):
             with suppress(FileExistsError):
                 self._disk.mkdir(self._at(folder))
 
@@ -58,8 +58,14 @@ class FolderStore:
             sleep(1.0)
         raise FileNotFoundError(errno.ENOENT, "it is there and cannot be seen", name)
 
-    def link(self, name: str, data: bytes) -> bool:
-        """Make a file whole. False: there is one.
+    def link(
+        self,
+        name: str,
+        data: bytes | Iterable[bytes | memoryview],
+        still: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Make a file whole, of its content or of pieces of it, if `still` says so once it is
+        written. False: it does not, or there is one.
 
         No reply is certain: who made a file, what is there tells.
 
@@ -67,25 +73,44 @@ class FolderStore:
             EnvironmentFault: there are no hard links.
             OSError: it may have been made nevertheless.
         """
+        with suppress(FileExistsError):
+            return self._put(name, data, still, self._give_name)
+        return False
+
+    def _put(
+        self,
+        name: str,
+        data: bytes | Iterable[bytes | memoryview],
+        still: Callable[[], bool],
+        give: Callable[[str, str], object],
+    ) -> bool:
+        """Write a file under a temporary name, then `give` it its name, if `still` says so."""
         temp = self._temporary(name)
         try:
-            self._write_new(temp, data)
-            try:
-                self._disk.link(temp, self._at(name))
-            except FileExistsError:
+            self._write(self._disk.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), data)
+            if not still():
                 return False
-            except OSError as error:
-                if error.errno not in NO_LINKS:
-                    raise
-                raise EnvironmentFault(
-                    f"{self._folder}: this file system has no hard links ({error.strerror}), so "
-                    "several jobs cannot share a run here. Choose another --out, or type --alone on"
-                ) from error
+            give(temp, name)
             self.sync_folder(name)
         finally:
             with suppress(OSError):
                 self._disk.unlink(temp)
         return True
+
+    def _rename(self, temp: str, name: str) -> None:
+        self._disk.rename(temp, self._at(name))
+
+    def _give_name(self, temp: str, name: str) -> None:
+        """Name a file that is written. Raises FileExistsError: the name is taken."""
+        try:
+            self._disk.link(temp, self._at(name))
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            raise EnvironmentFault(
+                f"{self._folder}: this file system has no hard links ({error.strerror}), so "
+                "several jobs cannot share a run here. Choose another --out, or type --alone on"
+            ) from error
 
     def read(self, name: str) -> bytes | None:
         """Open a file anew and read it; None if there is none. What exists is seen as it is now;
@@ -115,23 +140,21 @@ class FolderStore:
         file = self._disk.open(self._at(name), os.O_WRONLY | os.O_CREAT, 0o666)
         self._write(file, data)
 
-    def replace(self, name: str, data: bytes) -> None:
-        """Put a whole file in the place of another one, or of none."""
-        temp = self._temporary(name)
-        try:
-            self._write_new(temp, data)
-            self._disk.rename(temp, self._at(name))
-        except OSError:
-            with suppress(OSError):
-                self._disk.unlink(temp)
-            raise
-        self.sync_folder(name)
+    def replace(
+        self,
+        name: str,
+        data: bytes | Iterable[bytes | memoryview],
+        still: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Put a whole file in the place of another one, or of none, if `still` says so once it is
+        written."""
+        self._put(name, data, still, self._rename)
 
     def move(self, name: str, to: str) -> None:
         """Rename a file into a folder, which is made if need be."""
         with suppress(FileExistsError):
             self._disk.mkdir(self._at(to).rpartition("/")[0])
-        self._disk.rename(self._at(name), self._at(to))
+        self._rename(self._at(name), to)
         for each in (to, name):
             self.sync_folder(each)
 
@@ -152,14 +175,14 @@ class FolderStore:
         mark = f"{TEMP_MARK}{os.getpid()}-{os.urandom(4).hex()}"
         return self._at(f"{folder}{slash}.{last}{mark}")
 
-    def _write_new(self, path: str, data: bytes) -> None:
-        self._write(self._disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), data)
-
-    def _write(self, file: int, data: bytes) -> None:
+    def _write(self, file: int, data: bytes | Iterable[bytes | memoryview]) -> None:
         try:
             at = 0
-            while at < len(data):
-                at += self._disk.pwrite(file, data[at:], at)
+            for piece in (data,) if isinstance(data, bytes) else data:
+                left = memoryview(piece)
+                while left:
+                    done = self._disk.pwrite(file, left, at)
+                    at, left = at + done, left[done:]
             self._disk.fsync(file)
         finally:
             self._disk.close(file)

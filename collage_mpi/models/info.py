@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collage_mpi.models.architecture import AcceptSpec, HeadSpec
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
+INT8 = "int8"  # of a first network, whose runtime's file is quantised; torch computes in float32
 NO_TUNING = "null"  # of a null network, which computes nothing
 OWN_TUNING = "its own"  # of an object of the user's code
 TORCH, COMPILE, OPENVINO, ONNX = "torch", "compile", "openvino", "onnx"
@@ -41,7 +42,8 @@ class Tuning:
     """Precision, memory layout and runtime.
 
     Attributes:
-        precision: dtype of weights and activations; scores are always float32. "auto" is float32.
+        precision: dtype of weights and activations; scores are always float32. "auto" is float32,
+            and INT8 too, until another runtime has the network.
         runtime: what computes. "torch" calls each operation on a CPU, and launches CUDA graphs on
             a GPU; "compile" is torch.compile; "openvino" and "onnx" (onnxruntime) run on CPUs.
             "auto" is the quickest with answers equal to those of torch in float32.
@@ -54,7 +56,7 @@ class Tuning:
     runtime: str
 
     def __post_init__(self) -> None:
-        known = {"precision": PRECISIONS, "runtime": RUNTIMES}
+        known = {"precision": (*PRECISIONS, INT8), "runtime": RUNTIMES}
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise UsageError(
@@ -63,12 +65,17 @@ class Tuning:
 
     @property
     def dtype(self) -> str:
-        """The precision by its name in torch."""
+        """What torch computes in, by its name there."""
+        return "float32" if self.format == INT8 else self.format
+
+    @property
+    def format(self) -> str:
+        """The number format in which another runtime than torch computes."""
         return "float32" if self.precision == "auto" else self.precision
 
     def like(self, other: Tuning) -> bool:
         """Whether both give the same answers in the same way."""
-        return (self.dtype, self.runtime) == (other.dtype, other.runtime)
+        return (self.format, self.runtime) == (other.format, other.runtime)
 
     def on(self, device: str) -> Tuning:
         """How a rank on this device begins. Only on a CPU other runtimes than torch follow later.
@@ -79,6 +86,11 @@ class Tuning:
         Raises:
             UsageError: the runtime does not run on this device.
         """
+        if device == "cuda" and self.format == INT8:
+            raise UsageError(
+                "a first network in int8 runs on CPUs, and this rank runs on a GPU: choose "
+                "@bfloat16, or --device cpu"
+            )
         if device == "cuda" and self.runtime in (OPENVINO, ONNX):
             raise UsageError(
                 f"--runtime {self.runtime} runs on CPUs, and this rank runs on a GPU: choose "

@@ -4,6 +4,7 @@ float32, times them, and keeps the quickest one with equal answers (`runtimes.Re
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from collage_mpi.errors import DataFault
-from collage_mpi.models.info import COMPILE, ONNX, OPENVINO, TORCH, Answer
+from collage_mpi.models.info import COMPILE, INT8, ONNX, OPENVINO, TORCH, Answer
 from collage_mpi.models.libraries import LEAST, channels_are_last
 from collage_mpi.models.named import read_spec
 from collage_mpi.models.predictor import TorchPredictor
@@ -40,6 +41,8 @@ from collage_mpi.system.printable import one_line
 OPSET = 17  # of ONNX; the newest that torch's exporter without other packages knows well
 TIMED_S, LEAST_CALLS = 0.3, 3  # how long a runtime is timed
 PAYS = 0.9  # a runtime is taken if it needs at most this share of torch's time
+GIVEN = "inputs"  # name of what an ONNX file is given
+Batches = Sequence[np.ndarray]  # inputs of the job, in batches of the size that is used
 
 
 class _Whole(nn.Module):
@@ -53,24 +56,56 @@ class _Whole(nn.Module):
         return self.compute(batch)
 
 
-def _for_onnx(predictor: TorchPredictor, batch: np.ndarray, folder: Path) -> None:
+def _for_onnx(predictor: TorchPredictor, batches: Batches, folder: Path, precision: str) -> None:
     """Write an ONNX file of the whole computation, for batches of this shape."""
     file = folder / FILES[ONNX]
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # a trace warns of each shape that it takes as constant
-        whole, given = _Whole(predictor).eval(), (torch.from_numpy(batch),)
+        whole, given = _Whole(predictor).eval(), (torch.from_numpy(batches[0]),)
         # The exporter of torch.export gives wrong files at times (pytorch #166797, #169178).
-        torch.onnx.export(whole, given, str(file), opset_version=OPSET, dynamo=False)
+        torch.onnx.export(
+            whole, given, str(file), input_names=[GIVEN], opset_version=OPSET, dynamo=False
+        )
+    if precision == INT8:
+        _quantise(file, batches)
 
 
-def _for_openvino(predictor: TorchPredictor, batch: np.ndarray, folder: Path) -> None:
+def _quantise(file: Path, batches: Batches) -> None:
+    """Let an ONNX file compute in int8, in the ranges of values that it takes for these inputs
+    (post-training quantisation, a scale for each channel of the weights)."""
+    from onnxruntime import quantization, set_default_logger_severity
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Given:
+        left = iter(batches)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(({GIVEN: batch} for batch in self.left), None)
+
+    set_default_logger_severity(3)
+    plain = file.with_suffix(".float32.onnx")
+    quant_pre_process(str(file), str(plain), skip_symbolic_shape=True)
+    quantization.quantize_static(
+        str(plain),
+        str(file),
+        Given(),
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    plain.unlink()
+
+
+def _for_openvino(
+    predictor: TorchPredictor, batches: Batches, folder: Path, precision: str
+) -> None:
     import openvino
 
     named = read_spec(predictor.info.origin)
     if named is not None and named.library == "onnx":
-        network = _of_file(predictor, batch, Path(named.name))
+        network = _of_file(predictor, batches[0], Path(named.name))
     else:
-        _for_onnx(predictor, batch, folder)
+        _for_onnx(predictor, batches, folder, precision)
         network = openvino.Core().read_model(str(folder / FILES[ONNX]))
     openvino.save_model(network, str(folder / FILES[OPENVINO]), compress_to_fp16=False)
 
@@ -105,11 +140,11 @@ def _of_file(predictor: TorchPredictor, batch: np.ndarray, file: Path) -> Any:
     return openvino.Model([ops.reshape(out, shape, False)], network.get_parameters())
 
 
-def _for_compile(predictor: TorchPredictor, batch: np.ndarray, folder: Path) -> None:
+def _for_compile(predictor: TorchPredictor, batches: Batches, folder: Path, precision: str) -> None:
     from torch import _inductor
 
     with torch.inference_mode(False), torch.no_grad():
-        program = torch.export.export(_Whole(predictor).eval(), (torch.from_numpy(batch),))
+        program = torch.export.export(_Whole(predictor).eval(), (torch.from_numpy(batches[0]),))
         _inductor.aoti_compile_and_package(
             program,
             package_path=str(folder / FILES[COMPILE]),
@@ -117,7 +152,7 @@ def _for_compile(predictor: TorchPredictor, batch: np.ndarray, folder: Path) -> 
         )
 
 
-Maker = Callable[[TorchPredictor, np.ndarray, Path], None]
+Maker = Callable[[TorchPredictor, Batches, Path, str], None]
 MAKERS: dict[str, Maker] = {OPENVINO: _for_openvino, ONNX: _for_onnx, COMPILE: _for_compile}
 
 
@@ -128,26 +163,29 @@ def make(
     batch: int,
     runtimes: Sequence[str],
     folder: Path,
+    precision: str,
     threads: int = 1,
 ) -> Record:
     """Make a network for the quickest of some runtimes, in `folder`, which appears when it is done.
 
     Args:
         exact: the network in torch and float32, whose answers are the measure.
-        tuned: the network in torch and the format that is used, whose time is the measure.
+        tuned: the network in torch and the format that is used there, whose time is the measure.
         inputs: (n, ...) inputs of the job, on which the answers are compared.
         batch: number of inputs of each call.
         runtimes: which to try, in order.
+        precision: number format of the runtimes.
         threads: of a rank.
 
     Returns:
         The record, which is in the folder too. Its runtime is torch if no other one is taken.
     """
     dtype = tuned.runtime.partition(" ")[2]
-    wanted, named = _answers(exact, inputs, batch), dtype != "float32"
-    ours = _answers(tuned, inputs, batch) if named else wanted
-    timed = np.resize(inputs, (batch, *inputs.shape[1:]))
-    torch_ms = _milliseconds(tuned, timed)
+    wanted, named = _answers(exact, inputs, batch), precision != "float32"
+    ours = wanted if dtype == "float32" else _answers(tuned, inputs, batch)
+    shape = (batch, *inputs.shape[1:])
+    batches = [np.resize(inputs[at:], shape) for at in range(0, len(inputs), batch)]
+    torch_ms = _milliseconds(tuned, batches[0])
     best = Record(
         runtime=TORCH,
         precision=dtype,
@@ -166,14 +204,18 @@ def make(
     place = Path(mkdtemp(prefix=unfinished(os.getpid()), dir=folder.parent))
     try:
         for runtime in runtimes:
-            here, tried, why = place / runtime, replace(best, runtime=runtime), ""
+            here, why = place / runtime, ""
+            tried = replace(best, runtime=runtime, precision=precision)
             here.mkdir()
             try:
-                MAKERS[runtime](tuned, timed, here)
+                MAKERS[runtime](tuned, batches, here, precision)
+                if precision == INT8:
+                    made = hashlib.sha256((here / FILES[ONNX]).read_bytes())
+                    tried = replace(tried, digest=made.hexdigest()[:16])
                 tuned.change_over(open_runtime(here, tried, threads), tried.answerer)
                 found = _answers(tuned, inputs, batch)
                 changed = int(changed_classes(found, wanted).sum())
-                tried = replace(tried, own_ms=_milliseconds(tuned, timed), changed=changed)
+                tried = replace(tried, own_ms=_milliseconds(tuned, batches[0]), changed=changed)
                 why = "" if named else why_unequal(found, wanted)
             except Exception as error:  # libraries raise anything for a network they cannot take
                 why = f"{type(error).__name__}: {one_line(error, 160)}"

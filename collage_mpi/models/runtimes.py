@@ -27,6 +27,7 @@ import numpy as np
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.models.info import (
     COMPILE,
+    INT8,
     ONNX,
     OPENVINO,
     TORCH,
@@ -50,7 +51,11 @@ RECORD = "record.json"  # is written last: a folder without it is not used
 KNOWN = "known.npz"  # inputs, and what the network as it was made says of them
 FILES = {OPENVINO: "network.xml", ONNX: "network.onnx", COMPILE: "network.pt2"}
 PACKAGES = {OPENVINO: "openvino", ONNX: "onnxruntime"}  # in the order in which they are tried
-HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # of OpenVINO
+# Of OpenVINO. What is not quantised of a network in int8 is computed in bfloat16.
+HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", INT8: "bf16"}
+QUANTISERS = ("onnxruntime", "onnx")  # packages that write a network in int8
+# Of processors that multiply int8 quickly: x86 as Linux names it, then ARM.
+INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}
 EXTRAS = {OPENVINO: "fast", ONNX: "onnx"}  # of this package
 CACHE = "COLLAGE_MPI_CACHE"  # variable that names another folder for made networks
 MOST_APART = 1e-4  # two probabilities of one class by two runtimes; measured: 2e-6
@@ -72,6 +77,8 @@ class Record:
         shape, dtype: of an input.
         torch_ms, own_ms: processor time of an input, in torch and in the runtime.
         changed: of the judged inputs, those with another class than by torch in float32.
+        digest: of the network's file, if it depends on the pictures that it was made with, as in
+            int8; otherwise "".
         judged: number of judged inputs.
         why: why another runtime is not used, or "".
         processor: of the host where it was judged.
@@ -88,11 +95,17 @@ class Record:
     judged: int
     why: str
     processor: str
+    digest: str = ""
 
     @property
     def answerer(self) -> str:
         """One of `rows.ANSWERERS`."""
         return f"{self.runtime} {self.precision}"
+
+    @property
+    def how(self) -> str:
+        """The answerer, and which network of its kind: of two that are equal the answers are."""
+        return f"{self.answerer} {self.digest}".rstrip()
 
     @property
     def times(self) -> float:
@@ -118,11 +131,14 @@ def candidates(spec: str, tuning: Tuning) -> tuple[str, ...]:
     """The runtimes to try for a network and a tuning on a CPU, in order.
 
     Raises:
-        UsageError: the runtime that the user named is not installed, or lacks the format.
+        UsageError: the runtime that the user named is not installed, or lacks the format; or int8
+            cannot be had.
     """
+    if tuning.format == INT8:
+        _check_int8(spec, tuning.runtime)
     if tuning.runtime == TORCH or (tuning.runtime == ONNX and is_onnx(spec)):
         return ()
-    if tuning.runtime == ONNX and tuning.dtype != "float32":
+    if tuning.runtime == ONNX and tuning.format not in ("float32", INT8):
         raise UsageError(
             f"--runtime onnx computes in float32 alone, and --precision is {tuning.precision}: "
             "choose --runtime openvino or auto"
@@ -139,7 +155,25 @@ def candidates(spec: str, tuning: Tuning) -> tuple[str, ...]:
         return (tuning.runtime,)
     if is_onnx(spec):  # onnxruntime runs it already
         return tuple(name for name in there if name == OPENVINO)
-    return tuple(name for name in there if name != ONNX or tuning.dtype == "float32") or (COMPILE,)
+    onnx = tuning.format in ("float32", INT8)
+    return tuple(name for name in there if name != ONNX or onnx) or (COMPILE,)
+
+
+def _check_int8(spec: str, runtime: str) -> None:
+    """Raise UsageError if no network is made in int8 here."""
+    how = "choose @bfloat16 in place of @int8"
+    if runtime in (TORCH, COMPILE) or is_onnx(spec):
+        what = f"FILE.onnx as it is ({spec})" if is_onnx(spec) else f"--runtime {runtime}"
+        raise UsageError(f"int8 is not to be had of {what}: {how}, or --runtime auto")
+    if lacking := [name for name in QUANTISERS if find_spec(name) is None]:
+        raise UsageError(f"int8 needs {' and '.join(lacking)}: {pip_line('fast')}, or {how}")
+    facts = processor_facts()
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    if not INT8_FLAGS.intersection(flags):
+        raise UsageError(
+            f"this processor ({facts.get('model name', platform.machine())}) has none of "
+            f"{', '.join(sorted(INT8_FLAGS))}, without which int8 is no quicker: {how}"
+        )
 
 
 def processor() -> str:

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"  # of an export, and of runs of formats 1 and 2
 SUMMARY = "summary.json"
-PARTS_FOLDER = "parts"  # rows
+PARTS_FOLDER = "parts"  # rows, and what is kept of their images
+ROWS_FOLDER = "rows"  # the same of closed leases, a file for each
 INDEX_FOLDER = "index"  # lists of the members of folders, tar files and other sources
 RUN = "run.1.json"  # what the run fixes; later runs add to it
 JOBS_FOLDER = "jobs"  # an entry for each job
 STATUS_FOLDER = "status"  # the state of each job
-VECTORS_FOLDER = "vectors"  # scores, embeddings and outputs of functions
 REPORT = "report.html"
 EXPORT = "export"  # the folder that `export` writes to by default
 

@@ -25,16 +25,12 @@ from collage_mpi.encoding.vectors import KEYS, OFFSETS
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.plugins import optional
 from collage_mpi.results import EXPORT, INDEX_FOLDER, MANIFEST
+from collage_mpi.results.columns import PRESENT_WITH
 from collage_mpi.results.manifest import Json
-from collage_mpi.results.vectors import (
-    KeptValues,
-    extras_of,
-    require_pyarrow,
-)
+from collage_mpi.results.vectors import KeptValues, extras_of
 from collage_mpi.rows import (
     IMAGES,
     NAMES,
-    OTHERS,
     TABLES,
     WAIT_FORMULA,
     TableLayout,
@@ -46,6 +42,7 @@ from collage_mpi.system.files import save_csv, temporary_name, write_atomic, wri
 from collage_mpi.system.printable import counted
 
 if TYPE_CHECKING:
+    from collage_mpi.shards.members import MemberIndex
     from collage_mpi.shards.schema import ShardInfo
     from collage_mpi.shards.source import RowColumns
 
@@ -114,9 +111,7 @@ class InputColumns:
 
         Raises:
             UsageError: a source has no such column, or a value is missing or is there twice.
-            EnvironmentFault: pyarrow is not installed.
         """
-        require_pyarrow("--id")
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -230,7 +225,8 @@ class NameBook:
         self._manifest = manifest
         self._shard_names = _shard_names(entries)
         self._classes = manifest.get("class_names") or []
-        self._ids, infos, self.notes = _ids(known, shards, path / INDEX_FOLDER)
+        self._lists = _lists(known, path / INDEX_FOLDER)
+        self._ids, infos, self.notes = _ids(known, shards, self._lists)
         self.columns, self.id_column = InputColumns(infos), id_column
         if id_column:
             for number in known.keys() - infos.keys():
@@ -246,6 +242,17 @@ class NameBook:
             places = np.flatnonzero((images["shard"] == number) & (images["row"] < len(own)))
             found[places] = [own[row] for row in images["row"][places].tolist()]
         return np.ma.array(found, mask=found == None)  # noqa: E711  # elementwise
+
+    def removed(self, images: np.ndarray) -> dict[str, np.ma.MaskedArray]:
+        """The column `removed` of images, (n,) with shard and row: (n,) bool, whether the picture
+        was gone when the run was updated. {} if no picture of the run is gone."""
+        if all(one.gone is None for one in self._lists.values()):
+            return {}
+        found = np.zeros(len(images), bool)
+        for number, one in self._lists.items():
+            own = np.flatnonzero((images["shard"] == number) & (images["row"] < len(one)))
+            found[own] = ~one.live[images["row"][own].astype(np.int64)]
+        return {"removed": np.ma.array(found)}
 
     def of(self, images: np.ndarray) -> ImageNames:
         """The names of images, (n,) of IMAGE_ROW."""
@@ -300,21 +307,26 @@ def _shard_names(entries: Sequence[Json]) -> list[str | None]:
     return list(names if len(set(names)) == len(names) else paths)
 
 
+def _lists(known: dict[int, Json], indexes: Path) -> dict[int, MemberIndex]:
+    """Shard number -> the run's own list of the members of the source."""
+    from collage_mpi.shards.members import MemberIndex
+    from collage_mpi.shards.reader import content_of
+
+    loaded = {n: MemberIndex.load(indexes / f"{content_of(e)}.npz") for n, e in known.items()}
+    return {n: one for n, one in loaded.items() if one and len(one) == known[n]["count"]}
+
+
 def _ids(
-    known: dict[int, Json], shards: Sequence[Path | str] | None, indexes: Path
+    known: dict[int, Json],
+    shards: Sequence[Path | str] | None,
+    lists: Mapping[int, MemberIndex],
 ) -> tuple[dict[int, Sequence[str]], dict[int, ShardInfo], tuple[str, ...]]:
     """Shard number -> ids in the order of the shard's rows; shard number -> description of a source
     that was found; and lines about shards without ids. The run's own list of a source's members is
     used if it is there, also if the source is gone."""
     from collage_mpi.shards.inputs import source_class
-    from collage_mpi.shards.members import MemberIndex
-    from collage_mpi.shards.reader import content_of
 
-    ids: dict[int, Sequence[str]] = {}
-    for number, entry in known.items():
-        index = MemberIndex.load(indexes / f"{content_of(entry)}.npz")
-        if index is not None and len(index) == entry["count"]:
-            ids[number] = index.texts()
+    ids: dict[int, Sequence[str]] = {n: one.texts() for n, one in lists.items()}
     sought = {n: entry for n, entry in known.items() if entry.get("path") and n not in ids}
     found, missing = from_shards(
         sought, shards, lambda _, info: (source_class(info.storage).ids(info), info)
@@ -384,13 +396,7 @@ def _not_found(path: str, shards: Sequence[Path | str] | None, why: dict[str, st
     return f"{path}: no file given has its SHA-256{unread}"
 
 
-# Column of images -> the column of which this bit is set if this column has a value.
-_MASKED = {
-    **dict.fromkeys(("predicted", "score", "rank", "wait_ns"), ("answered", 1)),
-    "label": ("has_label", 1),
-    **dict.fromkeys(OTHERS[0], ("audited", 1)),
-    **{name: ("stages", 1 << at) for at, pair in enumerate(OTHERS) if at for name in pair},
-}
+_MASKED = {**PRESENT_WITH, "wait_ns": ("answered", 1)}
 _OF_CLASSES = ("predicted", "score")
 # Column of images -> the name columns that follow it.
 _BEHIND = {
@@ -527,7 +533,7 @@ def with_input(found: _Columns, names: NameBook, some: SomeRows) -> _Columns:
             new = f"{INPUT}{new}"
         whole[new] = values
         taken.add(new.lower())
-    return whole
+    return whole | names.removed(some.images)
 
 
 def _excerpts(run: Run, table: TableLayout) -> Iterator[SomeRows]:
@@ -745,7 +751,6 @@ def _csv_cells(values: Any) -> list[Any]:
 
 def _to_parquet(path: Path, found: Iterable[_Columns], raw: bool) -> Path:
     """Write one table. An absent value is null; a name is dictionary-encoded."""
-    require_pyarrow("export to parquet", "export to csv or hdf5")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -126,6 +126,7 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "order": (is_text, "file or shuffle:SEED, and whether it has only some images"),
     "permutation": (_is_count, "the version of the permutation of shuffle:SEED"),
     "limit": (_is_count, "a number of images"),
+    "dropped": (_is_count, "a number of images that lost their rows"),
     "teams": (_is_count, "a number of teams"),
     "audit": (fields(share=is_number, seed=_is_count), "{share, seed} of audits"),
     "input_digest": (is_text, "a SHA-256"),

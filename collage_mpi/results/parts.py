@@ -1,8 +1,7 @@
 """Parts: the files that hold a run's rows. A part is written once and never changed.
 
-A part is a plain `.npy` file (numpy.load reads it) with a trailer of 20 bytes: a magic number, the
-length and the CRC-32 of all bytes before. Rows and checksum are in one file, so one rename commits
-both, and a kill never leaves one without the other.
+A part is a Parquet file (`columns`). Rows, the values that are kept of their images, and a checksum
+are in one file, so one rename commits all, and a kill never leaves one without the others.
 
 A part's name contains the session of the job that wrote it, so two jobs never write the same file.
 A row of an image counts if the last record of the ledger names its part and its position. A row of
@@ -11,39 +10,28 @@ a task counts if its part is there.
 
 from __future__ import annotations
 
-import io
 import re
-import struct
 import zlib
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import EnvironmentFault
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.reading import View, replaced, runs, without
 from collage_mpi.ledger.records import FORMAT, Damage, Format, Part, Run, decode, run_name
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import MANIFEST, PARTS_FOLDER
+from collage_mpi.results.columns import Form, as_table, parquet_bytes
 from collage_mpi.rows import IMAGES, TableLayout
-from collage_mpi.system.files import (
-    UNREADABLE,
-    UNREADABLE_OR_GONE,
-    load_json,
-    reading,
-    write_atomic,
-)
+from collage_mpi.system.files import UNREADABLE_OR_GONE, load_json, reading, write_atomic
 
-_TRAILER = struct.Struct("<8sQI")  # magic number, bytes before the trailer, their CRC-32
-_MARK = b"CMPIcrc1"
-OURS = r"(images|tasks)-(\d{4,5})-(\d{6,18})\.npy"  # table, session, number
+OURS = r"(images|tasks)-(\d{4,5})-(\d{6,18})\.parquet"  # table, session, number
 _NAME = re.compile(OURS)
-ADVICE = (
-    "Restore it from a copy, or type collage-mpi verify --repair: its images are then done again."
-)
-_LARGEST_BYTES = 1 << 30  # a part is about 1 MB, so a larger file is not a part
 
 
 class PartName(NamedTuple):
@@ -84,14 +72,9 @@ class Ledger(NamedTuple):
         return done if self.complete else "incomplete"
 
 
-def part_name(table: str, session: int, number: int) -> str:
-    """The file of part `number` (from 1) of a table in a session, in the folder of parts."""
-    return f"{table}-{session:04d}-{number:06d}.npy"
-
-
 def part_path(directory: Path, table: TableLayout, session: int, number: int) -> Path:
     """The path of part `number` (from 1) of a table in a session."""
-    return directory / part_name(table.name, session, number)
+    return directory / f"{table.name}-{session:04d}-{number:06d}.parquet"
 
 
 def list_parts(directory: Path) -> list[PartName]:
@@ -187,7 +170,7 @@ class LedgerReader:
             spans[row.file] = sp.union(spans.get(row.file, ()), row.spans)
             if (part := named(folder / row.file)) is None:
                 raise Damage(row.file, "a record names it, but it is no part of a run")
-            parts[row.file] = part._replace(spans=spans[row.file], rows=_rows_in(row.size))
+            parts[row.file] = part._replace(spans=spans[row.file], rows=row.rows)
         errors = sp.union(*(row.errors for row in rows))
         return Ledger(known, tuple(sorted(parts.values())), errors, complete)
 
@@ -197,100 +180,37 @@ def read_ledger(out: Path) -> Ledger:
     return LedgerReader(out).look()
 
 
-def _rows_in(size: int) -> int:
-    """How many rows of images a part of this size has, in bytes. All headers are of one size."""
-    return (size - _TRAILER.size - len(npy_header(IMAGES.dtype, 1))) // IMAGES.dtype.itemsize
-
-
 def counted(out: Path) -> tuple[PartName, ...]:
     """The parts of the run in `out` that count, by session and number. Raises as `read_ledger`."""
     return read_ledger(out).parts
 
 
-def rows_at(images: np.ndarray, spans: Spans) -> np.ndarray:
+def rows_at(images: np.ndarray | Mapping[str, np.ndarray], spans: Spans) -> np.ndarray:
     """(n,) bool, which rows of images have one of the positions."""
     ends = np.array([end for span in spans for end in span], np.uint64)
     found: np.ndarray = np.searchsorted(ends, images["position"], side="right") % 2 == 1
     return found
 
 
-def npy_header(dtype: np.dtype, rows: int) -> bytes:
-    """The `.npy` header of a one-dimensional array."""
-    out = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(
-        out, {"descr": descr, "fortran_order": False, "shape": (rows,)}
-    )
-    return out.getvalue()
+def write_part(
+    path: Path,
+    table: TableLayout,
+    rows: np.ndarray,
+    form: Form,
+    vectors: Sequence[np.ndarray] = (),
+) -> tuple[int, int]:
+    """Write the rows of one part atomically; the size of the file, and its CRC-32.
 
-
-def write_part(path: Path, table: TableLayout, payload: memoryview) -> tuple[int, int]:
-    """Write the packed rows of one part atomically; the size of the file, and its CRC-32.
+    Args:
+        path: of the file.
+        table: of the rows.
+        rows: (n,) of the table's dtype.
+        form: see `columns`.
+        vectors: kept values of the answered images.
 
     Raises:
         OSError: the disk is full, or there is no permission.
     """
-    header = npy_header(table.dtype, len(payload) // table.dtype.itemsize)
-    crc = zlib.crc32(payload, zlib.crc32(header))
-    trailer = _TRAILER.pack(_MARK, len(header) + len(payload), crc)
-    write_atomic(path, (header, payload, trailer))
-    return len(header) + len(payload) + len(trailer), zlib.crc32(trailer, crc)
-
-
-def read_part(path: Path, table: TableLayout) -> np.ndarray:
-    """Read one part and verify its checksum.
-
-    Returns:
-        (n,) of the table's dtype.
-
-    Raises:
-        DataFault: the file is truncated or changed, or has other columns.
-        EnvironmentFault: the file cannot be read.
-    """
-    with reading(path):
-        if not path.exists():
-            raise DataFault(f"{path}: missing, though the ledger names it. {ADVICE}")
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise DataFault(f"{path}: far too large for a part of a run. {ADVICE}")
-        raw = path.read_bytes()
-    rows = _stored_rows(path, _checked_body(path, raw))
-    if rows.dtype != table.dtype:
-        found, wanted = (
-            {name: d[name] for name in d.names or ()} for d in (rows.dtype, table.dtype)
-        )
-        wrong = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-        raise DataFault(
-            f"{path}: undamaged, but its columns are not those of this version of collage-mpi: "
-            f"{', '.join(wrong)} (needed: {', '.join(wanted)}). Read it with the version that "
-            "wrote it, or a later one."
-        )
-    return rows
-
-
-def _stored_rows(path: Path, body: bytes) -> np.ndarray:
-    """The rows of a part, with the columns that are in the file."""
-    file = io.BytesIO(body)
-    try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("another version of .npy")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        rows = np.frombuffer(body, dtype, offset=file.tell())
-        if dtype.names is None or shape != rows.shape:
-            raise ValueError(f"{len(rows)} rows of {dtype}, but the header says shape {shape}")
-    except UNREADABLE as error:
-        raise DataFault(f"{path}: undamaged, but no part of a run: {error}") from error
-    return rows
-
-
-def _checked_body(path: Path, raw: bytes) -> bytes:
-    """The bytes before the trailer. Raises DataFault if their length or checksum is wrong."""
-    if len(raw) < _TRAILER.size:
-        raise DataFault(f"{path}: only {len(raw)} bytes, truncated. {ADVICE}")
-    mark, length, crc = _TRAILER.unpack(raw[-_TRAILER.size :])
-    body = raw[: -_TRAILER.size]
-    if mark != _MARK or length != len(body):
-        raise DataFault(f"{path}: truncated or not a part of a run. {ADVICE}")
-    found = zlib.crc32(body)
-    if found != crc:
-        raise DataFault(f"{path}: damaged (CRC-32 {found:08x} found, {crc:08x} recorded). {ADVICE}")
-    return body
+    pieces = parquet_bytes(as_table(rows, table, form, vectors))
+    write_atomic(path, pieces)
+    return sum(map(len, pieces)), reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0)

@@ -19,22 +19,14 @@ from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.records import run_name
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.plugins import optional
-from collage_mpi.results import parts
+from collage_mpi.results.columns import ADVICE, array_of, rows_of
 from collage_mpi.results.manifest import Json, compose, finals
 from collage_mpi.results.number_sets import InputCoverage, SessionNumberSets
 from collage_mpi.results.parts import Ledger, LedgerReader, PartName, read_ledger, rows_at
-from collage_mpi.results.vectors import (
-    KeptValues,
-    array_of,
-    extras_of,
-    in_input_order,
-    keys_in,
-    require_pyarrow,
-)
+from collage_mpi.results.vectors import KeptValues, extras_of, in_input_order, keys_in
 from collage_mpi.rows import (
     GROUPS,
     IMAGES,
-    NAMES,
     SOURCE_CODE,
     STORED,
     TABLES,
@@ -99,6 +91,11 @@ class Run:
     def rows_of(self, table: TableLayout) -> int:
         """The number of rows of a table, or an upper bound of it."""
         raise NotImplementedError
+
+    @cached_property
+    def kept_values(self) -> KeptValues:
+        """The scores, embeddings or outputs of the answered images, read a file at a time."""
+        return KeptValues(self.parts, self.manifest)
 
     @property
     def scheme(self) -> str:
@@ -193,11 +190,6 @@ class StoredRun(Run):
         """The parts of a table, in written order."""
         return [part for part in self.parts if part.table == table.name]
 
-    @cached_property
-    def kept_values(self) -> KeptValues:
-        """The scores, embeddings or outputs of the answered images, read a file at a time."""
-        return KeptValues(self.path, self.parts, self.manifest)
-
     def kept_of_piece(
         self, number: int, images: np.ndarray, names: Sequence[str]
     ) -> dict[str, np.ndarray]:
@@ -212,14 +204,14 @@ class StoredRun(Run):
 
 def _rows_of(part: PartName, table: TableLayout, *, counted: bool = True) -> np.ndarray:
     """The rows of a part that count, or those that do not. Raises as `read_results`."""
-    rows = _stored(part.path, table)
+    rows = rows_of(part.path, table)
     if table is not IMAGES:
         return rows
     count = rows_at(rows, part.spans)
     if int(count.sum()) != sp.count(part.spans):
         raise DataFault(
             f"{part.path}: {int(count.sum()):,} of its rows are at the {sp.count(part.spans):,} "
-            f"positions that the ledger names. {parts.ADVICE}"
+            f"positions that the ledger names. {ADVICE}"
         )
     return rows if count.all() and counted else rows[count == counted]
 
@@ -279,11 +271,6 @@ class Results(Run):
         """The rows of tasks without warm-up groups."""
         return self.tasks[~self.tasks["warmup"]]
 
-    @cached_property
-    def kept_values(self) -> KeptValues:
-        """The scores, embeddings or outputs of the answered images, read a file at a time."""
-        return KeptValues(self.path, self.parts, self.manifest)
-
     def __len__(self) -> int:
         """The number of images that have a row, errors included. With `[i]` this makes a map-style
         dataset for torch."""
@@ -320,7 +307,7 @@ class Results(Run):
 
         Raises:
             UsageError: the run does not keep `name`.
-            EnvironmentFault, DataFault: pyarrow is not installed; a file is damaged or missing.
+            EnvironmentFault, DataFault: a file cannot be read; it is damaged or missing.
         """
         extras = extras_of(self.manifest)
         there = extras and name in (extras.names or (name,))
@@ -332,20 +319,19 @@ class Results(Run):
             raise UsageError(f"the run has no {name}; it has {', '.join(known) or 'none'}")
         found = np.empty((0, 0)) if table is None else array_of(table[name])
         keys = np.empty(0, np.uint64) if table is None else keys_in(table)
-        places = np.flatnonzero(self.images["answered"])
-        of_places = flat_keys(self.images[places])
-        order, in_order = (np.argsort(each, kind="stable") for each in (keys, of_places))
-        if not np.array_equal(keys[order], of_places[in_order]):
+        answered, order = self.images["answered"], np.argsort(keys, kind="stable")
+        if not np.array_equal(keys[order], flat_keys(self.images[answered])):
             raise DataFault(
                 f"{self.path}: {len(found):,} vectors for other rows; collage-mpi verify says more"
             )
-        whole = _blank((len(self.images), *found.shape[1:]), found.dtype)
-        whole[places[in_order]] = found[order]
-        if len(places) == len(whole):
+        absent = {"f": np.nan, "O": None}.get(found.dtype.kind, 0)
+        whole = np.full((len(self.images), *found.shape[1:]), absent, found.dtype)
+        whole[answered] = found[order]
+        if answered.all():
             return whole
-        absent = np.ones(whole.shape, bool)
-        absent[places] = False
-        return np.ma.array(whole, mask=absent)
+        mask = np.ones(whole.shape, bool)
+        mask[answered] = False
+        return np.ma.array(whole, mask=mask)
 
     def to_arrow(self, table: str = "images", names: ImageNames | None = None) -> Any:
         """A table as a pyarrow.Table, with the columns of `export`. Absent values are null.
@@ -358,11 +344,9 @@ class Results(Run):
 
         Raises:
             UsageError: the table is unknown.
-            EnvironmentFault: pyarrow is not installed.
         """
         from collage_mpi.results.export import as_arrow, columns
 
-        require_pyarrow("to_arrow", "use to_pandas")
         if table == "vectors":
             return in_input_order(self.kept_values.table())
         return as_arrow(columns(self, *self._asked(table, names)))
@@ -388,12 +372,6 @@ class Results(Run):
         if table not in known:
             raise UsageError(f"a run has no table {table!r}; it has {', '.join(known)}, vectors")
         return table, names or image_names(self)
-
-
-def _blank(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array of NaN, of None for objects, or of zeros for other types."""
-    values = {"f": np.nan, "O": None}
-    return np.full(shape, values.get(dtype.kind, 0), dtype)
 
 
 def label_of(manifest: Mapping[str, Any]) -> str:
@@ -492,21 +470,9 @@ def _batch(run: StoredRun, part: PartName) -> dict[str, np.ndarray]:
     found = {"shard": rows["shard"], "row": rows["row"]}
     if extras.classifies:
         found |= {"class": rows["predicted"], "score": rows["score"]}
-    for kept in KeptValues(run.path, [part], run.manifest) if extras else ():
+    for kept in KeptValues([part], run.manifest) if extras else ():
         found |= {name: values for name, values in kept.items() if name not in KEYS}
     return found
-
-
-def _stored(path: Path, table: TableLayout) -> np.ndarray:
-    """The rows of a part. Raises as read_results."""
-    rows = parts.read_part(path, table)
-    for column in table.coded:
-        if len(rows) and int(rows[column].max()) >= len(NAMES[column]):
-            raise DataFault(
-                f"{path}: {column} {int(rows[column].max())} is unknown; this version knows "
-                f"{', '.join(NAMES[column])}."
-            )
-    return rows
 
 
 _OF_GROUP = IMAGES.only(

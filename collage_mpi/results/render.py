@@ -199,7 +199,7 @@ def _accuracy_table(summary: Json) -> Table:
 def _outputs(summary: Json) -> Text:
     """A line that says where the outputs of a mapped function are. It replaces the accuracy."""
     run, n = summary["run"], counted(summary["rows"]["answered"], "image")
-    line = f"outputs of {n} in {run}/vectors; collage-mpi export {run} --to zarr writes arrays"
+    line = f"outputs of {n} in {run}/rows; collage-mpi export {run} --to zarr writes arrays"
     return Text(line, no_wrap=True, overflow="ignore")
 
 

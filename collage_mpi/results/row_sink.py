@@ -22,19 +22,18 @@ import numpy as np
 
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.ledger.owner import LOST_S
-from collage_mpi.ledger.records import Part
+from collage_mpi.ledger.records import FORMAT, Part
 from collage_mpi.ledger.spans import Spans
-from collage_mpi.results import PARTS_FOLDER, VECTORS_FOLDER, parts
+from collage_mpi.results import PARTS_FOLDER, parts
+from collage_mpi.results.columns import Form
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import Results, groups_of
-from collage_mpi.results.vectors import VectorBuffer, Write, extras_of
 from collage_mpi.rows import IMAGES, SOURCE_CODE, STORED, TASKS, TableLayout
 from collage_mpi.shards.order import ranges_of
-from collage_mpi.system.files import make_directory
 
 ROWS_PER_PART = 4096  # about 0.8 MB of images
 FLUSH_S = 10.0  # a kill loses at most the rows of ten seconds, whose images are done again
-VECTORS_PER_PART_BYTES = 32 << 20  # at this size a part is written even if it has fewer rows
+PART_BYTES = 64 << 20  # of vectors: then a part is written even if it has fewer rows
 QUEUE_BYTES = 64 << 20  # rows and vectors that may wait for a slow disk; then the caller waits
 INTACT = "All parts written before are intact."
 # What file servers say that work again later, and of a name that is there after a lost reply.
@@ -50,19 +49,18 @@ def unwritable(path: Path, error: OSError) -> EnvironmentFault:
 
 
 class _Part(NamedTuple):
-    """A part that is to be written, and the vectors to write before it."""
+    """A part that is to be written, and the kept values of its answered images."""
 
     table: TableLayout
     number: int
     payload: memoryview
-    before: Write | None
+    vectors: Sequence[np.ndarray] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes that are freed once the part is written. A buffer is held whole even if it is not
         full."""
-        more = 0 if self.before is None else self.before.nbytes
-        return memoryview(self.payload.obj).nbytes + more
+        return memoryview(self.payload.obj).nbytes + sum(each.nbytes for each in self.vectors)
 
 
 class _Queue(queue.Queue[_Part | None]):
@@ -90,19 +88,28 @@ class PartThread:
 
     Attributes:
         fault: the failure; None if there was none.
+        form: of the parts' files.
         numbers: table -> number of its last part.
     """
 
-    def __init__(self, directory: Path, session: int, written: Callable[[Part], object]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        session: int,
+        written: Callable[[Part], object],
+        form: Form,
+    ) -> None:
         """Start the thread.
 
         Args:
             directory: folder of the parts.
             session: its number is in the names of the parts.
             written: is told of each part of images that is on the disk.
+            form: of the parts' files.
         """
         self.fault: CollageError | None = None
         self._directory, self._session, self._written = directory, session, written
+        self.form = form
         self.numbers = dict.fromkeys((table.name for table in STORED), 0)
         self._queue = _Queue(QUEUE_BYTES)
         # A daemon thread, so that a rank that ends by an exception does not wait for its disk.
@@ -119,10 +126,12 @@ class PartThread:
         self._queue.put(None)
         self._thread.join()
 
-    def put(self, table: TableLayout, payload: memoryview, before: Write | None = None) -> None:
-        """Queue a part and the vectors to write before it. Waits while QUEUE_BYTES are queued."""
+    def put(
+        self, table: TableLayout, payload: memoryview, vectors: Sequence[np.ndarray] = ()
+    ) -> None:
+        """Queue a part. Waits while QUEUE_BYTES are queued."""
         self.numbers[table.name] += 1
-        self._queue.put(_Part(table, self.numbers[table.name], payload, before))
+        self._queue.put(_Part(table, self.numbers[table.name], payload, vectors))
 
     def _work(self) -> None:
         while (part := self._queue.get()) is not None:
@@ -153,14 +162,12 @@ class PartThread:
             time.sleep(AGAIN_S)
 
     def _write(self, path: Path, part: _Part) -> None:
-        """Write the vectors before the part, so that a row never lacks its vector."""
-        if part.before is not None:
-            part.before.write(part.number)
-        size, crc = parts.write_part(path, part.table, part.payload)
+        rows = np.frombuffer(part.payload, part.table.dtype)
+        size, crc = parts.write_part(path, part.table, rows, self.form, part.vectors)
         if part.table is IMAGES:
-            rows = np.frombuffer(part.payload, IMAGES.dtype)
             failed = rows["source"] == SOURCE_CODE["error"]
-            self._written(Part(path.name, size, crc, _spans(rows), _spans(rows[failed])))
+            errors = _spans(rows[failed])
+            self._written(Part(path.name, size, crc, _spans(rows), errors, rows=len(rows)))
 
 
 def _spans(rows: np.ndarray) -> Spans:
@@ -180,15 +187,8 @@ class Writer(Protocol):
 class Buffer:
     """The rows of one table that are not in a part yet."""
 
-    def __init__(
-        self,
-        table: TableLayout,
-        thread: PartThread,
-        rows: int,
-        beside: VectorBuffer | None = None,
-    ) -> None:
-        """`beside`: buffer of the vectors that are written before each part."""
-        self.table, self.beside = table, beside
+    def __init__(self, table: TableLayout, thread: PartThread, rows: int) -> None:
+        self.table = table
         self.total = 0  # rows taken in this session
         self._thread = thread
         self._size = table.packer.size
@@ -204,9 +204,13 @@ class Buffer:
     def _fresh(self) -> None:
         self._bytes = bytearray(self._capacity)
         self._used = 0
+        self._vectors: list[np.ndarray] = []
+        self._vectors_bytes = 0
 
-    def extend(self, rows: np.ndarray) -> None:
+    def extend(self, rows: np.ndarray, vectors: Sequence[np.ndarray] = ()) -> None:
         """Take packed rows, (n,) of the table's dtype.
+
+        `vectors`: kept values of those that are answered; then n is at most `room`.
 
         Raises:
             EnvironmentFault: an earlier part could not be written, for example for a full disk.
@@ -214,21 +218,22 @@ class Buffer:
         if self._thread.fault is not None:
             raise self._thread.fault
         data = memoryview(rows.tobytes())
+        self._vectors += vectors
+        self._vectors_bytes += sum(vector.nbytes for vector in vectors)
         self.total += len(rows)
         while data:
             part = data[: self._capacity - self._used]
             self._bytes[self._used : self._used + len(part)] = part
             self._used += len(part)
             data = data[len(part) :]
-            if self._used == self._capacity:
+            if self._used == self._capacity or self._vectors_bytes >= PART_BYTES:
                 self.hand_over()
 
     def hand_over(self) -> None:
         """Give the filled part of the buffer to the thread and take a new one."""
         if self._used:
             part = memoryview(self._bytes)[: self._used]
-            before = None if self.beside is None else self.beside.take()
-            self._thread.put(self.table, part, before)
+            self._thread.put(self.table, part, self._vectors)
             if self._used < self._capacity:  # a part may have only a few rows
                 part = memoryview((bytes(self._recent) + part)[-self._capacity :])
             self._recent = part
@@ -257,6 +262,7 @@ class RowSink:
         session: int,
         written: Callable[[Part], object],
         *,
+        about: Mapping[str, Any] | None = None,
         rows_per_part: int = ROWS_PER_PART,
         flush_s: float = FLUSH_S,
     ) -> None:
@@ -267,28 +273,20 @@ class RowSink:
             manifest: of the run.
             session: its number.
             written: is told, in the thread, of each part of images that is on the disk.
+            about: what the files say of the job.
             rows_per_part: rows of a full buffer.
             flush_s: age in seconds at which `tick` hands over buffered rows.
         """
         self.out = out
         self.session = session
-        self._thread = PartThread(out / PARTS_FOLDER, session, written)
-        self._vectors = None
-        if extras_of(manifest):
-            make_directory(out / VECTORS_FOLDER)
-            self._vectors = VectorBuffer(out / VECTORS_FOLDER, session, manifest)
-        self._images, self._tasks = (
-            Buffer(table, self._thread, rows_per_part, self._vectors if table is IMAGES else None)
-            for table in STORED
-        )
+        fingerprints = [shard["fingerprint"] for shard in manifest["shards"]]
+        told = {name: manifest.get(name) for name in ("run_id", "inputs")}
+        form = Form(fingerprints, {"format": FORMAT, **told, "jobs": {session: {**(about or {})}}})
+        self._thread = PartThread(out / PARTS_FOLDER, session, written, form)
+        self._images, self._tasks = (Buffer(table, self._thread, rows_per_part) for table in STORED)
         self.task_rows = self._tasks.extend
         self._flush_ns = int(flush_s * 1e9)
         self._flushed_ns = time.monotonic_ns()
-
-    @property
-    def written(self) -> bool:
-        """Whether any row was taken in this session."""
-        return any(self.counts.values())
 
     @property
     def counts(self) -> dict[str, int]:
@@ -316,24 +314,18 @@ class RowSink:
 
     def keep(self, layout: np.dtype) -> None:
         """Set the structured dtype of the vectors."""
-        assert self._vectors is not None
-        self._vectors.layout = layout
+        self._thread.form.layout = layout
 
     def image_rows(self, rows: np.ndarray, vectors: Sequence[np.ndarray] = ()) -> None:
         """Take rows of images, (n,) of IMAGE_ROW; see `Buffer.extend`.
 
         `vectors`: those of the answered images, (floats,) float32 each, if the run keeps any.
         """
-        done = 0
         while len(rows):
             part, rows = rows[: self._images.room], rows[self._images.room :]
-            if self._vectors is not None:
-                answered = part[part["answered"]]
-                self._vectors.extend(answered, vectors[done : done + len(answered)])
-                done += len(answered)
-            self._images.extend(part)
-            if self._vectors is not None and self._vectors.nbytes >= VECTORS_PER_PART_BYTES:
-                self._images.hand_over()
+            answered = int(part["answered"].sum()) if len(vectors) else 0
+            self._images.extend(part, vectors[:answered])
+            vectors = vectors[answered:]
 
     def tick(self, *, soon: bool = False) -> None:
         """Hand over buffered rows if they are `flush_s` old; half as old if `soon`. Call this

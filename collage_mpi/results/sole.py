@@ -16,12 +16,12 @@ from collage_mpi.ledger.reading import View, runs
 from collage_mpi.ledger.records import LARGEST_CELL, Part, Run
 from collage_mpi.ledger.spans import Spans, count
 from collage_mpi.ledger.store import FolderStore
-from collage_mpi.results import PARTS_FOLDER, VECTORS_FOLDER
+from collage_mpi.results import PARTS_FOLDER
 from collage_mpi.results.jobs import entry
+from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.reader import open_run
 from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.summary import write_summary
-from collage_mpi.results.vectors import extras_of
 from collage_mpi.system.files import make_directory
 
 Json = dict[str, Any]
@@ -57,8 +57,7 @@ class SoleWriter(RowSink):
         try:
             make_directory(out)
             store.make()
-            for folder in (PARTS_FOLDER, *([VECTORS_FOLDER] if extras_of(fixed) else ())):
-                (out / folder).mkdir(exist_ok=True)
+            (out / PARTS_FOLDER).mkdir(exist_ok=True)
             known = runs(store)
             first = known[-1].stop if known else 0
             rows = count(again) if again else fixed["rows"]
@@ -73,7 +72,9 @@ class SoleWriter(RowSink):
             raise unwritable(out, error) from error
         ticks = count_up()  # it waits for nobody, so its time is the number of its steps
         self._store, self.run = store, run
-        self._owner = Owner(store, run, clock=lambda: next(ticks) / 100, name=name)
+        self._owner = Owner(
+            store, run, clock=lambda: next(ticks) / 100, name=name, files=LeaseFiles(out, run)
+        )
         found = View(store, run).look()
         free = run.stop - run.first - count(found.counted) - sum(map(count, found.holds.values()))
         while free > (taken := sum(count(grant.spans) for grant in self._owner.grants)):

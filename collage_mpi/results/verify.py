@@ -16,20 +16,17 @@ import numpy as np
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
 from collage_mpi.ledger.damage import examine, repair
 from collage_mpi.ledger.jobs import jobs, note
+from collage_mpi.ledger.records import Run as Numbered
 from collage_mpi.ledger.store import FolderStore
-from collage_mpi.results import EXPORT, PARTS_FOLDER
+from collage_mpi.results import EXPORT, PARTS_FOLDER, ROWS_FOLDER
+from collage_mpi.results.columns import rows_of
+from collage_mpi.results.lease_files import LeaseFiles, closed, rows_name, strangers, wrong_with
 from collage_mpi.results.manifest import COMPLETE, Json, compose, finals, resume_command
 from collage_mpi.results.number_sets import Draw, InputCoverage, NumberSet, draw_of
-from collage_mpi.results.parts import (
-    list_parts,
-    read_ledger,
-    read_part,
-    read_runs,
-    rows_at,
-)
+from collage_mpi.results.parts import list_parts, read_ledger, read_runs
 from collage_mpi.results.reader import Inventory, Run, open_run
 from collage_mpi.results.status import find_writer
-from collage_mpi.results.vectors import check_file, extras_of, vectors_path
+from collage_mpi.results.vectors import check_kept, extras_of
 from collage_mpi.rows import (
     ASKED_FIRST,
     AUDIT_CODE,
@@ -41,7 +38,7 @@ from collage_mpi.rows import (
     TableLayout,
     wait_ns,
 )
-from collage_mpi.system.files import reading, remove_leftovers
+from collage_mpi.system.files import reading, remove_leftovers, writing
 from collage_mpi.system.printable import counted
 
 _ERROR = SOURCE_CODE["error"]
@@ -167,7 +164,7 @@ class _FoundRows:
         for part in listed:
             if part.table == IMAGES.name and part.path.name not in named:
                 try:
-                    self._add_written(IMAGES, read_part(part.path, IMAGES))
+                    self._add_written(IMAGES, rows_of(part.path, IMAGES))
                 except CollageError:  # it does not count
                     self.sessions.pop(part.session, None)
 
@@ -230,6 +227,16 @@ def _check(report: VerifyReport, run: Run) -> None:
         )
     if extras_of(run.manifest):
         _check_vectors(run, report)
+    if run.complete:
+        with reading(run.path):
+            there, own = closed(FolderStore(run.path)), run.manifest.get("run_id")
+            wrong = [wrong_with(run.path, *each, own) for each in there.items()]
+            report.problems += filter(None, wrong)
+            report.problems += [
+                f"{run.path / ROWS_FOLDER / name}: of no lease of the run, and other readers take "
+                "it for some of its rows. collage-mpi verify --repair moves it away"
+                for name in strangers(run.path, there)
+            ]
     for session in found.sessions.values():
         _check_session(session, found.inventory, report)
     _conclude(run, report)
@@ -239,14 +246,8 @@ def _check_vectors(run: Run, report: VerifyReport) -> None:
     """Checks that exactly the answered images have a vector, each one."""
     report.vectors = 0
     for part in (part for part in run.parts if part.table == IMAGES.name):
-        path = vectors_path(run.path, part.session, part.number)
-        try:
-            rows = read_part(part.path, IMAGES)
-            _, wrong = check_file(path, rows, run.manifest)
-        except CollageError as error:
-            report.problems.append(str(error))
-            continue
-        report.vectors += int((rows["answered"] & rows_at(rows, part.spans)).sum())
+        found, wrong = check_kept(part, rows_of(part.path, IMAGES), extras_of(run.manifest))
+        report.vectors += found
         report.problems += wrong
 
 
@@ -264,14 +265,14 @@ def _look_for_a_writer(report: VerifyReport) -> None:
 
 
 def _bad_parts(out: Path) -> dict[str, str]:
-    """The parts and files of vectors that records name and that cannot be read: name -> why."""
+    """The parts that records name and that cannot be read: name -> why."""
     found = dict[str, str]()
     manifest = compose(out)
     for part in (part for part in read_ledger(out).parts if part.table == IMAGES.name):
         try:
-            rows = read_part(part.path, IMAGES)
+            rows = rows_of(part.path, IMAGES)
             if extras_of(manifest):
-                check_file(vectors_path(out, part.session, part.number), rows, manifest)
+                check_kept(part, rows, extras_of(manifest))
         except CollageError as error:
             found[part.path.name] = str(error)
     return found
@@ -328,10 +329,29 @@ def repair_run(out: Path) -> list[str]:
                         f"{counted(len(found.orphans), 'file')} moved to {out / 'orphans'}; "
                         f"{counted(found.again, 'image')} will be done again"
                     )
-        told += _without_bad_tasks(out, store)
+        told += [*_without_bad_tasks(out, store), *_with_lease_files(out, runs[-1], store)]
         folders = [path for path in out.iterdir() if path.is_dir() and path.name != EXPORT]
         if removed := sum(remove_leftovers(folder, ".*") for folder in (out, *folders)):
             told.append(f"{counted(removed, 'temporary file')} of jobs that were killed: removed")
+    return told
+
+
+def _with_lease_files(out: Path, run: Numbered, store: FolderStore) -> list[str]:
+    """Make files of closed leases that are missing or wrong, and move those of others away.
+
+    Returns:
+        What was done, a sentence each.
+    """
+    told, files = list[str](), LeaseFiles(out, run)
+    there, folder = closed(store), out / ROWS_FOLDER
+    with writing(folder):
+        store.make()  # it may be gone
+        for name in strangers(out, there):
+            store.move(f"{ROWS_FOLDER}/{name}", f"orphans/rows-{name}")
+            told.append(f"{folder / name}: moved to {out / 'orphans'}")
+        for start, parts in there.items():
+            if files.mend(start, parts):
+                told.append(f"{out / rows_name(start)}: made anew")
     return told
 
 
@@ -346,7 +366,7 @@ def _without_bad_tasks(out: Path, store: FolderStore) -> list[str]:
         if part.table != TASKS.name:
             continue
         try:
-            rows[part.session] += len(read_part(part.path, TASKS))
+            rows[part.session] += len(rows_of(part.path, TASKS))
         except CollageError as error:
             store.move(f"{PARTS_FOLDER}/{part.path.name}", f"orphans/{part.path.name}")
             told.append(str(error))
@@ -388,6 +408,7 @@ def _check_size(manifest: Json, report: VerifyReport) -> None:
     total = sum(shard["count"] for shard in manifest["shards"])
     limit = manifest.get("limit")
     wanted = total if limit is None else min(total, limit)
+    wanted -= manifest.get("dropped") or 0
     if wanted != report.expected:
         report.problems.append(
             f"manifest expects {report.expected:,} rows, its shards and limit give {wanted:,}"

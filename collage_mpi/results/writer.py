@@ -23,8 +23,8 @@ from collage_mpi.results import (
     INDEX_FOLDER,
     MANIFEST,
     PARTS_FOLDER,
+    ROWS_FOLDER,
     STATUS_FOLDER,
-    VECTORS_FOLDER,
     has_run,
     parts,
 )
@@ -56,7 +56,7 @@ def refuse_foreign(out: Path, shared: bool) -> None:
     """
     for path in (
         out,
-        *(out / name for name in (*FOLDERS, VECTORS_FOLDER, "leases", "beats", "jobs")),
+        *(out / name for name in (*FOLDERS, ROWS_FOLDER, "leases", "beats", "jobs")),
     ):
         try:
             found = path.lstat()
@@ -120,14 +120,14 @@ def check_place(out: Path, *, shared: bool) -> None:
 class LoneStore(FolderStore):
     """The files of a run that one job has for itself, on a file system without hard links."""
 
-    def link(self, name: str, data: bytes) -> bool:
-        """See `FolderStore`. Where there are links, jobs that came before are not in the way."""
-        with suppress(EnvironmentFault):
-            return super().link(name, data)
-        if self.read(name) is not None:
-            return False
-        self.replace(name, data)
-        return True
+    def _give_name(self, temp: str, name: str) -> None:
+        """Where there are links, jobs that came before are not in the way."""
+        try:
+            super()._give_name(temp, name)
+        except EnvironmentFault:
+            if self.read(name) is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
+            self._rename(temp, name)
 
 
 def refuse_alone(out: Path) -> None:

@@ -107,6 +107,13 @@ class InputSettings(Settings):
         "none: no labels",
         choices=("auto", "none"),
     )
+    key: str = _input(
+        "path",
+        "what an update of the run knows a picture by. path: its path, size and time of change. "
+        "content: its bytes, which are read once, so that moved and renamed pictures keep their "
+        "rows",
+        choices=("path", "content"),
+    )
     out: str = _input("", "folder to write the results to", metavar="DIR")
     shared_out: str = _input(
         "off",
@@ -160,13 +167,13 @@ class InputSettings(Settings):
     top_k: int | None = _input(
         None,
         "keep this many classes of each image with their scores, best first, as Parquet files in "
-        "OUT/vectors",
+        "OUT/rows",
         unset="only the best class",
         at_least=1,
     )
     save: str = _input(
         "none",
-        "what else to keep of each image, in OUT/vectors. scores: the scores of all classes. "
+        "what else to keep of each image, in OUT/rows. scores: the scores of all classes. "
         "embeddings: the network's embedding; needs scheme none, replicate or hedge. outputs: "
         "what a Python class of your own returns, as with `collage-mpi map`",
         choices=SAVES,
@@ -313,8 +320,8 @@ class RedundancySettings(Settings):
         (),
         "scheme cascade: networks that are asked before the single network, in this order. Each "
         "answers what the one before it is unsure of; with --agree the run chooses one of them. A "
-        "network as for --single, or collage:W, and "
-        "behind it any of @160px (input size), @bfloat16 and other formats, @openvino and other "
+        "network as for --single, or collage:W, or nothing for the single network, and behind it "
+        "any of @160px (input size), @bfloat16, @int8 and other formats, @openvino and other "
         "runtimes, @margin or @top (score), @0.9 (threshold; otherwise --confidence)",
         unset="the collage network",
         metavar="W",
@@ -481,7 +488,7 @@ class RedundancySettings(Settings):
             return ()
         single, collage = (getattr(self, kind, None) for kind in (SINGLE, COLLAGE))
         own = self.agree is not None and single and not (self.first or collage)
-        return read_stages([f"{single}@bfloat16"] if own else self.first)
+        return read_stages(["@bfloat16"] if own else self.first, single or "")
 
     def stage(self, kind: str) -> Stage | None:
         """The stage of a cascade whose tasks are of this kind; None if there is none."""
@@ -901,7 +908,7 @@ class SurvivalSettings(Settings):
 
 
 # Settings that do not change the rows.
-NOT_OF_ROWS = ("out", "shared_out", "alone", "trust_network", *names(SurvivalSettings))
+NOT_OF_ROWS = ("out", "key", "shared_out", "alone", "trust_network", *names(SurvivalSettings))
 # Most images in the job at a time in an open loop, at least, and for each single rank.
 OPEN_WINDOW, OPEN_WINDOW_A_RANK = 4096, 8
 MAX_ATTEMPTS = 3  # tasks of the main kind that may fail for an image before its error row

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from collage_mpi.errors import UsageError
 from collage_mpi.kinds import COLLAGE, STAGES
-from collage_mpi.models.info import PRECISIONS, RUNTIMES, Tuning
+from collage_mpi.models.info import INT8, PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.system.fields import with_shipped
 
 MARGIN, TOP = "margin", "top"
 SCORES = (MARGIN, TOP)
 CLASS, TOP5 = "class", "top5"
+FORMATS = (*PRECISIONS[1:], INT8)
 AGREE_ON = (CLASS, TOP5)  # what of an answer `agree` promises
 BEST = 5  # classes of TOP5
 HUB = "hf-hub:"  # its names may hold an @ before a revision
@@ -89,7 +90,7 @@ def read_stage(text: str, number: int) -> Stage:
     if before and HUB not in network and not Path(network.removeprefix("collage:")).exists():
         raise UsageError(
             f"first is {text!r}: unknown is @{last}; known are an input size such as @160px, a "
-            f"format ({', '.join(PRECISIONS[1:])}), a runtime ({', '.join(RUNTIMES[1:])}), a score "
+            f"format ({', '.join(FORMATS)}), a runtime ({', '.join(RUNTIMES[1:])}), a score "
             f"({', '.join(SCORES)}), and a threshold such as @0.9"
         )
     if not network:
@@ -111,21 +112,26 @@ def _suffix(word: str) -> tuple[str, str | int | float] | None:
         return "px", int(px[1])
     if _NUMBER.fullmatch(word) and float(word) <= 1:
         return "threshold", float(word)
-    for name, known in ("precision", PRECISIONS), ("runtime", RUNTIMES), ("score", SCORES):
+    for name, known in ("precision", FORMATS), ("runtime", RUNTIMES), ("score", SCORES):
         if word in known and word != "auto":
             return name, word
     return None
 
 
-def read_stages(first: Sequence[str]) -> tuple[Stage, ...]:
+def read_stages(first: Sequence[str], own: str = "") -> tuple[Stage, ...]:
     """The stages that `--first` names, in order; one of collages if it names none.
+
+    Args:
+        first: the words. One that begins with @ means the exact network.
+        own: spec of the exact network; "" if there is none.
 
     Raises:
         UsageError: as `read_stage`; also if there are too many.
     """
     if len(first) > len(STAGES):
         raise UsageError(f"first has {len(first)} networks; at most {len(STAGES)} are possible")
-    return tuple(read_stage(text, number) for number, text in enumerate(first or (COLLAGE,)))
+    words = [f"{own}{text}" if text.startswith("@") else text for text in first or (COLLAGE,)]
+    return tuple(read_stage(text, number) for number, text in enumerate(words))
 
 
 def at_threshold(stage: Stage, threshold: float, score: str) -> Stage:

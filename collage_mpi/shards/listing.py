@@ -209,7 +209,8 @@ def _member(entry: os.DirEntry[str], root: Path, label: int | None) -> Member:
     name = name_text(os.path.relpath(entry.path, root))
     if _is_broken(entry):
         return Member(name, entry.path, 0, 0, label, "a link that leads nowhere")
-    return Member(name, entry.path, entry.stat().st_size, 0, label)
+    about = entry.stat()
+    return Member(name, entry.path, about.st_size, 0, label, time_ns=about.st_mtime_ns)
 
 
 def is_picture(name: str) -> bool:
@@ -220,7 +221,7 @@ def is_picture(name: str) -> bool:
 class FolderSource(MemberSource):
     """A folder of pictures. The folders in it are taken as classes if possible."""
 
-    name = "folder"
+    name, checks = "folder", "members"
 
     @classmethod
     def takes(cls, path: Path) -> bool:
@@ -239,7 +240,7 @@ class ListSource(MemberSource):
     """A text file that names one picture a line: by URL, or by path relative to the file's
     folder."""
 
-    name, remote = "list", True
+    name, remote, checks = "list", True, "members"
 
     @classmethod
     def takes(cls, path: Path) -> bool:
@@ -274,10 +275,10 @@ class ListSource(MemberSource):
 def _named(file: str, name: str) -> Member:
     """A picture of a list. A missing picture is listed too, with a fault, so that it gets a row."""
     try:
-        if url_of(file):
-            return Member(name_text(name), file, stat_of(file)[0])
-        require_regular(file)
-        return Member(name_text(name), file, os.path.getsize(file))
+        if not url_of(file):
+            require_regular(file)
+        size, time_ns, _ = stat_of(file)
+        return Member(name_text(name), file, size, time_ns=time_ns)
     except EnvironmentFault as unread:
         return Member(name_text(name), file, 0, fault=str(unread))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -344,6 +345,7 @@ def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator
     pictures: dict[str, tuple[str, Member]] = {}  # key -> (extension, member)
     answers: dict[str, int | str] = {}
     faults: dict[str, str] = {}  # key -> why its label cannot be read
+    time_ns = stat_of(path)[1]
     with network_faults(path), opened(path) as stream:
         for info in _headers(path, stream):
             key, extension = split_key(info.name)
@@ -352,7 +354,7 @@ def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator
                     continue
                 _only_one(path, key, extension, pictures)
                 name = name_text(f"{path.name}:{info.name}")
-                where = Member(name, str(path), info.size, info.offset_data)
+                where = Member(name, str(path), info.size, info.offset_data, time_ns=time_ns)
                 pictures[key] = (extension, where)
             elif extension.rpartition(".")[2] in ("cls", "json"):
                 try:

@@ -11,6 +11,8 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from collage_mpi.errors import DataFault
 from collage_mpi.shards.pictures import UnreadablePicture
 from collage_mpi.shards.remote import read_range, url_of
 from collage_mpi.system.files import UNREADABLE_OR_GONE, write_atomic
-from collage_mpi.system.printable import counted, storable
+from collage_mpi.system.printable import storable
 
 LARGEST_UNIT_BYTES = 1 << 29  # of what is decoded at once: a picture, a row group, a chunk
 MOST_TIMES = 16  # larger units are taken if their bytes become at most this many times as many
 MOST_ROWS = 1 << 31  # rank 0 holds some bytes an image
 LARGEST_LIST_BYTES = 1 << 30
+FRESH_NS = 2 * 10**9  # some file systems keep times to 1 or 2 s
+DIGEST_BYTES = 16  # of a member's bytes, BLAKE2b
 UNDECLARED_BYTES = 64 << 20  # of a list at a URL whose server does not say its size
 
 
@@ -75,6 +79,8 @@ class Member:
         offset: where the picture starts in the file; 0 if it is a file of its own.
         label: class number, or None.
         fault: why the picture cannot be used; None if it can.
+        time_ns: when its file was last changed, or a number that its server's ETag gives; 0 if that
+            is not known.
     """
 
     id: str
@@ -83,20 +89,22 @@ class Member:
     offset: int = 0
     label: int | None = None
     fault: str | None = None
+    time_ns: int = 0
 
 
 def read_member(member: Member) -> bytes:
     """Read the bytes of a picture.
 
     Raises:
-        UnreadablePicture: the member has a fault, cannot be read, or has another size than listed.
+        UnreadablePicture: the member has a fault, cannot be read, or has another size or time than
+            listed.
         EnvironmentFault: the server of a URL does not return the bytes.
     """
     if member.fault is not None:
         raise UnreadablePicture(member.fault)
     if not 0 < member.nbytes <= LARGEST_UNIT_BYTES:
         raise UnreadablePicture(f"{member.nbytes:,} bytes")
-    url, more = url_of(member.path), b""
+    url, more, time_ns = url_of(member.path), b"", member.time_ns
     try:
         if url:
             data = read_range(url, member.offset, member.nbytes)
@@ -105,12 +113,16 @@ def read_member(member: Member) -> bytes:
                 stream.seek(member.offset)
                 data = stream.read(member.nbytes)
                 more = b"" if member.offset else stream.read(1)  # offset 0: a file of its own
+                if member.time_ns:  # also if it changes meanwhile
+                    time_ns = os.fstat(stream.fileno()).st_mtime_ns
     except OSError as error:
         raise UnreadablePicture(f"cannot be read: {error.strerror}") from error
     if len(data) < member.nbytes:
         raise UnreadablePicture(f"{len(data):,} of its {member.nbytes:,} bytes are there")
     if more:
         raise UnreadablePicture(f"it has grown: it had {member.nbytes:,} bytes when it was listed")
+    if member.time_ns and time_ns != member.time_ns:
+        raise UnreadablePicture("it has changed since it was listed")
     return data
 
 
@@ -144,8 +156,12 @@ class MemberIndex:
         offsets, sizes: (n,) int64, bytes.
         labels: (n,) int64, or None.
         faults: row -> why the member cannot be used.
-        crc32: (n,) uint32, CRC-32 of the bytes, 0 for members that cannot be read or are at URLs;
-            None if the bytes were not read, because there are too many.
+        times: (n,) int64, `Member.time_ns`, 0 if it is before 1970 or after 2262; below 0 if the
+            picture may change without another time, because it was listed within FRESH_NS; None in
+            a list of an earlier version.
+        digests: (n, DIGEST_BYTES) uint8 of the bytes, zeros where they were not read; None if none
+            were.
+        gone: (n,) bool, the members that were there before; None if there are none.
     """
 
     names: bytes
@@ -154,17 +170,22 @@ class MemberIndex:
     sizes: np.ndarray
     labels: np.ndarray | None = None
     faults: Mapping[int, str] = field(default_factory=dict)
-    crc32: np.ndarray | None = None
+    times: np.ndarray | None = None
+    digests: np.ndarray | None = None
+    gone: np.ndarray | None = None
 
     @classmethod
-    def of(cls, members: Sequence[Member], names: Sequence[str]) -> MemberIndex:
+    def of(cls, members: Sequence[Member], names: Sequence[str], listed_ns: int = 0) -> MemberIndex:
         """Pack members. If members have labels, those with a fault get label 0.
 
         Args:
             names: of the members, by which the source finds them again.
+            listed_ns: Unix time when the list was begun.
         """
         raw = [os.fsencode(name) for name in names]
         labels = [member.label for member in members]
+        at = [member.time_ns if 0 < member.time_ns < 1 << 63 else 0 for member in members]
+        times = np.array(at, dtype=np.int64)
         known = any(label is not None for label in labels)
         return cls(
             b"".join(raw),
@@ -173,6 +194,7 @@ class MemberIndex:
             np.array([member.nbytes for member in members], dtype=np.int64),
             np.array([label or 0 for label in labels], dtype=np.int64) if known else None,
             {row: one.fault for row, one in enumerate(members) if one.fault is not None},
+            np.where(times > listed_ns - FRESH_NS, -times, times) if listed_ns else times,
         )
 
     def __len__(self) -> int:
@@ -187,35 +209,6 @@ class MemberIndex:
         """All names as valid UTF-8 text, for results."""
         return Texts(len(self), lambda row: name_text(self.name(row)))
 
-    def difference(self, before: MemberIndex) -> str:
-        """Says which members are new, gone or of another size since an earlier list."""
-        new, old = (
-            {one.name(r): int(one.sizes[r]) for r in range(len(one))} for one in (self, before)
-        )
-        found = {
-            "more": [name for name in new if name not in old],
-            "gone": [name for name in old if name not in new],
-            "of another size": [n for n in new if n in old and new[n] != old[n]],
-        }
-        said = (
-            f"{counted(len(names), 'picture')} {how}, such as {name_text(names[0])}"
-            for how, names in found.items()
-            if names
-        )
-        return "; ".join(said) or "the same names and sizes, and other content"
-
-    def changed_since(self, before: MemberIndex) -> np.ndarray | None:
-        """The rows whose members have other bytes than in an earlier list, ascending; None if the
-        lists do not have the same names in the same order, or if only one of them knows the bytes.
-        """
-        same = self.names == before.names and np.array_equal(self.ends, before.ends)
-        if not same or (self.crc32 is None) != (before.crc32 is None):
-            return None
-        changed = self.sizes != before.sizes
-        if self.crc32 is not None:
-            changed |= self.crc32 != before.crc32
-        return np.flatnonzero(changed)
-
     def digest(self) -> str:
         """SHA-256 of names, offsets and sizes, from which labels and faults follow."""
         found = hashlib.sha256(self.names)
@@ -223,11 +216,67 @@ class MemberIndex:
             found.update(array.astype("<i8").tobytes())
         return found.hexdigest()
 
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of all that the list says."""
+        found = hashlib.sha256(self.digest().encode())
+        for array in (self.labels, self.times, self.digests, self.gone):
+            found.update(b"-" if array is None else array.tobytes())
+        found.update(json.dumps([*self.faults.items()]).encode())
+        return found.hexdigest()
+
+    @property
+    def live(self) -> np.ndarray:
+        """(n,) bool, the members that are not gone."""
+        return np.ones(len(self), bool) if self.gone is None else ~self.gone
+
+    def raw_names(self) -> list[bytes]:
+        """All names, as in the file system."""
+        ends = [0, *self.ends.tolist()]
+        return [self.names[start:end] for start, end in pairwise(ends)]
+
+    def take(self, rows: np.ndarray) -> MemberIndex:
+        """The list of some members, (k,) int64."""
+        return MemberIndex.joined([self], rows)
+
+    @classmethod
+    def joined(cls, lists: Sequence[MemberIndex], rows: np.ndarray | None = None) -> MemberIndex:
+        """The members of several lists, one list after the other; or only some `rows` of them."""
+        starts = np.cumsum([0, *map(len, lists)])
+        rows = np.arange(starts[-1]) if rows is None else rows
+        names = [name for each in lists for name in each.raw_names()]
+        names = [names[row] for row in rows.tolist()]
+        faults = {n + row: why for n, one in zip(starts.tolist(), lists, strict=False)
+                  for row, why in one.faults.items()}  # fmt: skip
+
+        def column(name: str, *shape: int) -> np.ndarray | None:
+            found = [getattr(one, name) for one in lists]
+            if all(one is None for one in found):
+                return None
+            zeros = np.zeros((1, *shape), next(one for one in found if one is not None).dtype)
+            whole = [
+                zeros.repeat(len(of), axis=0) if one is None else one
+                for one, of in zip(found, lists, strict=True)
+            ]
+            return np.concatenate(whole)[rows]
+
+        return cls(
+            b"".join(names),
+            np.cumsum([len(name) for name in names], dtype=np.int64),
+            np.concatenate([one.offsets for one in lists])[rows],
+            np.concatenate([one.sizes for one in lists])[rows],
+            column("labels"),
+            {at: faults[row] for at, row in enumerate(rows.tolist()) if row in faults},
+            column("times"),
+            column("digests", DIGEST_BYTES),
+            column("gone"),
+        )
+
     def save(self, path: Path) -> None:
         """Write the index atomically as .npz. Raises OSError."""
         stream = io.BytesIO()
         arrays = {"ends": self.ends, "offsets": self.offsets, "sizes": self.sizes}
-        more = {"labels": self.labels, "crc32": self.crc32}
+        more = {name: getattr(self, name) for name in ("labels", "times", "digests", "gone")}
         arrays |= {name: array for name, array in more.items() if array is not None}
         faults = json.dumps(dict(self.faults)).encode()
         texts = {"names": self.names, "faults": faults}
@@ -248,7 +297,9 @@ class MemberIndex:
                     sizes=found["sizes"],
                     labels=found.get("labels"),
                     faults={int(row): str(why) for row, why in faults.items()},
-                    crc32=found.get("crc32"),
+                    times=found.get("times"),
+                    digests=found.get("digests"),
+                    gone=found.get("gone"),
                 )
         except UNREADABLE_OR_GONE:
             return None
@@ -275,6 +326,7 @@ class Listing:
     warnings: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
 
-    def index(self) -> MemberIndex:
-        """The members as arrays."""
-        return MemberIndex.of(self.members, self.names or [one.id for one in self.members])
+    def index(self, listed_ns: int = 0) -> MemberIndex:
+        """The members as arrays; see `MemberIndex.of`."""
+        names = self.names or [one.id for one in self.members]
+        return MemberIndex.of(self.members, names, listed_ns)

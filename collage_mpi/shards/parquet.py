@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.plugins import optional
 from collage_mpi.shards.members import check_rows, check_unit, name_text
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.schema import (
@@ -309,7 +308,8 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
 
 
 def _opened(path: Path, **how: Any) -> Any:
-    parquet = optional("pyarrow.parquet", "parquet", str(path))
+    from pyarrow import parquet
+
     file = split_part(path)[0]
     stream = opened(file)  # if the file is missing or forbidden, this OSError is clearer
     if url_of(file) is None:

@@ -1,24 +1,32 @@
 """Reads several sources as one list of images, in any order and with checks. It notices if a source
 is lost or changes during the job. "Shard" means any source here, not only HDF5 shards. `as_before`
-gives the shards of a resumed run the numbers of its first session, by their content.
+gives the shards of a run that goes on the numbers that they have there, and says what has changed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ShardFault
+from collage_mpi.errors import (
+    CollageError,
+    DataFault,
+    EnvironmentFault,
+    ShardFault,
+    UsageError,
+)
 from collage_mpi.shards.foreign import cause_of
 from collage_mpi.shards.guard import first_of, verify_shard
 from collage_mpi.shards.inputs import (
@@ -29,10 +37,10 @@ from collage_mpi.shards.inputs import (
     source_class,
     source_of,
 )
-from collage_mpi.shards.members import MemberIndex, name_text
+from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import parse_fit
 from collage_mpi.shards.remote import Stamp
-from collage_mpi.shards.schema import BadShard, ShardInfo, sidecar_path, stamp_of
+from collage_mpi.shards.schema import BadShard, ShardInfo, stamp_of
 from collage_mpi.shards.source import (
     ANY_ITEMS,
     MOST_DECODERS,
@@ -42,12 +50,39 @@ from collage_mpi.shards.source import (
     ReadMeter,
     Source,
 )
+from collage_mpi.shards.update import Update, Updated, compare, differences, update
 from collage_mpi.system.environment import local_size, threads_per_rank
-from collage_mpi.system.printable import counted, storable
+from collage_mpi.system.printable import storable
 
 VERIFIED_AT_ONCE = 64  # images
 OPEN_FILES = 64
 """The most files that are open at a time. Opening another takes about a millisecond."""
+
+
+@dataclass
+class Growth:
+    """What has changed in the sources of a run since it listed them.
+
+    Attributes:
+        again: global indices of pictures that have other bytes.
+        touched: global indices of pictures to try again if they have no answer.
+        removed: number of pictures.
+        renamed: pictures have another name, or were gone and are there again.
+        lines: for each source what an update would do.
+    """
+
+    again: list[int] = field(default_factory=list)
+    touched: list[int] = field(default_factory=list)
+    removed: int = 0
+    renamed: bool = False
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, found: Updated, at: np.ndarray) -> None:
+        """Add what an update does with a source. `at`: (n,) global indices of its known rows."""
+        self.again += at[found.again].tolist()
+        self.touched += at[found.touched].tolist()
+        self.removed += found.removed
+        self.renamed |= found.renamed
 
 
 class ShardSet:
@@ -61,9 +96,8 @@ class ShardSet:
         class_names: the name of label 0, 1, ...; None if the shards have none.
         bad: shards that could not be read at the start. Their images do not count.
         lost: shard number -> reason, for shards in `infos` that can no longer be read.
-        left_out: shards that a resumed run does not use; see `resumed`.
-        since: shard number -> what the manifest of a resumed run says of a source whose members
-            have changed since the run began; see `resumed`.
+        left_out: shards that a resumed run does not use; see `as_before`.
+        growth: what has changed in the sources since the run began; see `as_before`.
         hash_limit_bytes: a larger file that has changed is not hashed again but counts as lost;
             None for no limit.
         decoders: number of pictures that are decoded at a time, by default one a core of this rank.
@@ -76,7 +110,7 @@ class ShardSet:
         self.bad = tuple(bad)
         self.lost: dict[int, str] = {}
         self.left_out: tuple[Path, ...] = ()
-        self.since: dict[int, dict[str, Any]] = {}
+        self.growth = Growth()
         self._row_faults: dict[int, str] = {}  # global index -> why the row cannot be used
         self._stamps: list[Stamp | None] = [info.stamp for info in infos]
         self.shape, self.dtype = infos[0].shape, infos[0].dtype
@@ -200,11 +234,8 @@ class ShardSet:
 
     @property
     def fingerprints(self) -> list[str]:
-        """The fingerprint of each shard when the run began: with the row, the key of an image."""
-        return [
-            self.since.get(number, {}).get("fingerprint", info.fingerprint)
-            for number, info in enumerate(self.infos)
-        ]
+        """The fingerprint of each shard: with the row, the key of an image."""
+        return [info.fingerprint for info in self.infos]
 
     def read_files_checked(
         self, indices: np.ndarray | Sequence[int]
@@ -227,6 +258,14 @@ class ShardSet:
             with self._lock, self._metered():
                 self._read(shard, places, wanted[places] - self._starts[shard], read)
         return files, self.labels_at(wanted)
+
+    def gone(self) -> np.ndarray:
+        """(n,) bool, by global index: the picture was there when the run listed it, and is not."""
+        found = np.zeros(len(self), bool)
+        for shard, info in enumerate(self.infos):
+            if info.members is not None:
+                found[slice(*self.span(shard))] = ~info.members.live
+        return found
 
     def row_fault(self, index: int) -> str:
         """The reason why a row cannot be used, without its shard and row, which the row of the
@@ -306,8 +345,9 @@ class ShardSet:
         for info in self.infos:
             if info.members is not None:
                 folder.mkdir(exist_ok=True)
-                path = folder.absolute() / f"{info.fingerprint}.npz"
-                info.members.save(path)
+                path = folder.absolute() / f"{info.members.content}.npz"
+                if not path.exists():
+                    info.members.save(path)
                 info = replace(info, index=str(path))
             infos.append(info)
         self.infos = tuple(infos)
@@ -420,11 +460,13 @@ class ShardSet:
             stamp = stamp_of(info.path)
             if stamp == known:
                 return
+            if source_class(info.storage).checks == "members":
+                return
             if self.hash_limit_bytes is not None and stamp[0] > self.hash_limit_bytes:
                 raise EnvironmentFault(
                     f"{info.path}: has another time or inode, and is too large to be hashed here"
                 )
-            same = source_class(info.storage).fingerprint(info.path) == info.fingerprint
+            same = source_class(info.storage).fingerprint(info.path) == info.of_path
         except OSError as error:
             raise EnvironmentFault(
                 f"{info.path}: can no longer be read: {error.strerror or error}"
@@ -432,7 +474,7 @@ class ShardSet:
         if not same:
             raise DataFault(
                 f"{info.path}: has changed since the job began: its SHA-256 is no longer "
-                f"{info.fingerprint[:12]}..."
+                f"{info.of_path[:12]}..."
             )
         self._stamps[number] = stamp
 
@@ -484,116 +526,144 @@ def as_before(
     shards: ShardSet,
     known: Sequence[Mapping[str, Any]],
     indexes: Path,
-    session: int,
+    asked: Update | None = None,
     *,
     limited: bool = False,
+    complete: bool = True,
 ) -> ShardSet:
     """Renumber shards by a run's manifest. New shards come last.
 
     A shard of the run that is bad now keeps its number and its count, and counts as lost. Pictures
     are resized as in the first session, even if the network asks for another filter now.
 
-    A source whose members have the same names and other bytes keeps its number, and the fingerprint
-    that it had when the run began. Its entry then has two further keys: `content`, its fingerprint
-    now, and `changed`, a list of [row, session]. A row of the results counts for a changed picture
-    only if it was written in that session or later.
+    A list of members is compared with the lists that the run has of the same source, which has
+    one shard for its first list and one for what was new in each update. `ShardSet.growth` says
+    what is other. In an update of a complete run what is new becomes another shard. Otherwise the
+    shards have the members that the run knows, where they are now.
 
     Args:
         shards: the shards of this session, before anything is read from them.
         known: {path, fingerprint, count, ...} of each shard, in the order of their numbers.
         indexes: the folder with the run's lists of members.
-        session: the number of this session.
+        asked: how the run is updated; None if it is not.
         limited: leave out new shards, because with them --limit would choose other images.
+        complete: the run has all its rows.
 
     Returns:
         A new `ShardSet`; or `shards` itself if a shard of the run is missing and none of the bad
         shards has its name. The comparison of the manifests then reports the difference.
+
+    Raises:
+        UsageError: `update` refuses, or the names of members differ and no update is asked for.
     """
     by_content: dict[str, deque[ShardInfo]] = defaultdict(deque)
     for info in shards.infos:
         by_content[info.fingerprint].append(info)
     bad = list(shards.bad)
-    infos: list[ShardInfo] = []
+    infos: list[ShardInfo | None] = [None] * len(known)
     lost: dict[int, str] = {}
-    since: dict[int, dict[str, Any]] = {}
-    contents = {content_of(entry) for entry in known}
-    others = [info for info in shards.infos if info.fingerprint not in contents]
+    growth, more = Growth(), list[ShardInfo]()
+    starts = np.cumsum([0, *(entry["count"] for entry in known)])
+    for info, numbers, lists in _lists_of(shards.infos, known, indexes):
+        by_content[info.fingerprint].remove(info)
+        old, now = MemberIndex.joined(lists), info.members
+        assert now is not None
+        if not asked and (said := differences(old, now)):
+            line = f"{info.path}: {said}. --update takes them into the run"
+            if complete:
+                raise UsageError(f"{line}. Or choose another --out.")
+            growth.lines.append(f"{line} when it is complete")
+        found = update(str(info.path), old, now, asked if complete else None)
+        if complete:
+            at = [np.arange(*starts[number : number + 2]) for number in numbers]
+            growth.add(found, np.concatenate(at))
+        first = 0
+        for number in numbers:
+            count = known[number]["count"]
+            part = found.known.take(np.arange(first, first + count))
+            first += count
+            infos[number] = _listed(info, part, known[number]["fingerprint"])
+        if asked and complete and len(found.more):
+            salt = f"{found.more.digest()} {info.fingerprint} {starts[-1]}".encode()
+            more.append(_listed(info, found.more, hashlib.sha256(salt).hexdigest()))
     for number, entry in enumerate(known):
-        found, changed = by_content[content_of(entry)], entry.get("changed") or []
-        if not found:
-            for info in others:
-                rows = _changed_rows(info, entry, indexes)
-                if rows is not None:
-                    others.remove(info)
-                    found = by_content[info.fingerprint]
-                    changed = [*({**dict(changed), **dict.fromkeys(rows, session)}.items())]
-                    break
-        if found:
-            infos.append(_fitted(found.popleft(), entry))
-            content = infos[-1].fingerprint
-            if changed:
-                own = {"fingerprint": entry["fingerprint"], "content": content}
-                since[number] = {**own, "changed": sorted(map(list, changed))}
-            continue
-        stand_in = _same_name(bad, entry)
-        if stand_in is None:
-            return shards
-        bad.remove(stand_in)
-        lost[number] = stand_in.reason
-        infos.append(_unreadable(shards.infos[0], stand_in, entry))
+        if (own := infos[number]) is not None:
+            infos[number] = _fitted(own, entry)
+        elif by_content[entry["fingerprint"]]:
+            infos[number] = _fitted(by_content[entry["fingerprint"]].popleft(), entry)
+        else:
+            stand_in = _same_name(bad, entry)
+            if stand_in is None:
+                return shards
+            bad.remove(stand_in)
+            lost[number] = stand_in.reason
+            infos[number] = _unreadable(shards.infos[0], stand_in, entry)
     rest = {id(info) for left in by_content.values() for info in left}
     new = [info for info in shards.infos if id(info) in rest]
-    renumbered = ShardSet(infos if limited else [*infos, *new], bad)
+    there = [info for info in infos if info is not None]
+    grown = [_fitted(info, known[0]) for info in more]
+    renumbered = ShardSet(there if limited else [*there, *grown, *new], bad)
     renumbered.left_out = tuple(info.path for info in new) if limited else ()
     renumbered.lost.update(lost)
-    renumbered.since.update(since)
+    renumbered.growth = growth
     return renumbered
 
 
 def content_of(entry: Mapping[str, Any]) -> str:
-    """The fingerprint of a source when the run's last session began."""
+    """The name of a shard's list of members, without suffix."""
     return entry.get("content") or entry["fingerprint"]
 
 
-def _changed_rows(info: ShardInfo, entry: Mapping[str, Any], indexes: Path) -> list[int] | None:
-    """The rows of a source whose pictures have changed since the last session; None if it is
-    another source, or if the changed pictures cannot be told."""
-    before = MemberIndex.load(indexes / f"{content_of(entry)}.npz")
-    if info.members is None or before is None or len(before) != info.count:
-        return None
-    rows = info.members.changed_since(before)
-    if rows is None or (info.members.crc32 is None and os.path.exists(sidecar_path(info.path))):
-        return None  # the .sha256 file says that bytes differ, and not whose
-    return [int(row) for row in rows] or None
+def lists_before(known: Sequence[Mapping[str, Any]], indexes: Path) -> dict[str, MemberIndex]:
+    """Path of a source -> the members that a run knows of it. For arguments see `as_before`."""
+    found: dict[str, list[MemberIndex]] = defaultdict(list)
+    for entry in known:
+        index = MemberIndex.load(indexes / f"{content_of(entry)}.npz")
+        if index is not None and entry.get("path"):
+            found[entry["path"]].append(index)
+    return {path: MemberIndex.joined(lists) for path, lists in found.items()}
 
 
-def member_changes(
-    shards: ShardSet, known: Sequence[Mapping[str, Any]], indexes: Path
-) -> list[str]:
-    """Lines that say how the members of sources have changed since the last session.
+def _lists_of(
+    infos: Sequence[ShardInfo], known: Sequence[Mapping[str, Any]], indexes: Path
+) -> Iterator[tuple[ShardInfo, list[int], list[MemberIndex]]]:
+    """Yields the sources that the run has lists of: the source, the numbers of its shards in the
+    run, and their lists. It has the same path, or pictures in common: of several such sources it is
+    the one with the most, and then the one whose path ends most alike."""
+    groups: dict[str, list[tuple[int, MemberIndex]]] = defaultdict(list)
+    for number, entry in enumerate(known):
+        index = MemberIndex.load(indexes / f"{content_of(entry)}.npz")
+        if index is not None and len(index) == entry["count"]:
+            groups[entry.get("path") or ""].append((number, index))
+    infos = [info for info in infos if info.members is not None]
+    pairs = [(info, str(info.path)) for info in infos if str(info.path) in groups]
+    stay = {path for _, path in pairs}
+    moved = []  # (pictures that are the same, how alike the paths end), source, its path in the run
+    for path in [path for path in groups if path not in stay]:
+        old = MemberIndex.joined([index for _, index in groups[path]])
+        for info in infos:
+            assert info.members is not None
+            if str(info.path) in stay:
+                continue
+            changes = compare(old, info.members)
+            if (there := changes.found >= 0).any():
+                ends = zip(reversed(path), reversed(str(info.path)), strict=False)
+                alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))
+                moved.append(((int((there & ~changes.changed).sum()), alike), info, path))
+    for _, info, path in sorted(moved, key=lambda each: each[0], reverse=True):
+        if all(info is not one and path != was for one, was in pairs):
+            pairs.append((info, path))
+    for info, path in pairs:
+        numbers, lists = zip(*groups[path], strict=True)
+        yield info, [*numbers], [*lists]
 
-    Args:
-        shards: the shards of this session.
-        known: as in `as_before`.
-        indexes: the folder with the run's lists of members.
-    """
-    lines = []
-    for number, (info, entry) in enumerate(zip(shards.infos, known, strict=False)):
-        if info.fingerprint == content_of(entry) or info.members is None:
-            continue
-        before = MemberIndex.load(indexes / f"{content_of(entry)}.npz")
-        if before is None:
-            continue
-        rows = info.members.changed_since(before) if number in shards.since else None
-        if rows is None:
-            lines.append(f"{info.path}: {info.members.difference(before)}")
-        else:
-            first = name_text(info.members.name(int(rows[0])))
-            lines.append(
-                f"{info.path}: {counted(len(rows), 'picture')} changed since the last session, "
-                f"such as {first}. Changed pictures without an answer are classified again"
-            )
-    return lines
+
+def _listed(info: ShardInfo, members: MemberIndex, fingerprint: str) -> ShardInfo:
+    """A shard of some of a source's members."""
+    listed = None if fingerprint == info.fingerprint else info.fingerprint
+    return replace(
+        info, count=len(members), members=members, fingerprint=fingerprint, listed=listed
+    )
 
 
 def _fitted(info: ShardInfo, entry: Mapping[str, Any]) -> ShardInfo:

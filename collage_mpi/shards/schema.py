@@ -94,7 +94,7 @@ class ShardInfo:
         class_names: the name of label 0, 1, ...; None if there are none.
         has_labels: whether every image has a label.
         source: where the images come from, in words.
-        fingerprint: SHA-256 of the content, 64 hex digits.
+        fingerprint: SHA-256 of the content when a run began, 64 hex digits.
         stamp: size, time and inode of the file when it was checked; None if unknown.
         storage: the `name` of its `Source`: "images" (a shard), "foreign" (another program's HDF5
             file, without checksums), "folder" and others.
@@ -102,6 +102,8 @@ class ShardInfo:
         layout: where images and labels are in a foreign file; see `ArrayLayout`.
         index: file with the list of the source's members; None if there is none.
         members: the list of members, only in the process that has made it. It is not sent.
+        listed: the fingerprint of the path as it was listed, if it is another one, because the
+            source has grown or changed since the run began.
     """
 
     path: Path
@@ -118,6 +120,12 @@ class ShardInfo:
     index: str | None = field(default=None, compare=False)
     members: MemberIndex | None = field(default=None, compare=False, repr=False)
     dtype: str = "uint8"
+    listed: str | None = field(default=None, compare=False)
+
+    @property
+    def of_path(self) -> str:
+        """The fingerprint that the path has now."""
+        return self.listed or self.fingerprint
 
     @property
     def is_picture(self) -> bool:

@@ -9,10 +9,10 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
-from collage_mpi.shards.members import Listing, Member, MemberIndex, read_member
+from collage_mpi.shards.members import (
+    DIGEST_BYTES,
+    Listing,
+    Member,
+    MemberIndex,
+    read_member,
+)
 from collage_mpi.shards.pictures import (
     DEFAULT_PX,
     PictureFit,
@@ -34,7 +40,6 @@ from collage_mpi.shards.schema import (
     HASH_LIMIT_BYTES,
     ShardInfo,
     read_sidecar,
-    row_crc32,
     sha256_of,
     split_part,
     stamp_of,
@@ -42,6 +47,7 @@ from collage_mpi.shards.schema import (
 from collage_mpi.system.files import reading
 from collage_mpi.system.tell import tell
 
+TIMES_LOOKED_AT = 16  # files of a list
 MOST_DECODERS = 16  # threads; some 5 % of the time of a picture holds the interpreter's lock
 
 
@@ -57,12 +63,17 @@ class ReadAs:
         class_names: the classes in order, if the user or a network gives them.
         labels: whether to use the labels of the source.
         pictures: whether to refuse items that are not pictures.
+        content: read all pictures of a list of members, to know them by their bytes.
+        before: path of a source -> its members when they were listed before, whose bytes need not
+            be read again if neither size nor time has changed.
     """
 
     fit: PictureFit = DEFAULT_FIT
     class_names: tuple[str, ...] | None = None
     labels: bool = True
     pictures: bool = True
+    content: bool = False
+    before: Mapping[str, MemberIndex] = field(default_factory=dict, compare=False)
 
 
 PLAIN = ReadAs()
@@ -99,7 +110,7 @@ class RowColumns(ABC):
         """
 
 
-Checks = Literal["rows", "file", ""]
+Checks = Literal["rows", "file", "members", ""]
 
 
 class Source(ABC):
@@ -113,8 +124,9 @@ class Source(ABC):
         suffixes: endings of the files that `takes` accepts.
         remote: whether the source can be a URL.
         checks: what shows that a read has got the bytes that were described. "rows": each row has
-            a checksum. "file": the reader looks at the file after each read. "": nothing, so a
-            change is looked for at the end of the job.
+            a checksum. "file": the reader looks at the file after each read. "members": each
+            picture is a file, whose size and time are looked at after it is read. "": nothing, so
+            a change is looked for at the end of the job.
         path, info: path and description of the source.
         labels: (n,) int64, or None.
         row_faults: row -> why it cannot be used, for rows read so far.
@@ -267,30 +279,53 @@ def picture_info(
     )
 
 
-def fingerprint_of(
-    index: MemberIndex, members: Iterable[Member], known: str | None = None
-) -> tuple[str, np.ndarray | None]:
-    """A SHA-256 of the names, offsets and sizes of members, and of their bytes if they are at most
-    HASH_LIMIT_BYTES. Bytes at URLs are not read.
+def digests_of(
+    index: MemberIndex,
+    member: Callable[[int], Member],
+    before: MemberIndex | None = None,
+    *,
+    content: bool = False,
+) -> np.ndarray | None:
+    """`MemberIndex.digests`: of all members, or of none that is new if these are larger than
+    HASH_LIMIT_BYTES and `content` is not asked for. Bytes at URLs are not read.
 
     Args:
         index: the list of all members.
-        members: the same members, to read their bytes.
-        known: digest of the bytes, if known. Then they are not part of the SHA-256.
+        member: returns the member at a row.
+        before: an earlier list, whose digests are taken for members of the same size and time.
+    """
+    found = np.zeros((len(index), DIGEST_BYTES), np.uint8)
+    if before is not None and before.digests is not None and before.times is not None:
+        facts = zip(before.raw_names(), before.sizes.tolist(), before.times.tolist(), strict=True)
+        rows = {fact: row for row, fact in enumerate(facts) if fact[2] > 0}
+        assert index.times is not None
+        now = zip(index.raw_names(), index.sizes.tolist(), index.times.tolist(), strict=True)
+        same = np.array([rows.get(fact, -1) for fact in now], np.int64)
+        found[same >= 0] = before.digests[same[same >= 0]]
+    unread = np.flatnonzero(~found.any(axis=1))
+    if content or int(index.sizes[unread].sum()) <= HASH_LIMIT_BYTES:
+        for row in unread.tolist():
+            one = member(row)
+            with suppress(UnreadablePicture):
+                data = b"" if url_of(one.path) else read_member(one)
+                digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() if data else b""
+                found[row, : len(digest)] = np.frombuffer(digest, np.uint8)
+    return found if found.any() else None
 
-    Returns:
-        The SHA-256 as 64 hex digits; and `MemberIndex.crc32`.
+
+def fingerprint_of(index: MemberIndex, known: str | None = None) -> str:
+    """A SHA-256, 64 hex digits, of the names, offsets and sizes of members, and of their digests if
+    the members have at most HASH_LIMIT_BYTES.
+
+    Args:
+        index: the list of all members, with their digests.
+        known: digest of the source, if known. Then those of its members are not used.
     """
     found = hashlib.sha256(f"{index.digest()} {known or ''}".encode())
-    if int(index.sizes.sum()) > HASH_LIMIT_BYTES:
-        return found.hexdigest(), None
-    crcs = np.zeros(len(index), np.uint32)
-    for row, member in enumerate(members):
-        with suppress(UnreadablePicture):
-            data = b"" if url_of(member.path) else read_member(member)
-            crcs[row] = row_crc32(data, None)
-            found.update(b"" if known else data)
-    return found.hexdigest(), crcs
+    few = int(index.sizes.sum()) <= HASH_LIMIT_BYTES
+    if few and not known and index.digests is not None:
+        found.update(index.digests.tobytes())
+    return found.hexdigest()
 
 
 class MemberSource(PictureSource):
@@ -300,6 +335,7 @@ class MemberSource(PictureSource):
         super().__init__(info)
         self._members = self._known(info)
         self.labels = self._members.labels if info.has_labels else None
+        self._times = self._times_here() if self.checks == "members" else None
 
     @classmethod
     @abstractmethod
@@ -318,26 +354,34 @@ class MemberSource(PictureSource):
     @classmethod
     def describe(cls, path: Path, read_as: ReadAs) -> ShardInfo:
         with reading(path):
-            listing = cls.listed(path, read_as)
-            index = listing.index()
-            fingerprint, crc32 = cls._print(path, index)
-            about = picture_info(cls, path, read_as, len(index), fingerprint)
-        for warning in listing.warnings:
+            warnings, about = cls._described(path, read_as)
+        for warning in warnings:
             tell(f"warning: {warning}")
-        labels = index.labels is not None
-        members = replace(index, crc32=crc32)
-        return replace(about, class_names=listing.class_names, has_labels=labels, members=members)
+        return about
 
     @classmethod
     def fingerprint(cls, path: Path) -> str:
-        return cls._print(path, cls.listed(path, ReadAs(labels=False)).index())[0]
+        return cls._described(path, ReadAs(labels=False))[1].fingerprint
 
     @classmethod
-    def _print(cls, path: Path, index: MemberIndex) -> tuple[str, np.ndarray | None]:
-        """See `fingerprint_of`."""
-        known = read_sidecar(path) if os.path.isfile(path) else None
-        members = (cls._member(path, index, row) for row in range(len(index)))
-        return fingerprint_of(index, members, known)
+    def _described(cls, path: Path, read_as: ReadAs) -> tuple[Sequence[str], ShardInfo]:
+        """The description of a source, and what to warn of."""
+        listed_ns = time.time_ns()
+        listing = cls.listed(path, read_as)
+        index = listing.index(listed_ns)
+        before = read_as.before.get(str(path))
+        digests = digests_of(
+            index, lambda row: cls._member(path, index, row), before, content=read_as.content
+        )
+        index = replace(index, digests=digests)
+        fingerprint = fingerprint_of(index, read_sidecar(path) if os.path.isfile(path) else None)
+        about = picture_info(cls, path, read_as, len(index), fingerprint)
+        return listing.warnings, replace(
+            about,
+            class_names=listing.class_names,
+            has_labels=index.labels is not None,
+            members=index,
+        )
 
     @classmethod
     def ids(cls, info: ShardInfo) -> Sequence[str] | None:
@@ -352,10 +396,10 @@ class MemberSource(PictureSource):
         if index is not None and len(index) == info.count:
             return index
         with reading(info.path):
-            index = cls.listed(info.path, ReadAs(labels=False)).index()
-            if cls._print(info.path, index)[0] != info.fingerprint:
-                raise DataFault(f"{info.path}: has changed since it was listed. Start again.")
-        return index
+            about = cls._described(info.path, ReadAs(labels=False))[1]
+        if about.fingerprint != info.fingerprint or about.members is None:
+            raise DataFault(f"{info.path}: has changed since it was listed. Start again.")
+        return about.members
 
     @classmethod
     def _member(cls, path: Path, index: MemberIndex, row: int) -> Member:
@@ -363,11 +407,27 @@ class MemberSource(PictureSource):
         size, offset = int(index.sizes[row]), int(index.offsets[row])
         return Member(name, cls._file(path, name), size, offset, fault=fault)
 
+    def _times_here(self) -> np.ndarray | None:
+        """The times that the files must have, (n,) int64 in ns; None if this host has other copies
+        of the files, whose times differ."""
+        times = self._members.times
+        if times is None:
+            return None
+        for row in np.linspace(0, len(times) - 1, min(len(times), TIMES_LOOKED_AT)).astype(int):
+            member = self._member(self.path, self._members, row)
+            with suppress(OSError, ValueError):  # a name with a NUL is a ValueError
+                if not url_of(member.path) and os.stat(member.path).st_mtime_ns == abs(times[row]):
+                    return np.abs(times)
+        return None
+
     def files(self, rows: np.ndarray) -> list[bytes | None]:
         found: list[bytes | None] = []
         for row in rows.tolist():
             try:
-                found.append(read_member(self._member(self.path, self._members, row)))
+                member = self._member(self.path, self._members, row)
+                if self._times is not None:
+                    member = replace(member, time_ns=int(self._times[row]))
+                found.append(read_member(member))
             except UnreadablePicture as fault:
                 there = url_of(self.path) or os.path.exists(self.path)
                 if not there:  # the whole source is gone, not one picture

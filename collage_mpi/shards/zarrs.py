@@ -36,7 +36,7 @@ from collage_mpi.shards.schema import (
     split_part,
     stamp_of,
 )
-from collage_mpi.shards.source import ReadAs, Source, fingerprint_of, slices_of
+from collage_mpi.shards.source import ReadAs, Source, digests_of, fingerprint_of, slices_of
 from collage_mpi.system.files import reading
 
 MARKS = ("zarr.json", ".zarray", ".zgroup")  # of version 3, and of version 2
@@ -109,7 +109,8 @@ class ZarrSource(Source):
         files = sorted(os.path.join(top, f) for top, _, found in os.walk(folder) for f in found)
         members = [Member(os.path.relpath(f, folder), f, os.path.getsize(f)) for f in files]
         index = MemberIndex.of(members, [member.id for member in members])
-        return hashlib.sha256(f"{fingerprint_of(index, members)[0]} {part}".encode()).hexdigest()
+        index = replace(index, digests=digests_of(index, members.__getitem__))
+        return hashlib.sha256(f"{fingerprint_of(index)} {part}".encode()).hexdigest()
 
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read rows; see `Source.read_into`. Rows of missing chunks get a fault."""

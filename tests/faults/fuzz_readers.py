@@ -11,13 +11,14 @@ import io
 import json
 import random
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fuzz import Reader, change_json, other_value
 from fuzz_job_readers import job_readers, json_change
 from fuzz_shard_readers import shard_readers
@@ -31,6 +32,7 @@ from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tens
 from collage_mpi.prep.work import read_idx, read_labels, to_labels
 from collage_mpi.report.page import render_page
 from collage_mpi.results import export_run, read_results, render_summary, summarise, verify_run
+from collage_mpi.results.columns import parquet_bytes
 from collage_mpi.results.slow_ranks import trace_of
 from collage_mpi.rows import STORED
 from collage_mpi.settings.flags import read_settings_file
@@ -95,7 +97,7 @@ def _results(folder: Path) -> list[Reader]:
     known = {"cost_ratio": 1.5, "batch_costs": {"single": 0.5}}
     run = make_run(folder / "run", 27, errors=frozenset({4}), **known)
     fixed, entry, record = run / "run.1.json", run / "jobs/0001.json", run / "leases/0.1"
-    part = run / "parts" / "images-0001-000001.npy"
+    part = run / "parts" / "images-0001-000001.parquet"
     readers = []
     for path, name in ((fixed, "run"), (entry, "entry of a job"), (record, "record of a cell")):
         readers.append(_kept(f"{name}, bytes", path, run, None))
@@ -104,7 +106,7 @@ def _results(folder: Path) -> list[Reader]:
     readers.append(_kept("entry of a job, values, as used", entry, run, json_change, _use_run))
     readers.append(_kept("part, bytes", part, run, None))
     for table in STORED:
-        path = run / "parts" / f"{table.name}-0001-000001.npy"
+        path = run / "parts" / f"{table.name}-0001-000001.parquet"
         readers.append(_kept(f"part of {table.name}, rows", path, run, _change_rows))
         used = f"part of {table.name}, rows, as used"
         readers.append(_kept(used, path, run, _change_rows, _use_run))
@@ -130,13 +132,22 @@ def _kept(
 
 def _change_rows(rng: random.Random, raw: bytes) -> bytes:
     """Rows with any values, their checksum right: as a program with a defect would write them."""
-    body = bytearray(raw[:-20])
-    start = 10 + int.from_bytes(raw[8:10], "little")  # behind the .npy header
+    table = pq.read_table(pa.py_buffer(raw))
     for _ in range(rng.choice((1, 2, 8))):
-        at = rng.randrange(start, len(body))
-        width = min(rng.choice((1, 2, 4, 8)), len(body) - at)
-        body[at : at + width] = rng.choice((bytes(width), b"\xff" * width, rng.randbytes(width)))
-    return bytes(body) + struct.pack("<8sQI", b"CMPIcrc1", len(body), zlib.crc32(body))
+        at = rng.randrange(table.num_columns)
+        field, column = table.schema.field(at), table.column(at).to_pylist()
+        row = rng.randrange(len(column))
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if pa.types.is_string(kind):
+            column[row] = rng.choice(("", "other", "\0", None, *filter(None, column)))
+        else:
+            width = max(1, kind.bit_width // 8)
+            some = rng.choice((bytes(width), b"\xff" * width, rng.randbytes(width)))
+            column[row] = np.frombuffer(some, kind.to_pandas_dtype())[0]
+        values = pa.array(column, kind)
+        values = values.dictionary_encode() if kind is not field.type else values
+        table = table.set_column(at, field, values)
+    return b"".join(parquet_bytes(table))
 
 
 # ---- settings, job scripts -------------------------------------
@@ -331,7 +342,7 @@ def _vectors(folder: Path) -> list[Reader]:
     """A run that keeps vectors."""
     run = folder / "kept"
     make_run(run, 27, errors=frozenset({4}), extras={"top_k": 2, "save": "embeddings"})
-    (path,) = (run / "vectors").iterdir()
+    (path,) = (run / "parts").glob("images-*")
     whole = path.read_bytes()
 
     def looked_at(raw: bytes) -> None:
@@ -348,9 +359,6 @@ def _vectors(folder: Path) -> list[Reader]:
 
 def _other_columns(rng: random.Random, raw: bytes) -> bytes:
     """A sound Parquet file with a column of other values, type or name, or without it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     table = pq.read_table(io.BytesIO(raw))
     at, n = rng.randrange(table.num_columns), table.num_rows
     other = (
@@ -368,9 +376,7 @@ def _other_columns(rng: random.Random, raw: bytes) -> bytes:
         table = table.remove_column(at)
     else:
         table = rng.choice((table.slice(1), table.slice(0, 0), pa.concat_tables([table, table])))
-    out = io.BytesIO()
-    pq.write_table(table, out)
-    return out.getvalue()
+    return b"".join(parquet_bytes(table))
 
 
 def _tables(folder: Path) -> list[Reader]:

@@ -249,10 +249,10 @@ def test_a_resumed_run_keeps_its_numbers(tmp_path: Path) -> None:
     paths = make_three(tmp_path)
     with ShardSet.open([paths[0], paths[2]]) as first:
         known = entries(first)
-    with as_before(ShardSet.open(paths), known, tmp_path, 2) as again:
+    with as_before(ShardSet.open(paths), known, tmp_path) as again:
         assert [info.path.name for info in again.infos] == ["a.h5", "c.h5", "b.h5"]
     truncated(paths[2])
-    with as_before(ShardSet.open(paths, skip_bad=True), known, tmp_path, 2) as again:
+    with as_before(ShardSet.open(paths, skip_bad=True), known, tmp_path) as again:
         assert [info.path.name for info in again.infos] == ["a.h5", "c.h5", "b.h5"]
         assert list(again.lost) == [1]
         assert again.bad == ()
@@ -260,7 +260,7 @@ def test_a_resumed_run_keeps_its_numbers(tmp_path: Path) -> None:
         assert again.labels() is not None
     other = make_shard(tmp_path / "d.h5", 200)
     with ShardSet.open([paths[0], other]) as foreign_input:
-        assert as_before(foreign_input, known, tmp_path, 2) is foreign_input
+        assert as_before(foreign_input, known, tmp_path) is foreign_input
 
 
 def test_only_what_was_bad_may_be_added(tmp_path: Path) -> None:

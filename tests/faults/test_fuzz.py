@@ -25,6 +25,7 @@ from collage_mpi.job.row_reader import RowReader
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import BEGIN_BYTES, FAILED, RESULT, Unread, WireResult, pack_results
 from collage_mpi.results import read_results, verify_run
+from collage_mpi.results.columns import parquet_bytes
 from collage_mpi.results.manifest import compose
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.slurm import SlurmSettings
@@ -81,10 +82,11 @@ NOT_TRIED = {
     ("job/changeover", "main"): CHILD,
     ("job/changeover", "make_as_asked"): "its parent's request",
     ("models/runtimes", "main"): "its parent's request",
+    ("models/making", "make"): "any bytes have a hash",
     ("models/runtimes", "read_record"): "this user's cache: of another owner it is not read",
     ("models/runtimes", "_onnx"): "this user's cache: of another owner it is not read",
     ("models/runtimes", "_source_digest"): "any bytes have a hash",
-    ("results/vectors", "_index"): "two columns of a file of vectors: these are tried",
+    ("results/lease_files", "_content"): "the metadata of a part, under its seal",
     ("shards/pictures", "is_enlarged"): "every error is no picture",
     ("models/gate", "admit"): "any bytes are a file",
     ("models/gate", "_check_timm"): "a file of timm",
@@ -322,12 +324,14 @@ def test_vectors_whose_columns_are_of_other_types(tmp_path, name, value) -> None
     import pyarrow.parquet as pq
 
     run = make_run(tmp_path / "run", 18, extras={"top_k": 2, "save": "none"})
-    (path,) = (run / "vectors").iterdir()
+    (path,) = (run / "parts").glob("images-*")
     table = pq.read_table(path)
     at = table.column_names.index(name)
-    pq.write_table(table.set_column(at, name, pa.array([value] * len(table))), path)
+    values = pa.array([value] * len(table))
+    field = table.schema.field(name).with_type(values.type)
+    path.write_bytes(b"".join(parquet_bytes(table.set_column(at, field, values))))
     assert not verify_run(run).ok
-    with pytest.raises(DataFault, match=r"has the columns|other lengths|nulls"):
+    with pytest.raises(DataFault, match=r"the columns|columns are|other lengths|nulls"):
         read_results(run).kept("top_classes" if "top" not in name else name)
 
 

@@ -11,6 +11,7 @@ import builtins
 import json
 import random
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,11 @@ def cut_at(monkeypatch: pytest.MonkeyPatch):
         cut = Cut(at)
         monkeypatch.setattr(files, "open", cut.open, raising=False)
 
-        def write(store: FolderStore, file: int, data: bytes) -> None:
-            room = cut.room(len(data))
-            real(store, file, data[:room])
-            if room < len(data):
+        def write(store: FolderStore, file: int, data: bytes | Iterable[bytes]) -> None:
+            whole = data if isinstance(data, bytes) else b"".join(data)
+            room = cut.room(len(whole))
+            real(store, file, whole[:room])
+            if room < len(whole):
                 raise Kill
 
         monkeypatch.setattr(FolderStore, "_write", write)

@@ -247,7 +247,7 @@ class Mounted:
         at.mkdir(exist_ok=True)
         self.hosts: dict[str, tuple[Path, BaseProcess]] = {}
         self._server = self._start(serve, self.socket, plan, pace)
-        _wait_until(lambda: os.path.exists(self.socket), self._server)
+        _wait_until(self._listens, self._server)
 
     def __enter__(self) -> Mounted:
         return self
@@ -257,6 +257,13 @@ class Mounted:
             self.lose(name)
         self._server.kill()
         self._server.join()
+
+    def _listens(self) -> bool:
+        """Whether the server takes hosts: a moment later than its socket has a name."""
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            Client(self.socket, "AF_UNIX").close()
+            return True
+        return False
 
     def _start(self, target: Any, *given: Any) -> BaseProcess:
         process = get_context("fork").Process(target=target, args=given, daemon=True)

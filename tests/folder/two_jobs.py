@@ -40,6 +40,7 @@ from collage_mpi.ledger.records import Part, Run
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import verify_run
+from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.writer import open_folder
 from collage_mpi.system import process_tree
@@ -110,7 +111,8 @@ def work(host: str, out: Path, uid: int, log: Path, pace: float) -> None:
         store = open_folder(out, shared=True)
         session = register(store, name, {"began": "now"}, sleep)
         run = join(store, Run(1, 0, ROWS, 4 * CELLS, by=name, settings=FULL), sleep)
-        owner = Owner(store, run, CELLS, lambda: time.monotonic() * pace, name)
+        files = LeaseFiles(out, run)
+        owner = Owner(store, run, CELLS, lambda: time.monotonic() * pace, name, files=files)
         rows = RowSink(out, FULL, session, wrote, flush_s=10.0 / pace)
         sink = Slow(rows, owner, pace)
         tell("began")

@@ -580,7 +580,7 @@ def test_memory_is_that_of_the_groups_in_flight():
     """Also where a rank is slow for ever, and where groups leave part-filled by linger."""
     slow = {"service_ns": lambda rank, task: MS * (20 if rank == 1 else 1)}
     for shape in ({}, {"every_ns": MS // 2, "linger_ns": MS, "depth": 2}):
-        job = Job(3000, cluster=slow, **shape)
+        job = Job(900, cluster=slow, **shape)
         job.complete()
         assert job.most_held <= 30, shape
         assert job.most_remembered <= 60, shape
@@ -591,7 +591,7 @@ def test_memory_is_that_of_the_groups_in_flight():
 def test_what_is_written_late_is_written_soon(scheme):
     """Rows of runs, and with them the tasks and groups that wait for these."""
     cascade = {"placement": "fastest", "policy": "confident"} if scheme == "cascade" else {}
-    job = Job(3000, scheme=scheme, reading=range(1, 20), batch=4, **cascade)
+    job = Job(900, scheme=scheme, reading=range(1, 20), batch=4, **cascade)
     job.complete()
     assert job.most_remembered <= 120
     job.nothing_is_left()
@@ -635,9 +635,10 @@ def test_a_reader_that_fails_says_so_after_what_it_had_read():
         job.coordinator.run(job.ready)
 
 
-def test_what_was_written_before_an_error_is_consistent():
+def test_what_was_written_before_an_error_is_consistent(monkeypatch):
     """No task counts an image that has no row."""
-    job = Job(6000, depth=2)
+    monkeypatch.setattr(coordinator, "ROWS", 200)
+    job = Job(600, depth=2)
     plain, calls = job.writer.image_rows, []
 
     def image_rows(rows: Any, vectors: Any = ()) -> None:
@@ -649,12 +650,12 @@ def test_what_was_written_before_an_error_is_consistent():
     job.writer.image_rows = image_rows
     with pytest.raises(OSError, match="no space"):
         job.coordinator.run(job.ready)
-    assert 0 < len(job.writer.images) == calls[0] < 6000
+    assert 0 < len(job.writer.images) == calls[0] < 600
     assert sum(task.resolved for task in job.writer.tasks) <= len(job.writer.images)
 
 
 def test_what_is_kept_of_images_is_handed_over_before_it_takes_much_memory(monkeypatch):
-    monkeypatch.setattr(coordinator, "VECTORS_PER_PART_BYTES", 8 * 100)
+    monkeypatch.setattr(coordinator, "PART_BYTES", 8 * 100)
 
     def keeps(rank: int, task: WireTask, pixels: list[int]) -> WireResult:
         answer = truthful(rank, task, pixels)

@@ -18,17 +18,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from job_messages import WELCOME
+from job_messages import HELLO, WELCOME
 from library_files import PX, save_onnx
 
+from collage_mpi.errors import UsageError
 from collage_mpi.job import changeover
-from collage_mpi.job.changeover import Work, chosen_runtimes, made_batch, run_child
+from collage_mpi.job.changeover import (
+    Changeover,
+    Work,
+    chosen_runtimes,
+    made_batch,
+    run_child,
+)
+from collage_mpi.job.handshake import ServiceCosts
 from collage_mpi.job.networks import Networks
+from collage_mpi.job.plan import make_plan
+from collage_mpi.job.session import build_encoder
 from collage_mpi.models import load_predictor, runtimes
-from collage_mpi.models.info import PLAIN, Geometry, Loading
+from collage_mpi.models.info import PLAIN, Geometry, Loading, Tuning
 from collage_mpi.models.runtimes import TRIED_AGAIN, Runtime, open_runtime, read_record
 from collage_mpi.mpi.answers import ANSWERED, FAILED
 from collage_mpi.mpi.tasks import WireTask
+from collage_mpi.rows import ANSWERERS
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
 from collage_mpi.system.process_tree import Said
 
@@ -72,7 +84,7 @@ def test_an_answer_is_that_of_torch_whatever_batch_it_came_in(
     network, folder = single(), tmp_path / "made"
     wanted = network.predict(images)
     monkeypatch.setattr(making, "PAYS", math.inf)  # on a busy machine it may not be quicker
-    record = making.make(network, network, images, 4, [runtime], folder)
+    record = making.make(network, network, images, 4, [runtime], folder, "float32")
     assert read_record(folder) == record
     assert (record.runtime, record.changed, record.judged) == (runtime, 0, 64)
     network.change_over(open_runtime(folder, record, 1), record.answerer)
@@ -81,6 +93,74 @@ def test_an_answer_is_that_of_torch_whatever_batch_it_came_in(
     for size in (1, 3, 6):
         parts = [network.predict(images[at : at + size]) for at in range(0, 64, size)]
         np.testing.assert_array_equal(np.concatenate(parts), at_once)
+
+
+@pytest.mark.skipif(not all(map(find_spec, runtimes.QUANTISERS)), reason="needs onnx")
+@pytest.mark.parametrize("runtime", INSTALLED)
+def test_a_network_in_int8_is_made_of_pictures_and_named_by_its_bytes(
+    images: np.ndarray, tmp_path: Path, runtime: str, monkeypatch
+) -> None:
+    network = single()
+    wanted = network.predict(images)
+    monkeypatch.setattr(making, "PAYS", math.inf)
+    made = [
+        making.make(network, network, each, 4, [runtime], tmp_path / str(number), "int8")
+        for number, each in enumerate((images[:8], images[:8], images[8:20]))
+    ]
+    assert len({record.digest for record in made}) == 2
+    assert {record.answerer for record in made} <= set(ANSWERERS)
+    record = made[0]
+    assert record.how == f"{runtime} int8 {record.digest}"
+    assert len(record.digest) == 16
+    network.change_over(open_runtime(tmp_path / "0", record, 1), record.answerer)
+    at_once = network.predict(images)
+    assert 1e-3 < np.abs(at_once - wanted).max() < 0.5  # it computes otherwise, and not much so
+    parts = [network.predict(images[at : at + 3]) for at in range(0, 64, 3)]
+    np.testing.assert_array_equal(np.concatenate(parts), at_once)
+
+
+@pytest.mark.skipif(not all(map(find_spec, runtimes.QUANTISERS)), reason="needs onnx")
+def test_a_stage_in_int8_is_made_as_the_job_asks_for_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(runtimes.CACHE, str(tmp_path))
+    monkeypatch.setattr(runtimes, "processor_facts", lambda: {"flags": "avx512_vnni"})
+    monkeypatch.setattr(making, "PAYS", math.inf)
+    given = {"scheme": "cascade", "agree": 0.9, "batch": 4, "runtime": INSTALLED[0]}
+    data = {"shards": (str(DATA / "fashion_demo.h5"),), "single": SINGLE, "out": "x"}
+    plan = make_plan(RunSettings(first=("@int8",), **given, **data), 2)
+    prints = dict.fromkeys(("single", "stage1"), single().fingerprint)
+    tuning = dict.fromkeys(prints, "float32, channels-last")
+    hello = replace(HELLO, devices=("cpu",), fingerprints=prints, tuning=tuning)
+    costs = ServiceCosts(dict.fromkeys(prints, 10**7), {}, {}, {}, 4, None)
+    wanted = Changeover(plan, {1: hello}, build_encoder(plan), costs, plan.order)
+    for _, request in wanted._requests:
+        changeover.make_as_asked(request)
+    plan.shards.close()
+    found = {kind: wanted.record(kind) for kind in prints}
+    assert {kind: each and each.precision for kind, each in found.items()} == {
+        "single": "float32",
+        "stage1": "int8",
+    }
+    assert wanted.folders["single"] != wanted.folders["stage1"]
+
+
+def test_int8_is_refused_where_it_cannot_be_had_or_is_no_quicker(monkeypatch) -> None:
+    def why(spec: str, runtime: str) -> str:
+        with pytest.raises(UsageError) as caught:
+            runtimes.candidates(spec, Tuning(precision="int8", runtime=runtime))
+        return str(caught.value)
+
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: name != "openvino" or None)
+    monkeypatch.setattr(runtimes, "processor_facts", lambda: {"flags": "sse avx512_vnni"})
+    assert runtimes.candidates("timm:x", Tuning(precision="int8", runtime="auto")) == ("onnx",)
+    assert "int8 is not to be had of --runtime torch" in why("timm:x", "torch")
+    assert "of FILE.onnx as it is (a.onnx)" in why("a.onnx", "auto")
+    monkeypatch.setattr(runtimes, "processor_facts", lambda: {"model name": "Z80", "flags": "sse"})
+    assert "this processor (Z80) has none of amx_int8, avx512_vnni" in why("timm:x", "auto")
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    assert "int8 needs onnxruntime and onnx: pip install" in why("timm:x", "auto")
+    with pytest.raises(UsageError, match="int8 runs on CPUs, and this rank runs on a GPU"):
+        Tuning(precision="int8", runtime="auto").on("cuda")
+    assert Tuning(precision="int8", runtime="auto").on("cpu") == PLAIN  # until it is made
 
 
 def test_an_onnx_file_of_the_user_is_read_as_it_is(tmp_path: Path) -> None:
@@ -92,8 +172,8 @@ def test_an_onnx_file_of_the_user_is_read_as_it_is(tmp_path: Path) -> None:
         how = Loading(tuning=PLAIN, geometry=Geometry((PX, PX, 3), 2, PX, None))
         network: Any = load_predictor(f"{file},norm=imagenet", "single", how)
         assert network.runtime == "onnx float32"
-        wanted, batch = network.predict(noise), noise[:4]
-        making._for_openvino(network, batch, tmp_path)
+        wanted = network.predict(noise)
+        making._for_openvino(network, [noise[:4]], tmp_path, "float32")
         call = runtimes._openvino(tmp_path / "network.xml", "float32", 1)
         network.change_over(Runtime(call, 4), "openvino float32")
         np.testing.assert_allclose(network.predict(noise), wanted, atol=1e-4)
@@ -138,7 +218,7 @@ def test_a_runtime_with_other_answers_is_not_taken(
     ):
         monkeypatch.setitem(runtimes._OPENERS, "onnx", lambda *_, call=call: call)
         folder = tmp_path / name
-        record = making.make(network, network, images, 8, ["onnx"], folder)
+        record = making.make(network, network, images, 8, ["onnx"], folder, "float32")
         assert record.runtime == "torch"
         assert re.search(why, record.why), record.why
         assert sorted(each.name for each in folder.iterdir()) == ["known.npz", "record.json"]

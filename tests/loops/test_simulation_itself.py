@@ -72,7 +72,7 @@ def test_a_row_that_does_not_count_any_more_is_told_of(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     (tmp_path / "networks.1.json").write_text("{}")
     (tmp_path / "jobs/0001.json").write_text('{"facts": {"final": {}}}')
-    name = "images-0001-000001.npy"
+    name = "images-0001-000001.parquet"
     (tmp_path / "parts" / name).write_bytes(b"rows")
     part = {"file": name, "size": 4, "crc": zlib.crc32(b"rows"), "spans": [[0, 2]]}
     ledger, prev = Ledger(tmp_path, told.append, lambda path: path.exists()), ""

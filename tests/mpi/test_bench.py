@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import round
+from conftest import BENCH
 from round_report import FORMAT, VARIANTS
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
@@ -15,25 +14,16 @@ pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi]
 TINY = ["--px", "16", "--rounds", "8", "--blocks", "2", "--warmup", "1"]
 
 
-ROUND = Path(__file__).parents[2] / "analysis" / "bench" / "round.py"
+def test_two_worlds_make_one_report(mpiexec, monkeypatch, capsys, tmp_path):
+    def launch(ranks, how):  # the same ranks, forked from a process that has imported torch
+        return mpiexec(ranks, how.words, libraries=["torch"]).returncode
 
-
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
-    """The script as typed by hand; it starts its own ranks."""
-    return subprocess.run(
-        [sys.executable, str(ROUND), *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def test_two_worlds_make_one_report(tmp_path):
+    monkeypatch.setattr("collage_mpi.commands.launch.launch_ranks", launch)
     out = tmp_path / "round.json"
-    done = bench(*TINY, "--ranks", "4", "3", "--json", "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    words = ["round.py", *TINY, "--ranks", "4", "3", "--json", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", words)
+    assert round.main() == 0
+    report = json.loads(capsys.readouterr().out)
     assert report == json.loads(out.read_text())
     assert report["format"] == FORMAT
     assert report["settings"]["cell_px"] == 10
@@ -52,7 +42,7 @@ def test_two_worlds_make_one_report(tmp_path):
 
 def test_under_a_launcher_it_is_one_world_and_can_be_profiled(mpiexec, tmp_path):
     profile = tmp_path / "job.pstats"
-    words = [ROUND, *TINY, "--profile", profile]
+    words = [BENCH / "round.py", *TINY, "--profile", profile]
     done = mpiexec(3, words, libraries=["torch"])
     assert done.returncode == 0, done.stderr
     assert "1 single + 1 collage ranks" in done.stdout
@@ -68,8 +58,7 @@ def test_under_a_launcher_it_is_one_world_and_can_be_profiled(mpiexec, tmp_path)
         (["--out", "no/such/folder/x.json"], 3, "Create it first"),
     ],
 )
-def test_what_cannot_work_is_one_message(words, code, says):
-    done = bench(*words)
-    assert done.returncode == code
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_cannot_work_is_one_message(words, code, says, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["round.py", *words])
+    assert round.main() == code
+    assert says in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_without_a_driver_no_gpu_is_counted_and_torch_is_not_imported(monkeypatc
 
 
 @pytest.mark.mpi
-@pytest.mark.any_mpi
+@pytest.mark.usefixtures("torch_once")
 def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
     tmp_path: Path, monkeypatch, capfd
 ) -> None:
@@ -132,18 +132,32 @@ def test_pictures_to_a_csv_file_begun_gone_on_with_and_refused(
 
     Image.new("RGB", (50, 40)).save(tmp_path / "photos" / "z" / "damaged.jpg")  # mended
     assert main(words) == ExitCode.COMPLETE
-    said = "1 picture changed since the last session, such as z/damaged.jpg"
+    said = "update: 0 new, 0 changed, 1 tried again, 0 removed, 5 unchanged"
     assert said in capfd.readouterr().err
     assert all(row["class"] for row in csv.DictReader((tmp_path / "c.csv").open()))
 
-    (tmp_path / "photos" / "a.png").unlink()
-    capfd.readouterr()
-    assert main(words) == ExitCode.USAGE
+    (tmp_path / "photos" / "a.png").rename(tmp_path / "photos" / "new.png")
+    Image.new("RGB", (30, 40)).save(tmp_path / "photos" / "x" / "b.png")
+    assert main(words) == ExitCode.COMPLETE
+    said = "update: 1 new, 1 changed, 0 tried again, 1 removed, 4 unchanged"
+    assert said in capfd.readouterr().err
+    found = {row["id"]: row for row in csv.DictReader((tmp_path / "c.csv").open())}
+    assert {*found} == {*ids, "new.png"}
+    assert {name for name, row in found.items() if row["removed"] == "1"} == {"a.png"}
+    assert found["x/b.png"]["score"] != rows[1]["score"]
+    assert found["new.png"]["score"] == rows[0]["score"]
+
+    assert main([*words, "--prune"]) == ExitCode.COMPLETE
+    assert "1 dropped" in capfd.readouterr().err
+    pruned = [*csv.DictReader((tmp_path / "c.csv").open())]
+    assert {row["id"] for row in pruned} == {*found} - {"a.png"}
+    assert verify_run(tmp_path / "c.csv.run").ok
+    assert main([*words, "--fit", "letterbox"]) == ExitCode.USAGE
     assert "remove c.csv.run or choose another --out" in capfd.readouterr().out
 
 
 @pytest.mark.mpi
-@pytest.mark.any_mpi
+@pytest.mark.usefixtures("torch_once")
 def test_a_run_without_faults_prints_runtime_progress_and_result(
     tmp_path: Path, monkeypatch, capfd
 ) -> None:
@@ -166,7 +180,6 @@ def test_a_run_without_faults_prints_runtime_progress_and_result(
 
 
 @pytest.mark.mpi
-@pytest.mark.any_mpi
 def test_pictures_of_a_class_are_found_by_several_runs_that_go_on_after_an_end(
     tmp_path: Path, monkeypatch, capfd
 ) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from collage_mpi.cli import main
 from collage_mpi.commands.demo import RANKS, SCHEMES
 from collage_mpi.results import read_results, verify_run
 
@@ -16,21 +15,17 @@ pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.slow]
 IMAGES = 72
 
 
-def demo(out: Path, images: int = IMAGES) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "collage_mpi", "demo", f"--out={out}", f"--images={images}"]
-    return subprocess.run(words, capture_output=True, text=True, timeout=280)
-
-
-def test_the_demo_runs_shows_and_proves_every_scheme(tmp_path: Path) -> None:
+def test_the_demo_runs_shows_and_proves_every_scheme(tmp_path: Path, capfd) -> None:
     out = tmp_path / "demo"
-    done = demo(out)
-    assert done.returncode == 0, done.stderr
+    words = ["demo", f"--out={out}", f"--images={IMAGES}"]
+    assert main(words) == 0, capfd.readouterr().err
+    said = capfd.readouterr().out
     for ending in ("png", "pdf", "csv"):
         assert (out / f"latency_cdf.{ending}").stat().st_size > 1000
     assert (out / "report.html").stat().st_size > 50_000
     for name in SCHEMES:
         proof = f"verify {name}: complete: {IMAGES} of {IMAGES} rows, no doubles\n"
-        assert proof in done.stdout
+        assert proof in said
         run = read_results(out / name.split()[-1])
         assert verify_run(run.path).ok
         right = run.images["predicted"] == run.images["label"]
@@ -38,13 +33,8 @@ def test_the_demo_runs_shows_and_proves_every_scheme(tmp_path: Path) -> None:
         assert len(run.manifest["world"]) == RANKS
         slow = run.manifest["settings"]["slow_ranks"]
         assert slow == ["4:5"]
-    again = demo(out)
-    assert (again.returncode, again.stdout) == (3, "")
-    assert "is there already" in again.stderr
-
-
-def test_a_demo_of_warm_up_alone_is_refused_before_it_starts(tmp_path: Path) -> None:
-    done = demo(tmp_path / "demo", 9)
-    assert done.returncode == 2
-    assert done.stderr == "collage-mpi demo: --images is 9; it needs at least 27\n"
-    assert not (tmp_path / "demo").exists()
+    assert main(words) == 3
+    again = capfd.readouterr()
+    assert (again.out, "is there already" in again.err) == ("", True)
+    assert main(["demo", f"--out={tmp_path / 'x'}", "--images=9"]) == 2
+    assert "--images is 9; it needs at least 27" in capfd.readouterr().err

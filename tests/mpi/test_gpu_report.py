@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import server_of
+
+from collage_mpi.system.forked import VARIABLE
+from collage_mpi.system.process_tree import own_command
 
 pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -28,7 +32,12 @@ def report(
 
 
 def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
-    done = report(tmp_path / "r", "--device", "cpu")
+    """By a Python that has imported torch: six imports would be half of the CPU."""
+    python = tmp_path / "python"
+    server = f"{VARIABLE}={server_of(('torch', 'torchvision'))}"
+    python.write_text(f'#!/bin/sh\n{server} exec {" ".join(own_command("as_python"))} "$@"\n')
+    python.chmod(0o755)
+    done = report(tmp_path / "r", "--device", "cpu", python=str(python))
     text = (tmp_path / "r" / "report.md").read_text()
     assert done.returncode == 0, text
     assert "CUT OFF" not in text

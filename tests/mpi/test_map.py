@@ -34,7 +34,7 @@ class Detect:
         '''At its 25th image, once so many parts are on the disk.'''
         parts = os.environ.get("DIE_AT")
         while parts and self.seen > 24:
-            if len([*Path("out/parts").glob("images-*.npy")]) >= int(parts):  # after their vectors
+            if len([*Path("out/parts").glob("images-*.parquet")]) >= int(parts):
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(0.01)
     def __call__(self, batch):
@@ -86,7 +86,7 @@ def test_detections_of_a_job_that_is_killed_are_those_of_a_loop(
     assert len(read_results("out")) < PICTURES
     monkeypatch.delenv("DIE_AT")
     assert main([*words, "--ranks", "2"]) == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
-    assert "outputs in out/vectors; collage-mpi verify out proves" in capfd.readouterr().out
+    assert "outputs in out/rows; collage-mpi verify out proves" in capfd.readouterr().out
     report, results = verify_run("out"), read_results("out")
     assert report.ok, report.problems
     assert {*results.images["session"]} in ({1, 2}, {2})  # launchers kill the others at once

@@ -11,7 +11,6 @@ import importlib.resources
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RANKS_LIMIT_S, codes, run_many, run_ranks
+from conftest import RANKS_LIMIT_S, THREADS, codes, run_many, run_ranks
 
 from collage_mpi.errors import ExitCode
 from collage_mpi.ledger.owner import Owner
@@ -36,7 +35,7 @@ NULL = ("--single", "null", "--collage", "null")
 SMALL = ("--singles", "2", "--side", "2")  # a world of 4
 # Half of the images are one rank's, and nobody else's: it gets to its fifth on any machine.
 BY_TURNS = ("--scheme", "none", "--assign", "turn", "--endgame", "off")
-QUICK = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+QUICK = THREADS
 
 
 def labels_of(first: int, count: int) -> np.ndarray:
@@ -115,10 +114,7 @@ def one_message(stderr: str, start: str = "collage-mpi run: ") -> str:
 
 # ---- rows -------------------------------------------------------------------
 
-
 SLOW_2 = ("--straggler", "pinned", "--straggler-median-ms", "5", "--slow-ranks", "2:9")
-
-
 HALF = ("--straggler", "pinned", "--straggler-median-ms", "5", "--batch-cost", "0.5")
 
 
@@ -153,6 +149,7 @@ def test_a_dry_run_asks_every_rank_and_writes_nothing(mpiexec, both, tmp_path, t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.any_mpi
 def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
     shapes = {
         "collage": [],
@@ -209,7 +206,8 @@ def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
     assert [member["rank"] for member in world] == list(range(11))
 
 
-HEAVY = {"torch", "torchvision", "h5py", "safetensors", "rich", "PIL", "matplotlib", "pyarrow"}
+HEAVY = {"torch", "torchvision", "h5py", "safetensors", "rich", "PIL", "matplotlib"}
+HEAVY |= {"pandas", "pyarrow"}
 
 
 @pytest.mark.any_mpi
@@ -228,7 +226,7 @@ def test_a_rank_imports_what_its_part_needs(mpiexec, programs, data, tmp_path, s
     done = mpiexec(4, [programs / "imported.py", tmp_path, "run", *words], env=QUICK)
     assert done.returncode == 0, done.stderr
     found = [HEAVY & set(json.loads((tmp_path / f"{rank}.json").read_text())) for rank in range(4)]
-    assert found[0] - {"safetensors"} == {"h5py", "rich"}  # to read shards, to draw the summary
+    assert found[0] - {"safetensors"} == {"h5py", "rich", "pyarrow"}  # shards, a summary, rows
     assert found[3] == reads  # the collage rank's network is null in both
     assert found[1] == found[2]
     assert ("torch" in found[1]) == (single != "null")
@@ -318,35 +316,7 @@ def test_other_settings_are_refused_and_a_finished_run_stays(mpi, both, tmp_path
     check_run(tmp_path / "out")
 
 
-# ---- slow, idle -------------------------------------------------------------
-
-
-@pytest.mark.any_mpi
-def test_a_five_times_slower_rank_is_never_more_than_a_group_behind(mpiexec, data, tmp_path):
-    """In the paper's layout, whenever it begins a task, it is of the group in flight or before."""
-    slow = ["--straggler", "pinned", "--straggler-median-ms", "20", "--slow-ranks", "3:5"]
-    slow += ["--profile", "paper"]
-    run = ["run", "--shards", data / "many.h5", *NULL, *slow, "--out", tmp_path / "out"]
-    done = mpiexec(11, ["-m", "collage_mpi", *run], env=QUICK)
-    assert done.returncode == 0, done.stderr
-    found = check_run(tmp_path / "out", 540)
-    tasks = found.tasks[found.tasks["rank"] == 3]
-    begun = tasks[tasks["outcome"] == OUTCOMES.index("answered")]
-    skipped = int((tasks["outcome"] == OUTCOMES.index("skipped")).sum())
-    # A worker reports durations only: it began no sooner than it had the task and was free.
-    starts_ns, free_ns = [], 0
-    for task in np.sort(begun, order="done_ns"):
-        starts_ns.append(max(int(task["sent_ns"]), free_ns))
-        free_ns = starts_ns[-1] + int(task["compute_ns"])
-    t0_ns = found.groups["t0_ns"][np.argsort(found.groups["group"])]  # (groups,)
-    at_ns = np.array(starts_ns)
-    current = np.searchsorted(t0_ns, at_ns, side="right") - 1
-    behind = current - np.sort(begun, order="done_ns")["group"]
-    print(f"slow rank: began {len(begun)}, groups behind {np.bincount(behind)}, skipped {skipped}")
-    assert behind.max() <= 1
-    assert skipped >= 5
-    assert len(begun) <= 3 + t0_ns.max() / 100e6  # one every 100 ms: it repeats nothing
-    assert counted(found.images, "source", SOURCES)["collage"] >= 50
+# ---- idle -------------------------------------------------------------------
 
 
 def test_idle_ranks_cost_little(mpiexec, programs, data, tmp_path):
@@ -551,16 +521,6 @@ def test_each_mistake_is_one_message_and_a_code(mpi, data, both, tmp_path):
 
 
 @pytest.mark.any_mpi
-def test_a_flag_that_does_not_exist_is_one_usage(mpiexec, both):
-    done = mpiexec(3, ["-m", "collage_mpi", *both, "--no-such-flag", "3"], env=QUICK)
-    assert done.returncode == ExitCode.USAGE
-    assert done.stderr.count("usage: collage-mpi") == 1
-    assert done.stderr.count("--no-such-flag") == 1
-    assert done.stderr.count(" --") < 9  # and not the sixty flags there are
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.any_mpi
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -572,26 +532,9 @@ def test_no_rank_leaves_before_rank_0_has_said_what_is_wrong(mpiexec, programs, 
     done = mpiexec(3, [programs / "late.py", *both, *words], env=QUICK)
     assert done.returncode == ExitCode.USAGE
     assert sum(says in line for line in done.stderr.splitlines()) == 1
-
-
-@pytest.mark.any_mpi
-def test_a_wrong_world_ends_with_its_code(mpiexec, both, tmp_path):
-    done = mpiexec(3, ["-m", "collage_mpi", *both, "--out", tmp_path / "out"], env=QUICK)
-    assert done.returncode == ExitCode.ENVIRONMENT
-    assert "launch with -n 11" in one_message(done.stderr)
-
-
-@pytest.mark.any_mpi
-def test_one_process_without_a_launcher_is_told_which_line_to_use(both, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "collage_mpi", *both, "--out", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == ExitCode.ENVIRONMENT
-    assert "one process on its own" in one_message(done.stderr)
-    assert "collage-mpi launch -n 11" in done.stderr
+    assert done.stderr.count("usage: collage-mpi") <= 1
+    assert done.stderr.count(" --") < 9  # and not the sixty flags there are
+    assert "Traceback" not in done.stderr
 
 
 def test_a_signal_before_the_job_has_begun_is_incomplete(mpiexec, programs, both, tmp_path):
@@ -599,5 +542,6 @@ def test_a_signal_before_the_job_has_begun_is_incomplete(mpiexec, programs, both
     done = mpiexec(4, [programs / "saboteur.py", 0, "early_stop", *run], env=QUICK)
     assert done.returncode == ExitCode.INCOMPLETE, done.stderr
     assert "SIGTERM" in one_message(done.stderr)
-    assert mpiexec(4, ["-m", "collage_mpi", *run], env=QUICK).returncode == 0
+    again = mpiexec(4, ["-m", "collage_mpi", *run], env=QUICK)
+    assert again.returncode == 0, again.stderr
     check_run(tmp_path / "out")

@@ -59,6 +59,7 @@ def job(mpi, shard, tmp_path):
     return run
 
 
+@pytest.mark.any_mpi
 def test_teams_share_the_images_and_the_run_is_one(job, tmp_path):
     teams = 2
     # Nobody dies: no rank computes before each other team has its first task, however busy the
@@ -123,6 +124,7 @@ def test_the_images_of_a_coordinator_that_stops_go_to_others_and_it_adds_no_row_
     check(ended.out)
 
 
+@pytest.mark.any_mpi
 def test_ranks_that_are_let_go_end_and_the_others_do_what_a_coordinator_that_stops_held(job):
     ended = job("4:images:nap:20,apart,hasty", 2, *SLOW)
     assert ended.code == COMPLETE, ended.said

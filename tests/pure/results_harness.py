@@ -16,6 +16,7 @@ from rows_by_name import add_image, add_task
 from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.ledger.records import Part
 from collage_mpi.results import Results
+from collage_mpi.results.columns import Form
 from collage_mpi.results.parts import part_path
 from collage_mpi.results.row_sink import PartThread, _Part
 from collage_mpi.results.sole import SoleWriter
@@ -268,14 +269,16 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 class InlineThread(PartThread):
     """The writer thread without a thread: parts are written when they are handed over."""
 
-    def __init__(self, directory: Path, session: int, written: Callable[[Part], object]) -> None:
-        self.fault = None
+    def __init__(
+        self, directory: Path, session: int, written: Callable[[Part], object], form: Form
+    ) -> None:
+        self.fault, self.form = None, form
         self._directory, self._session, self._written = directory, session, written
         self._numbers = {t.name: 0 for t in STORED}
 
-    def put(self, table: Any, payload: memoryview, before: Any = None) -> None:
+    def put(self, table: Any, payload: memoryview, vectors: Any = ()) -> None:
         self._numbers[table.name] += 1
-        part = _Part(table, self._numbers[table.name], payload, before)
+        part = _Part(table, self._numbers[table.name], payload, vectors)
         self._write(part_path(self._directory, table, self._session, part.number), part)
 
     def end(self) -> None:

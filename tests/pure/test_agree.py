@@ -440,7 +440,7 @@ def hello(how="bfloat16", device="cpu", kinds=("single", "stage1")):
     [("openvino", "openvino bfloat16"), ("torch", "bfloat16 on cpu"), (None, "bfloat16 on cpu")],
 )
 def test_how_a_stage_answers_is_the_same_word_whoever_found_that_torch_is_quickest(runtime, said):
-    record = runtime and SimpleNamespace(runtime=runtime, answerer=f"{runtime} bfloat16")
+    record = runtime and SimpleNamespace(runtime=runtime, how=f"{runtime} bfloat16")
     hellos = {1: hello(device="cuda:0"), 2: hello(), 3: hello(), 4: hello(kinds=("single",))}
     made = {"stage1": record, "single": None}
     waited = []  # nothing is made before

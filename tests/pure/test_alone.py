@@ -11,7 +11,7 @@ import pytest
 
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.ledger.owner import Owner, join
-from collage_mpi.ledger.records import Part, Run
+from collage_mpi.ledger.records import Part, Run, run_name
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results.writer import ALONE, leave_alone, open_folder
 from collage_mpi.settings.run_settings import RunSettings
@@ -39,9 +39,12 @@ def test_without_hard_links_a_job_alone_does_its_run_and_others_are_told_of_it(t
     for alone in (False, True):
         with pytest.raises(EnvironmentFault, match="has this folder for itself"):
             open_folder(tmp_path, shared=False, alone=alone)
-    owner.wrote(Part("images-0001-000001.npy", 1, 1, ((0, 8),)))
+    owner.wrote(Part("images-0001-000001.parquet", 1, 1, ((0, 8),)))
     owner.turn()
     assert owner.settle()
+    there = store.read(run_name(1))
+    assert not store.link(run_name(1), b"another")
+    assert store.read(run_name(1)) == there
     leave_alone(tmp_path)
     open_folder(tmp_path, shared=False)
 

@@ -162,14 +162,15 @@ def stored(answers: str, out: Path) -> Path:
 def spoil(out: Path, change) -> None:
     """Change rows of images where they lie, as a defect of the writer would."""
     from collage_mpi.results import parts
+    from collage_mpi.results.columns import Form, rows_of
     from collage_mpi.rows import IMAGES as TABLE
 
     for part in parts.list_parts(out / "parts"):
         if part.table == TABLE.name:
-            rows = parts.read_part(part.path, TABLE).copy()
+            rows = rows_of(part.path, TABLE)
             change(rows)
             part.path.unlink()
-            parts.write_part(part.path, TABLE, memoryview(rows.tobytes()))
+            parts.write_part(part.path, TABLE, rows, Form(["f"] * 9))
 
 
 def test_verify_knows_which_answers_should_have_been_audited(answers: str, tmp_path: Path):

@@ -18,6 +18,7 @@ from collage_mpi.report.page import _chosen, chart_data, excerpt, render_page
 from collage_mpi.report.tables import confusions, ranks
 from collage_mpi.results import (
     Results,
+    lease_files,
     number_sets,
     read_results,
     statistics,
@@ -249,6 +250,7 @@ def test_the_end_the_proof_and_the_report_hold_no_more_of_a_longer_run(
     """
     monkeypatch.setattr(StoredRun, "bound", 512)
     monkeypatch.setattr(statistics, "_SHIFT", 49)
+    monkeypatch.setattr(lease_files, "GROUP_BYTES", 1 << 18)
     ends, pages = [], []
     for rows in (3_600, 36_000):
         full = manifest(rows)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from collage_mpi.commands import classify, launch
 from collage_mpi.commands.parser import read_command
 from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.results import parts
 from collage_mpi.settings.flags import flag, own_fields
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.update import Update
 from collage_mpi.system.fields import about
 
 CLASSIFY = ("classify", "photos", "--network", "null", "--out", "c.csv", "--device", "cpu")
@@ -44,6 +47,9 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "pictures": ((), {}),  # these four are in the settings without any option
     "network": ((), {}),
     "out": ((), {}),
+    "key": (("--key", "content"), {"key": "content"}),
+    "touched": (("--touched", "same"), {}),
+    "prune": (("--prune",), {}),
     "retry_errors": (("--retry-errors",), {}),
     "verbose": (("-v",), {}),
     "mpi": (("--mpi", "openmpi"), {}),
@@ -128,6 +134,8 @@ def test_each_option_of_classify_reaches_the_run_and_changes_nothing_else(option
     words, settings = OPTIONS[option]
     base, found = run_of(started, *CLASSIFY), run_of(started, *CLASSIFY, *words)
     assert difference(found, base) == settings
+    asked = {"touched": {"touched": "same"}, "prune": {"prune": True}}.get(option, {})
+    assert found.run.asked == Update(**asked)
     assert found.run.retry_errors == (option == "retry_errors")
     assert found.run.brief == (option != "verbose")
     assert found.mpi == ("openmpi" if option == "mpi" else "auto")
@@ -218,3 +226,22 @@ def test_what_agree_would_bring_is_told_where_it_is_forecast_to_bring_something(
     assert said in hint
     parts = (f"for {images:,} pictures, and with 95 % probability change at most 0.5 % of", "if bf")
     assert [part in hint for part in parts] == [bool(said)] * 2
+
+
+@pytest.mark.parametrize(
+    ("there", "complete", "codes", "found"),
+    [
+        (False, False, [0], 0),
+        (True, True, [0], 0),
+        (True, False, [0, 5], 5),
+        (True, False, [5, 0], 0),
+        (True, False, [6], 6),
+    ],
+)
+def test_a_run_is_updated_once_it_is_complete(monkeypatch, there, complete, codes, found):
+    """By a second launch, if the first one had to go on with it."""
+    monkeypatch.setattr(classify, "has_run", lambda _: there)
+    monkeypatch.setattr(parts, "read_ledger", lambda _: SimpleNamespace(complete=complete))
+    left = iter(codes)
+    assert classify.updated(Path("out"), lambda: next(left)) == found
+    assert [*left] == []

@@ -65,5 +65,5 @@ def test_install_takes_the_mpi_that_is_there_or_debians(tmp_path, mpi, has_mpicc
     subprocess.run(["sh", FOLDER / "install.sh", mpi], env=env, check=True)
     lines = log.read_text().splitlines()
     assert any(f"lib{mpi}-dev" in line for line in lines) is not has_mpicc
-    assert f"--no-binary mpi4py {ROOT}[plot,parquet]" in lines[-2]
+    assert f"--no-binary mpi4py {ROOT}[plot]" in lines[-2]
     assert lines[-1] == "python -m collage_mpi --version"

@@ -16,8 +16,8 @@ ALSO_A_WORD = {
     results.EXPORT,
     results.INDEX_FOLDER,
     results.JOBS_FOLDER,
+    results.ROWS_FOLDER,
     results.STATUS_FOLDER,
-    results.VECTORS_FOLDER,
 }
 
 

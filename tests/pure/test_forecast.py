@@ -105,7 +105,7 @@ def test_what_a_run_would_end_with_ends_it(shard, tmp_path, capsys, monkeypatch,
     (tmp_path / "torn.h5").write_bytes(shard.read_bytes()[:2000])
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "headless" / "parts").mkdir(parents=True)
-    (tmp_path / "headless" / "parts" / "images-0001-000001.npy").touch()
+    (tmp_path / "headless" / "parts" / "images-0001-000001.parquet").touch()
     before = content(tmp_path)
     assert dry_run("--shards", "a.h5", *NULL, "--out", "out", *words) == code
     assert says in capsys.readouterr().err

@@ -224,7 +224,7 @@ def test_a_place_that_cannot_be_written_is_named(
     with pytest.raises(EnvironmentFault, match="cannot be written"):
         check_place(tmp_path / "file" / "run", shared=False)
     (tmp_path / "rows" / "parts").mkdir(parents=True)
-    (tmp_path / "rows" / "parts" / "images-0001-000001.npy").touch()
+    (tmp_path / "rows" / "parts" / "images-0001-000001.parquet").touch()
     with pytest.raises(EnvironmentFault, match=r"rows of a run whose run\.1\.json is gone"):
         check_place(tmp_path / "rows", shared=False)
 

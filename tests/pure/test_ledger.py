@@ -55,7 +55,7 @@ def after(cell: Cell, change: Change) -> Cell:
 
 
 def part(*spans: sp.Span, **more: Any) -> Part:
-    return Part("images-0001-000001.npy", 10, 7, spans, **more)
+    return Part("images-0001-000001.parquet", 10, 7, spans, **more)
 
 
 def test_a_part_commits_what_its_owner_still_holds() -> None:
@@ -110,7 +110,7 @@ def test_what_does_not_follow_is_damage() -> None:
         b"\xff" * 9,
         b" " * (LARGEST_BYTES + 1),
         encode(Record(0, 40, 0, "", "../../etc")),
-        encode(Record(0, 40, 0, "", ME, (Part("../images-0001-000001.npy", 1, 1, ((0, 1),)),))),
+        encode(Record(0, 40, 0, "", ME, (Part("../images-0001-000001.parquet", 1, 1, ((0, 1),)),))),
         encode(Record(0, 40, 0, "", ME, (part((3, 2)),))),
         encode(Record(0, 40, 0, "", ME)).replace(b"{", b'{"more":1,', 1),
     ],
@@ -124,10 +124,10 @@ def test_who_joins_second_gets_the_run_that_is_there(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     assert join(store, RUN) == RUN
     assert join(store, Run(1, 0, 7, 7)) == RUN
-    with pytest.raises(EnvironmentFault, match="of format 3; this version has format 2"):
+    with pytest.raises(EnvironmentFault, match="of format 4; this version has format 2"):
         join(store, Run(1, 0, 7, 7, format=2))
     (tmp_path / "run.2.json").write_text('{"format": 2, "what": "is not known here"}')
-    with pytest.raises(EnvironmentFault, match="of format 2; this version has format 3"):
+    with pytest.raises(EnvironmentFault, match="of format 2; this version has format 4"):
         join(store, Run(2, 0, 7, 7))
 
 
@@ -230,7 +230,7 @@ def test_a_lone_job_does_all_and_leaves_two_files_a_cell(tmp_path: Path) -> None
         if owner.grants:
             spans = owner.grants.popleft().spans
             rows += [p for first, stop in spans for p in range(first, stop)]
-            owner.wrote(Part(f"images-0001-{len(rows):06d}.npy", 1, 1, spans))
+            owner.wrote(Part(f"images-0001-{len(rows):06d}.parquet", 1, 1, spans))
     assert sorted(rows) == [*range(100)]
     left = sorted(path.name for path in (tmp_path / "leases").iterdir())
     assert [name.partition(".")[0] for name in left] == ["0", "0", "40", "40", "80", "80"]
@@ -264,7 +264,7 @@ def test_the_last_records_are_on_the_disk_before_the_run_is_marked(tmp_path: Pat
         while first.grants:
             spans = first.grants.popleft().spans
             taken += sum(stop - start for start, stop in spans)
-            first.wrote(Part(f"images-0001-{taken:06d}.npy", 1, 1, spans))
+            first.wrote(Part(f"images-0001-{taken:06d}.parquet", 1, 1, spans))
     done.clear()
     while not second.complete and now[0] < 100:
         now[0] += 1
@@ -279,7 +279,7 @@ def test_an_owner_counts_its_rows_by_the_records_that_it_knows(tmp_path: Path) -
     mine, other = (Owner(store, RUN, name=name, place=0) for name in (ME, OTHER))
     mine.turn(60)
     mine.wrote(part((0, 50)))
-    mine.wrote(msgspec.structs.replace(part((50, 55)), file="images-0001-000002.npy"))
+    mine.wrote(msgspec.structs.replace(part((50, 55)), file="images-0001-000002.parquet"))
     mine.turn()
     assert mine.rows == 55
     mine.leave()
@@ -355,11 +355,11 @@ def test_a_row_is_replaced_only_with_a_reason_and_never_once_its_cell_is_closed(
     for again in (part((3, 4)), part((3, 4), (12, 13), reason="refuted")):
         with pytest.raises(Damage, match="it is no record of its cell"):
             cell.after(encode(msgspec.structs.replace(wrong, parts=(*cell.parts, again))), 2)
-    newer = Part("images-0002-000001.npy", 1, 1, ((3, 4), (12, 13)), reason="refuted")
+    newer = Part("images-0002-000001.parquet", 1, 1, ((3, 4), (12, 13)), reason="refuted")
     cell = after(cell, Change(OTHER, (part((2, 4)), newer)))
     assert [(each.file, each.spans) for each in last_rows(cell.parts)] == [
-        ("images-0001-000001.npy", ((0, 3), (4, 10))),
-        ("images-0002-000001.npy", ((3, 4),)),
+        ("images-0001-000001.parquet", ((0, 3), (4, 10))),
+        ("images-0002-000001.parquet", ((3, 4),)),
     ]
     assert not any(each.errors for each in last_rows(cell.parts))
     assert cell.proposed(Change(OTHER, (newer,))) is None  # its reply was lost
@@ -484,7 +484,7 @@ def whole_run(store: FolderStore, run: Run, name: str = ME) -> None:
         while owner.grants:
             grant = owner.grants.popleft()
             errors = sp.common(grant.spans, ((grant.start, grant.start + 1),))
-            file = f"images-{run.number:04d}-{grant.spans[0][0]:06d}.npy"
+            file = f"images-{run.number:04d}-{grant.spans[0][0]:06d}.parquet"
             owner.wrote(Part(file, 1, 1, grant.spans, errors))
 
 

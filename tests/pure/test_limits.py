@@ -14,6 +14,7 @@ import pytest
 from collage_mpi import cli
 from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.results import row_sink
+from collage_mpi.results.columns import Form
 from collage_mpi.rows import IMAGES
 from collage_mpi.system import limits
 from collage_mpi.system.limits import fault_of, limit_met
@@ -83,7 +84,7 @@ def test_want_of_descriptors_is_found_behind_a_part_that_cannot_be_written(
         raise refused(errno.EMFILE)
 
     monkeypatch.setattr(row_sink.parts, "write_part", refuses)
-    thread = row_sink.PartThread(tmp_path, 1, None)
+    thread = row_sink.PartThread(tmp_path, 1, None, Form())
     thread.put(IMAGES, memoryview(b""))
     thread.end()
     assert thread.fault is not None

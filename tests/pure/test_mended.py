@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from jobs_by_hand import Job as Hand
 from pictures import COUNT, make_source, picture, write_folder
-from rows_by_name import add_image
 
 from collage_mpi.errors import UsageError
-from collage_mpi.job.plan import Plan, make_plan
-from collage_mpi.job.provenance import fixed_facts
-from collage_mpi.job.run import next_run, refuse_other_settings
-from collage_mpi.ledger import spans as sp
-from collage_mpi.ledger.jobs import register
-from collage_mpi.ledger.owner import Owner, join
-from collage_mpi.ledger.reading import View
-from collage_mpi.ledger.records import Run
-from collage_mpi.ledger.store import FolderStore
-from collage_mpi.results import INDEX_FOLDER, read_results
-from collage_mpi.results.jobs import entry
-from collage_mpi.results.manifest import compose
-from collage_mpi.results.row_sink import RowSink
-from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.results import read_results
+from collage_mpi.shards.update import Update
 
 BROKEN = 5
 
@@ -35,62 +22,8 @@ def files(tmp_path: Path) -> list[Path]:
     return files
 
 
-def plan_of(source: Path, out: Path, known: dict | None = None) -> Plan:
-    words = {"single": "null", "scheme": "none", "singles": 2, "input_labels": "none"}
-    return make_plan(RunSettings(shards=(str(source),), out=str(out), **words), 3, known)
-
-
-class Job:
-    """A job that comes to a folder: what it is told to do; `do` does it.
-
-    Attributes:
-        lacking: the input's rows that it is to do; None if nothing is left.
-    """
-
-    def __init__(self, source: Path, out: Path) -> None:
-        known = compose(out) if (out / "run.1.json").exists() else {}
-        plan, self.store, self.name = plan_of(source, out, known), FolderStore(out), "a" * 32
-        self.out, self.lacking = out, None
-        try:
-            if known:
-                refuse_other_settings(plan, known)
-                there, self.run = next_run(plan, self.store, retry_errors=False)
-                if self.run is None:
-                    return
-                plan = plan.at_run([*there[: self.run.number - 1], self.run])
-                self.run = join(self.store, self.run)
-            else:
-                out.mkdir()
-                (out / "parts").mkdir()
-                self.store.make()
-                settings = entry(fixed_facts(plan))
-                self.run = join(self.store, Run(1, 0, COUNT, COUNT, settings=settings))
-            plan.shards.save_indexes(out / INDEX_FOLDER)
-            since = {str(n): each for n, each in plan.shards.since.items()}
-            self.session = register(self.store, self.name, {"since": since})
-            done = View(self.store, self.run).look().counted
-            self.left = sp.minus(((self.run.first, self.run.stop),), done)
-            at = [position - self.run.first for span in self.left for position in range(*span)]
-            self.lacking = plan.order.indices(np.array(at, np.int64)).tolist()
-        finally:
-            plan.shards.close()
-
-    def do(self, rows: list[int], errors: tuple[int, ...] = ()) -> None:
-        """Write rows of these images, and leave."""
-        owner = Owner(self.store, self.run, name=self.name)
-        sink = RowSink(self.out, self.run.settings, self.session, owner.wrote)
-        positions = [position for span in self.left for position in range(*span)]
-        for row in rows:
-            failed, at = row in errors, positions[self.lacking.index(row)]
-            source, reason = ("error", "cannot be decoded") if failed else ("single", "")
-            more = {"source": source, "answered": not failed, "reason": reason}
-            add_image(sink, row=row, position=at, **more)
-        owner.turn(COUNT)
-        owner.turn(COUNT)
-        assert sink.drain() is None
-        owner.turn()
-        owner.settle()
-        owner.leave()
+def Job(source: Path, out: Path) -> Hand:
+    return Hand(source, out).begin()
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "list"])
@@ -106,13 +39,11 @@ def test_a_mended_picture_is_classified_again_also_after_a_kill(
         make_source(kind, tmp_path / kind, files)
     job = Job(source, out)
     assert job.lacking == [BROKEN]
-    assert "1 picture changed since the last session" in caplog.text
-    assert files[BROKEN].name in caplog.text
     job.do([])  # it is killed before the row is written
     caplog.clear()
     job = Job(source, out)
     assert (job.lacking, caplog.text) == ([BROKEN], "")
-    job.do([BROKEN])
+    job.do([BROKEN], ())
     assert Job(source, out).lacking is None
     images = read_results(out).images
     assert images["answered"].sum() == len(images) == COUNT
@@ -129,18 +60,24 @@ def test_a_picture_that_stays_broken_is_tried_once_each_time_that_it_changes(tmp
         assert Job(source, out).lacking is None
 
 
-def test_a_picture_without_a_row_may_change_and_one_with_an_answer_may_not(tmp_path, files):
+def test_a_run_goes_on_with_its_own_list_and_then_tells_what_has_changed(tmp_path, files, caplog):
     source, out = tmp_path / "photos", tmp_path / "run"
     Job(source, out).do([0, 1, 2, BROKEN], errors=(BROKEN,))
+    first, second = files[0].read_bytes(), files[1].read_bytes()
+    files[0].rename(files[0].with_name("new.png"))
+    files[1].write_bytes(second[:-9] + bytes(9))
     files[7].write_bytes(picture(30))
-    assert Job(source, out).lacking == sorted({*range(COUNT)} - {0, 1, 2, BROKEN})
-    was, size = files[1].read_bytes(), files[1].stat().st_size
-    files[1].write_bytes(was[:-9] + bytes(9))
-    assert files[1].stat().st_size == size
-    with pytest.raises(UsageError, match=r"1 picture changed after the answer .*row 1 of .*photos"):
+    job = Job(source, out)
+    rest = sorted({*range(COUNT)} - {0, 1, 2, BROKEN})
+    assert job.lacking == rest
+    said = "1 picture more, such as ant/new.png; 1 picture gone, such as ant/000.png"
+    assert f"{said}. --update takes them into the run when it is complete" in caplog.text
+    job.do(rest, ())
+    with pytest.raises(UsageError, match=f"{said}. --update takes them into the run. Or choose"):
         Job(source, out)
-    files[1].write_bytes(was)
-    assert Job(source, out).lacking
-    files[0].unlink()
-    with pytest.raises(UsageError, match="SHA-256"):
+    files[0].with_name("new.png").unlink()
+    files[0].write_bytes(first)
+    with pytest.raises(UsageError, match=r"2 pictures changed after the run .* row 1 of .*photos"):
         Job(source, out)
+    job = Hand(source, out, Update()).begin()
+    assert job.lacking == [1, 7]

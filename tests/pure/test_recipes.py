@@ -33,6 +33,7 @@ EASY = {
     "h5py": "h5py",
     "mpi4py": "mpi4py",
     "pillow": "Pillow",
+    "pyarrow": "Arrow",
     "torch": "PyTorch",
     "isal": "python-isal",
     "safetensors": "Safetensors",

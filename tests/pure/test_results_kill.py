@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,10 +27,11 @@ from collage_mpi.results import (
     summarise,
     verify_run,
 )
+from collage_mpi.results.columns import Form, rows_of
 from collage_mpi.results.parts import read_ledger
 from collage_mpi.results.sole import SoleWriter
 from collage_mpi.results.verify import repair_run
-from collage_mpi.rows import CHANGED, IMAGE_ROW, IMAGES
+from collage_mpi.rows import CHANGED, IMAGES
 from collage_mpi.system import files
 
 ROWS = 27
@@ -155,7 +153,9 @@ def test_a_damaged_part_is_named_and_repaired(
     assert all(f"{part}: damaged (CRC-32" in told for part in parts_of)
     assert main(["verify", "--repair", str(out)]) == 6
     told = capsys.readouterr()
-    assert "leases/0.1: it names images-0001-000001.npy, which is damaged or missing" in told.err
+    assert (
+        "leases/0.1: it names images-0001-000001.parquet, which is damaged or missing" in told.err
+    )
     assert f"3 files moved to {out}/orphans; 90 images will be done again" in told.err
     assert "0 of 90 rows" in told.out
     run = SoleWriter(out, full)
@@ -214,11 +214,11 @@ def test_rows_that_are_not_what_their_record_names_do_not_count(tmp_path: Path) 
     """As where a part was put in the place of another one."""
     out = make_run(tmp_path / "run", 90)
     other = make_run(tmp_path / "other", 90, arrival=[*range(1, 90), 0], limit=90)
-    name = "images-0001-000001.npy"
-    rows = parts.read_part(other / "parts" / name, IMAGES).copy()
+    name = "images-0001-000001.parquet"
+    rows = rows_of(other / "parts" / name, IMAGES)
     rows["position"] += 1
     (out / "parts" / name).unlink()
-    parts.write_part(out / "parts" / name, IMAGES, memoryview(rows.tobytes()))
+    parts.write_part(out / "parts" / name, IMAGES, rows, Form(["f", "g"]))
     with pytest.raises(DataFault, match="89 of its rows are at the 90 positions"):
         read_results(out)
     assert verify_run(out).status == "damaged"
@@ -316,24 +316,15 @@ def test_any_change_of_a_part_is_found(good_run: Path, tmp_path: Path, data: Any
         part.write_bytes(raw)
 
 
-def test_any_change_of_a_trailer_is_found(good_run: Path, tmp_path: Path) -> None:
+def test_any_change_of_a_seal_or_a_footer_is_found(good_run: Path, tmp_path: Path) -> None:
     (part, *_) = sorted((good_run / "parts").glob("images-*"))
     raw = part.read_bytes()
     copy = tmp_path / part.name
-    for place in range(len(raw) - parts._TRAILER.size, len(raw)):
+    start = raw.index(b"CMPIseal")
+    for place in (*range(start, start + 200), *range(len(raw) - 20, len(raw))):
         copy.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
         with pytest.raises(DataFault):
-            parts.read_part(copy, IMAGES)
-
-
-def test_another_version_of_numpy_s_format_is_refused(tmp_path: Path) -> None:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, np.zeros(1, IMAGE_ROW), version=(2, 0))
-    body = file.getvalue()
-    trailer = parts._TRAILER.pack(parts._MARK, len(body), zlib.crc32(body))
-    (tmp_path / "images-000001.npy").write_bytes(body + trailer)
-    with pytest.raises(DataFault, match=r"another version of \.npy"):
-        parts.read_part(tmp_path / "images-000001.npy", IMAGES)
+            rows_of(copy, IMAGES)
 
 
 JSON = st.recursive(
@@ -388,7 +379,7 @@ def test_bytes_that_are_no_run(good_run: Path, raw: bytes) -> None:
 
 def test_a_damaged_part_of_tasks_is_moved_away(tmp_path: Path) -> None:
     out = make_run(tmp_path / "run", 27)
-    part = next((out / "parts").glob("tasks-*.npy"))
+    part = next((out / "parts").glob("tasks-*.parquet"))
     part.write_bytes(part.read_bytes()[:-30])
     assert verify_run(out).status == "damaged"
     assert any(part.name in each for each in repair_run(out))
@@ -412,7 +403,7 @@ def test_a_part_that_a_file_server_fails_to_write_is_written_again(
 
     monkeypatch.setattr(row_sink.parts, "write_part", write)
     monkeypatch.setattr(row_sink, "AGAIN_S", 0.0)
-    thread = row_sink.PartThread(tmp_path, 1, lambda part: None)
+    thread = row_sink.PartThread(tmp_path, 1, lambda part: None, Form(["f"]))
     thread.put(IMAGES, memoryview(bytes(IMAGES.dtype.itemsize)))
     thread.end()
     assert (len(tried), thread.fault is None) == (tries, tries == 3)

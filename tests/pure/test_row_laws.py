@@ -356,7 +356,7 @@ def test_what_a_later_session_forgets_is_told() -> None:
 
 
 def test_what_a_job_leaves_behind_is_told(tmp_path: Path) -> None:
-    for name in ("parts/a.npy", "leases/0.0", "run.1.json", "COMPLETE.1", "summary.json"):
+    for name in ("parts/a.parquet", "leases/0.0", "run.1.json", "COMPLETE.1", "summary.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert litter(tmp_path) == []

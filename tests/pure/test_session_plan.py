@@ -360,9 +360,9 @@ def test_what_breaks_before_the_run_has_begun_leaves_no_folder(shards, tmp_path,
 def test_a_run_whose_name_is_seen_late_is_known_to_the_plan(shards, tmp_path, monkeypatch):
     parts = tmp_path / "parts"
     parts.mkdir()
-    (parts / "images-0001-000001.npy").touch()
+    (parts / "images-0001-000001.parquet").touch()
 
-    def made(settings, size, known, team):
+    def made(settings, size, known, team, update):
         raise KeyError(known)
 
     monkeypatch.setattr("time.sleep", lambda _: (tmp_path / "run.1.json").touch())

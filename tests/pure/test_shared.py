@@ -56,7 +56,7 @@ class Job:
 
     def write(self, *spans: tuple[int, int], errors: sp.Spans = ()) -> None:
         self.written += 1
-        file = f"images-{self.number:04d}-{self.written:06d}.npy"
+        file = f"images-{self.number:04d}-{self.written:06d}.parquet"
         self.share.wrote(Part(file, 1, 1, spans, errors))
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 35_572, "analysis": 5_449, "tests": 49_683}
-GUIDE_WORDS = 22_420  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 5_905
+LINES = {"collage_mpi": 36_289, "analysis": 5_449, "tests": 50_675}
+GUIDE_WORDS = 23_643  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 6_179
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

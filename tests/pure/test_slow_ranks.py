@@ -489,12 +489,12 @@ def test_a_rank_where_most_of_the_failed_tasks_were_is_named_although_it_goes_on
 
 def test_of_a_run_without_slow_ranks_only_the_tasks_are_read(tmp_path, monkeypatch, capsys) -> None:
     run, read = make_run(tmp_path / "run", slow_rank=None), []
-    stored = reader._stored
+    stored = reader.rows_of
 
     def noted(path: Path, table: Any) -> np.ndarray:
         read.append(table.name)
         return stored(path, table)
 
-    monkeypatch.setattr(reader, "_stored", noted)
+    monkeypatch.setattr(reader, "rows_of", noted)
     assert main(["slow-ranks", str(run)]) == 0
     assert set(read) == {"tasks"}

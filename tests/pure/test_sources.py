@@ -32,8 +32,9 @@ from collage_mpi.shards import source as shards_source
 from collage_mpi.shards.inputs import expand_paths, ids_of, source_class
 from collage_mpi.shards.members import Member, MemberIndex
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
-from collage_mpi.shards.reader import as_before, member_changes
+from collage_mpi.shards.reader import as_before
 from collage_mpi.shards.source import ReadAs
+from collage_mpi.shards.update import differences
 
 AS = ReadAs(FIT)
 PICTURE_KINDS = [kind for kind in KINDS if "zarr" not in kind]
@@ -126,10 +127,10 @@ def test_a_picture_that_goes_or_grows_meanwhile_is_a_bad_row(tmp_path, files) ->
         )
         assert "bytes are there" in found.row_fault(6)
         assert found.lost == {}
-        (tmp_path / "photos" / "more").mkdir()  # what is beside the pictures does not matter
-        assert "changed since the job began" in found.changed()[0]
-        files[1].write_bytes(picture(1))
-        assert found.read_checked([1])[2].all()
+        files[8].write_bytes(picture(8)[::-1])  # of the same size
+        found.read_checked(np.arange(COUNT))
+        assert found.row_fault(8) == "it has changed since it was listed"
+        assert found.changed() == {}  # a later update of the run finds it
 
 
 def test_a_folder_that_goes_as_a_whole_is_lost_and_not_bad_row_by_row(tmp_path, files) -> None:
@@ -208,18 +209,14 @@ def test_a_source_above_the_limit_is_known_by_names_and_sizes(tmp_path, files, m
         assert found.infos[0].fingerprint == other  # of the same size
 
 
-def test_how_members_differ_from_those_at_the_start_is_said_of_what_has_changed(tmp_path, files):
+def test_which_members_are_new_or_gone_is_said(tmp_path, files):
     with read(tmp_path / "photos") as found:
-        (before,) = found.infos
-        before.members.save(tmp_path / f"{before.fingerprint}.npz")
-        known = [{"fingerprint": before.fingerprint}]
-        assert member_changes(found, known, tmp_path) == []
-    files[0].unlink()
+        before = found.infos[0].members
+        assert differences(before, before) == ""
+    files[0].rename(files[0].with_name("new.png"))
     with read(tmp_path / "photos") as found:
-        (line,) = member_changes(found, known, tmp_path)
-        assert line.startswith(f"{tmp_path / 'photos'}: ")
-        assert "000" in line
-        assert member_changes(found, known, tmp_path / "nowhere") == []
+        said = differences(before, found.infos[0].members)
+    assert said == "1 picture more, such as ant/new.png; 1 picture gone, such as ant/000.png"
 
 
 def test_an_index_is_read_back_and_a_damaged_one_is_not_used(tmp_path, files) -> None:
@@ -518,11 +515,11 @@ def test_a_run_that_goes_on_resizes_pictures_as_it_began(tmp_path, files) -> Non
         (began,), expected = found.infos, found.read_all()[0]
     known = [{"path": "photos", "fingerprint": began.fingerprint, "count": COUNT, "fit": began.fit}]
     other = ReadAs(replace(FIT, filter="bicubic"))
-    with as_before(read(tmp_path / "photos", other), known, tmp_path, 2) as again:
+    with as_before(read(tmp_path / "photos", other), known, tmp_path) as again:
         assert again.fit == began.fit != other.fit.text()
         assert (again.read_all()[0] == expected).all()
     larger = ReadAs(PictureFit(20))
-    with as_before(read(tmp_path / "photos", larger), known, tmp_path, 2) as again:
+    with as_before(read(tmp_path / "photos", larger), known, tmp_path) as again:
         assert again.fit == larger.fit.text()  # of another size: the run's settings say so
 
 

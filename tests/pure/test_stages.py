@@ -63,6 +63,15 @@ def test_collages_come_first_and_are_the_only_stage_where_none_is_named():
     assert [settings.tuning(kind).precision for kind in settings.accept] == ["auto", "bfloat16"]
 
 
+def test_a_word_without_a_network_means_the_exact_one():
+    settings = RunSettings(scheme="cascade", single="timm:x", first=("@bfloat16", "@int8"))
+    assert [settings.network(kind) for kind in settings.accept] == ["timm:x", "timm:x"]
+    assert [settings.tuning(kind).format for kind in settings.accept] == ["bfloat16", "int8"]
+    assert [stage.text for stage in settings.stages] == ["timm:x@bfloat16", "timm:x@int8"]
+    with pytest.raises(UsageError, match="it needs a network"):
+        RunSettings(scheme="cascade", first=("@bfloat16",))
+
+
 def test_the_flag_may_be_given_once_for_each_stage():
     parser = argparse.ArgumentParser()
     add_setting_flags(parser)

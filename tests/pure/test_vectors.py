@@ -48,11 +48,10 @@ from collage_mpi.results import (
     row_sink,
     verify_run,
 )
+from collage_mpi.results.columns import Form, parquet_bytes
 from collage_mpi.results.reader import open_run
-from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.sole import SoleWriter
-from collage_mpi.results.vectors import VectorBuffer, Write
-from collage_mpi.rows import IMAGES, KEY_ROW
+from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import write_shard
 from collage_mpi.system import files
@@ -151,15 +150,11 @@ def test_embeddings_need_a_scheme_whose_answers_have_them(settings, scheme):
         settings(scheme=scheme, save="embeddings")
 
 
-def test_what_cannot_be_kept_is_refused_before_ranks_load(settings, monkeypatch):
+def test_what_cannot_be_kept_is_refused_before_ranks_load(settings):
     with pytest.raises(UsageError, match="top_k is 4, but there are only 3 classes"):
         make_plan(settings(top_k=4), 6)
     with pytest.raises(UsageError, match="top_k is 0"):
         settings(top_k=0)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(EnvironmentFault, match="pip install 'pyarrow>="):
-        make_plan(settings(top_k=2), 6)
-    make_plan(settings(), 6).shards.close()  # without, it is not needed
 
 
 def test_ranks_must_give_embeddings_of_one_length():
@@ -190,7 +185,7 @@ def test_whatever_keeps_vectors_from_the_disk_ends_the_run_by_name(tmp_path, mon
     def refuses(*_: Any, **__: Any) -> None:
         raise ValueError("not a table")
 
-    monkeypatch.setattr(parquet, "write_table", refuses)
+    monkeypatch.setattr(parquet, "ParquetWriter", refuses)
 
     def whole() -> None:
         try:  # the first row after the thread has failed raises it, or else the end does
@@ -216,44 +211,42 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 from pathlib import Path
-from collage_mpi.results.vectors import VectorBuffer, array_of
-beside = VectorBuffer(Path({str(tmp_path)!r}), 1, {{"shards": [{{"fingerprint": "f"}}]}})
+from collage_mpi.results.columns import Form, array_of, rows_of
+from collage_mpi.results.parts import write_part
+from collage_mpi.rows import IMAGES
 layout = [("n", "<i4"), ("k", "<f4", (3,)), ("mask", "?", (2, 4)), ("half", "<f2", (2, 2))]
-beside.layout = np.dtype(layout)
-row = np.zeros(1, beside.layout)
+form = Form(["f"], layout=np.dtype(layout))
+row = np.zeros(1, form.layout)
 row["n"], row["k"], row["mask"][0, 1, 3], row["half"] = 7, [[1, 2, 3]], True, 0.5
-key = np.array([(0, 4)], [("shard", "<u4"), ("row", "<u8")])
-beside.extend(key, np.frombuffer(row.tobytes(), np.float32)[None])
-beside.take().write(1)
-table = pq.ParquetFile(next(Path({str(tmp_path)!r}).iterdir())).read()
+image, path = np.zeros(1, IMAGES.dtype), Path({str(tmp_path / "x")!r})
+image["row"], image["answered"] = 4, True
+write_part(path, IMAGES, image, form, [np.frombuffer(row.tobytes(), np.float32)])
+assert (rows_of(path, IMAGES) == image).all()
+table = pq.ParquetFile(path).read()
 for name in ("n", "k", "half", "mask"):
-    assert name == "mask" or "pandas" not in sys.modules
+    assert "pandas" not in sys.modules
     assert (array_of(table[name]) == row[name]).all(), name
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatch):
-    beside = VectorBuffer(tmp_path, 1, manifest(ROWS, extras=BOTH))
-    beside.extend(np.zeros(1, KEY_ROW), np.zeros((1, 250), np.float32))
-    vectors = beside.take()
-    assert (vectors.nbytes, beside.nbytes) == (1000, 0)
-    assert beside.take().nbytes == 0
-    rows = memoryview(bytearray(500))[:10]  # part-filled, and held as a whole
+    rows = memoryview(bytearray(500))[: IMAGES.dtype.itemsize]  # part-filled, and held as a whole
     monkeypatch.setattr(row_sink, "QUEUE_BYTES", 2000)
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(number: int) -> None:
+    def slow(*part: Any) -> None:
         begun.set()
         go_on.wait(10)
         raise OSError(28, "No space left on device")
 
-    thread = row_sink.PartThread(tmp_path, 1, lambda part: None)
-    thread.put(IMAGES, rows, Write(0, slow))
+    monkeypatch.setattr(row_sink.parts, "write_part", slow)
+    thread = row_sink.PartThread(tmp_path, 1, lambda part: None, Form())
+    thread.put(IMAGES, rows)
     assert begun.wait(10)
     waiting = thread._queue
-    for before, full in ((None, False), (None, False), (vectors, True)):
-        thread.put(IMAGES, rows, before)
+    for vectors, full in (((), False), ((), False), ([np.zeros(250, np.float32)], True)):
+        thread.put(IMAGES, rows, vectors)
         assert waiting.full() is full
     go_on.set()
     thread.end()
@@ -263,7 +256,7 @@ def test_what_waits_for_a_slow_disk_is_bounded_by_its_bytes(tmp_path, monkeypatc
 
 def each_once(out: Path, rows: int = ROWS) -> None:
     """What another program reads from the folder: every image once."""
-    table = dataset.dataset(out / "vectors").to_table()
+    table = dataset.dataset([*(out / "parts").glob("images-*.parquet")]).to_table()
     if rows:
         table = table.select(["fingerprint", "row"])
         assert len(set(zip(*table.to_pydict().values(), strict=True))) == rows
@@ -287,16 +280,9 @@ def test_a_kill_between_any_two_steps_leaves_no_row_without_its_vector(tmp_path,
             found = verify_run(out)
             assert found.status == "incomplete" or found.ok, found.problems
             assert len(read_results(out).kept("scores")) == found.rows == found.vectors
-            orphans += len(list((out / "vectors").iterdir())) > -(-found.rows // 10)
+            orphans += len(list((out / "parts").glob("images-*"))) > -(-found.rows // 10)
     assert step > 60
     assert orphans > 0  # such kills were among them
-
-
-def test_their_folder_outlives_a_loss_of_power(tmp_path, monkeypatch):
-    synced: list[Path] = []
-    monkeypatch.setattr(files, "sync_directory", synced.append)
-    RowSink(tmp_path, manifest(ROWS, extras=BOTH), 1, print).drain()
-    assert synced == [tmp_path]
 
 
 def test_they_are_there_while_the_run_goes_on(tmp_path):
@@ -306,7 +292,7 @@ def test_they_are_there_while_the_run_goes_on(tmp_path):
     run.flush()
     run._thread.end()
     each_once(out, 18)
-    table = dataset.dataset(out / "vectors").to_table().to_pylist()
+    table = dataset.dataset([*(out / "parts").glob("images-*.parquet")]).to_table().to_pylist()
     assert table[0]["fingerprint"] == full["shards"][0]["fingerprint"]
     assert all(row["scores"][row["top_classes"][0]] == row["top_scores"][0] for row in table)
 
@@ -334,24 +320,29 @@ def test_error_rows_have_none(tmp_path):
 
 def test_a_run_without_any_says_so(tmp_path):
     results = read_results(make_run(tmp_path / "run", 9))
-    assert not (tmp_path / "run" / "vectors").exists()
     with pytest.raises(UsageError, match="without --top-k and --save"):
         results.to_arrow("vectors")
 
 
 def rewritten(path: Path, change: Any) -> None:
     table = parquet.read_table(path)
-    parquet.write_table(change(table), path)
-
-
-def swapped(table: Any) -> Any:
-    return table.take([1, 0, *range(2, len(table))])
+    path.write_bytes(b"".join(parquet_bytes(change(table))))
 
 
 def with_column(name: str, change: Any) -> Any:
     def changed(table: Any) -> Any:
         at, values = table.column_names.index(name), change(table[name].to_pylist())
-        return table.set_column(at, name, pyarrow.array(values, table[name].type))
+        field = table.schema.field(at)
+        return table.set_column(at, field, pyarrow.array(values, field.type))
+
+    return changed
+
+
+def of_any_length(name: str) -> Any:
+    def changed(table: Any) -> Any:
+        kind = pyarrow.list_(pyarrow.field("element", pyarrow.float32()))
+        field = table.schema.field(name).with_type(kind)
+        return table.set_column(table.column_names.index(name), field, table[name].cast(kind))
 
     return changed
 
@@ -359,11 +350,8 @@ def with_column(name: str, change: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda table: table.slice(1), "8 vectors for 9 answered images"),
-        (lambda table: table.take([0, *range(9)]), "10 vectors for 9"),
-        (swapped, "of other images than its rows: row differs"),
-        (with_column("session", lambda v: [2] * 9), "session differs"),
-        (with_column("shard", lambda v: [1] * 9), "shard differs"),
+        (with_column("scores", lambda v: [None, *v[1:]]), "nulls among the vectors"),
+        (of_any_length("top_scores"), "has the columns top_scores of list<element: float>"),
         (with_column("top_classes", lambda v: v[1:] + v[:1]), "best class is not the row's"),
         (lambda table: table.drop_columns(["scores"]), "has the columns"),
     ],
@@ -371,7 +359,7 @@ def with_column(name: str, change: Any) -> Any:
 def test_verify_finds_vectors_that_are_not_those_of_the_rows(tmp_path, change, says):
     run = make_run(tmp_path / "run", 9, extras=BOTH)
     assert verify_run(run).ok
-    (path,) = (run / "vectors").iterdir()
+    (path,) = (run / "parts").glob("images-*")
     rewritten(path, change)
     report = verify_run(run)
     assert report.exit_code == 4
@@ -380,31 +368,31 @@ def test_verify_finds_vectors_that_are_not_those_of_the_rows(tmp_path, change, s
 
 def test_a_bit_that_flips_is_found(tmp_path):
     run = make_run(tmp_path / "run", ROWS, extras={"top_k": None, "save": "embeddings"})
-    (path,) = (run / "vectors").iterdir()
+    (path,) = (run / "parts").glob("images-*")
     good = path.read_bytes()
     group = parquet.ParquetFile(path).metadata.row_group(0)
     columns = [group.column(number) for number in range(group.num_columns)]
     assert [column.path_in_schema for column in columns][-1].startswith("embedding")
-    for column in (columns[2], columns[-1]):
+    for column in (columns[0], columns[2], columns[-1]):
         damaged = bytearray(good)
         damaged[column.data_page_offset + column.total_compressed_size - 3] ^= 4
         path.write_bytes(damaged)
         assert not verify_run(run).ok, column.path_in_schema
     for raw in (good[: len(good) // 2], good.replace(b"embedding", b"embed\xffing")):
         path.write_bytes(raw)
-        assert any("damaged" in problem for problem in verify_run(run).problems)
+        assert any("damaged" in each or "truncated" in each for each in verify_run(run).problems)
 
 
 def test_images_whose_vectors_are_gone_are_done_again(tmp_path, capsys):
     full, out = manifest(ROWS, extras=BOTH), tmp_path / "run"
     session(out, full, range(ROWS), "complete")
-    gone = out / "vectors" / "vectors-0001-000002.parquet"
+    gone = out / "parts" / "images-0001-000002.parquet"
     gone.unlink()
     assert main(["verify", str(out)]) == 4
     assert str(gone) in capsys.readouterr().out
     assert main(["verify", "--repair", str(out)]) == 6
     told = capsys.readouterr().err
-    assert "it names images-0001-000002.npy, which is damaged or missing" in told
+    assert "it names images-0001-000002.parquet, which is damaged or missing" in told
     assert f"{ROWS} images will be done again" in told  # the cell was packed
     session(out, full, range(ROWS), "complete")
     assert main(["verify", str(out)]) == 0
@@ -433,7 +421,7 @@ def test_export_reads_some_rows_at_a_time_and_writes_images_in_the_order_of_the_
 ):
     """Two shards, images answered in any order, windows that cut both; the last of top-k too."""
     h5py = pytest.importorskip("h5py")
-    monkeypatch.setattr(row_sink, "VECTORS_PER_PART_BYTES", 200)  # some images a part
+    monkeypatch.setattr(row_sink, "PART_BYTES", 200)  # some images a part
     arrival = np.random.default_rng(0).permutation(40).tolist()
     out = make_run(tmp_path / "run", 40, errors=frozenset({3, 30}), extras=BOTH, arrival=arrival,
                    status="complete_with_errors")  # fmt: skip

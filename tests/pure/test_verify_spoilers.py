@@ -262,7 +262,7 @@ def test_parts_that_exceed_a_latency_are_a_note(results: Results) -> None:
         (lambda run: None, 0),
         (lambda run: (run / "COMPLETE.1").unlink(), 6),
         (lambda run: (run / "COMPLETE.1").write_text("{}"), 4),
-        (lambda run: next((run / "vectors").iterdir()).unlink(), 4),
+        (lambda run: next((run / "parts").glob("images-*")).unlink(), 4),
     ],
     ids=["nothing", "incomplete", "mark", "vectors"],
 )
@@ -274,5 +274,5 @@ def test_the_command_calls_nothing_proven_that_is_not(tmp_path: Path, capsys, sp
     (told,) = json.loads(capsys.readouterr().out)
     assert told["ok"] == (code == 0)
     assert bool(told["problems"]) == (code != 0)
-    if not any((run / "vectors").iterdir()):
-        assert "vectors-0001-000001.parquet: missing" in told["problems"][0]
+    if not [*(run / "parts").glob("images-*")]:
+        assert "images-0001-000001.parquet: missing" in told["problems"][0]

@@ -369,6 +369,7 @@ def test_what_first_says_is_the_cheap_network(begun):
         (("--recall", "a=0.9", "--agree", "0.9"), "leave out --agree and --top-k"),
         (("--recall", "a=0.9", "--top-k", "2"), "leave out --agree and --top-k"),
         (("--recall", "a=0.9", "--first", "w", "v"), "one network in --first, without a threshold"),
+        (("--recall", "a=0.9", "--first", "@int8"), "choose @bfloat16 in place of @int8"),
         (("--recall", "a=0.9", "--first", "w@0.9"), "one network in --first, without a threshold"),
         (("--recall", "a=0.9", "--first", "w@top"), "one network in --first, without a threshold"),
         (("--recall", "a=0.9", "--first", "timm:a"), "which is the network itself"),

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tests.simulation.inputs import CHOOSING, answer, first_answers, number_of, rows_of
 from tests.simulation.kernel import Process
@@ -22,7 +24,45 @@ from tests.simulation.ledger_laws import rows_in, runs_in, sessions_in
 from tests.simulation.order_laws import wrong_order
 from tests.simulation.row_laws import wrong_columns
 
-TRAILER = struct.Struct("<8sQI")
+CODES = {  # what the codes of columns stand for, in their order
+    "runtime": [
+        "",
+        "own",
+        "torch float32",
+        "torch float16",
+        "torch bfloat16",
+        "compile float32",
+        "compile float16",
+        "compile bfloat16",
+        "openvino float32",
+        "openvino float16",
+        "openvino bfloat16",
+        "onnx float32",
+        "onnx float16",
+        "onnx bfloat16",
+        "openvino int8",
+        "onnx int8",
+    ],
+    "source": [
+        "single",
+        "collage",
+        "replica",
+        "hedge",
+        "parity",
+        "retry",
+        "error",
+        "endgame",
+        "stage1",
+        "coded",
+        "kept",
+        "stage2",
+        "stage3",
+    ],
+    "audited": ["", "done", "failed"],
+    "kind": ["single", "collage", "parity", "stage1", "coded", "stage2", "stage3"],
+    "outcome": ["answered", "skipped", "failed", "lost", "unfinished"],
+}
+SEAL = struct.Struct("<8sII")
 COMPLETE = ("complete", "complete_with_errors")
 COLLAGE, ERROR, STAGE1, KEPT = 1, 6, 8, 10  # sources
 TABLES = ("images", "tasks")
@@ -33,7 +73,7 @@ _READ |= {"answered": "?", "has_label": "?", "label": "i8", "predicted": "i8"}
 _READ |= {"audited": "u1", "other": "i8", "score": "f4", "position": "i8"}
 _READ |= {"t0_ns": "i8", "latency_ns": "i8", "sent_ns": "i8", "done_ns": "i8", "rank": "i4"}
 NO_ROWS = np.dtype([*_READ.items()])  # of a table without a part
-LASTING = r"(parts|vectors|index|jobs|leases|status|thresholds)/|summary\.json$|report\.html$"
+LASTING = r"(parts|rows|index|jobs|leases|status|thresholds)/|summary\.json$|report\.html$"
 LASTING += r"|((run|networks)\.\d+\.json|(news|COMPLETE)\.\d+)$"
 HISTORY = {"sessions": ("session", "owner"), "thresholds": ("confidence", "proved", "drawn")}
 MOST_OPEN = 16  # files of a process at once
@@ -113,11 +153,13 @@ def run_in(out: Path, *, labelled: bool = True, misread: bool = False) -> Run | 
     marked = (out / f"COMPLETE.{runs[-1]['number']}").exists()
     run = Run(manifest, marked=marked, labelled=labelled, misread=misread)
     counted: dict[str, list[int]] = {}
+    dropped = {at for each in runs for span in each.get("dropped", ()) for at in range(*span)}
     for position, file in (item for each in runs for item in rows_in(out, each).items()):
-        counted.setdefault(file, []).append(position)
+        if position not in dropped:
+            counted.setdefault(file, []).append(position)
     for table in TABLES:
         found = []
-        for path in sorted((out / "parts").glob(f"{table}-*.npy")):
+        for path in sorted((out / "parts").glob(f"{table}-*.parquet")):
             _, session, number = path.stem.split("-")
             counts = table != "images" or path.name in counted
             rows = _part(path) if counts else None
@@ -135,23 +177,31 @@ def run_in(out: Path, *, labelled: bool = True, misread: bool = False) -> Run | 
 def _part(path: Path) -> np.ndarray | None:
     """The rows of a part; None where it was damaged on purpose."""
     raw = path.read_bytes()
-    _, length, crc = TRAILER.unpack(raw[-TRAILER.size :])
-    if length != len(raw) - TRAILER.size or zlib.crc32(raw[: -TRAILER.size]) != crc:
+    end = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")  # where the footer begins
+    if end < SEAL.size:
         return None
-    return np.lib.format.read_array(_Bytes(raw), allow_pickle=False)
+    pages, footer = raw[: end - SEAL.size], raw[end:]
+    if SEAL.unpack(raw[len(pages) : end])[1:] != (zlib.crc32(pages), zlib.crc32(footer)):
+        return None
+    return _rows(pq.read_table(pa.py_buffer(raw)))
 
 
-class _Bytes:
-    """What numpy reads an array from, without what stands behind it."""
-
-    def __init__(self, raw: bytes) -> None:
-        self._raw, self._at = raw, 0
-
-    def read(self, count: int = -1) -> bytes:
-        end = len(self._raw) if count < 0 else self._at + count
-        found = self._raw[self._at : end]
-        self._at = end
-        return found
+def _rows(table: pa.Table) -> np.ndarray:
+    """Columns of rows, with codes in place of texts, and 0 for what is null."""
+    found = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        texts = column.to_pylist()
+        if name in CODES:
+            found[name] = np.array([CODES[name].index(text) for text in texts], np.uint8)
+        elif name == "reason":
+            found[name] = np.array([text.encode() for text in texts], "S96")
+        elif not pa.types.is_nested(column.type) and not pa.types.is_dictionary(column.type):
+            kind = column.type.to_pandas_dtype()
+            found[name] = np.array([value or 0 for value in texts], kind)
+    rows = np.zeros(len(table), [(name, values.dtype) for name, values in found.items()])
+    for name, values in found.items():
+        rows[name] = values
+    return rows
 
 
 def broken(out: Path, run: Run | None, *, whole: bool) -> list[str]:
@@ -174,12 +224,28 @@ def broken(out: Path, run: Run | None, *, whole: bool) -> list[str]:
         faults.append(f"a marker, and {len(set(keys))} of {run.manifest['rows']} rows")
     if whole:
         faults += _sessions(run) or [*wrong_columns(run), *wrong_order(run)]
-    faults += _thresholds(run)
+    faults += [*_thresholds(run), *wrong_lease_files(out, run, whole=whole)]
     if run.manifest.get("extras"):
         faults += _vectors(out, run)
     if run.complete and (run.manifest.get("audit") or {}).get("share"):
         faults += _audits(run)
     return faults
+
+
+def wrong_lease_files(out: Path, run: Run, *, whole: bool) -> Iterator[str]:
+    """Other programs read rows/: no image twice, and in a complete run each one as it lasts."""
+    found: list[tuple[int, int]] = []
+    for path in sorted(out.glob("rows/[0-9]*.parquet")):
+        rows = _part(path)
+        if rows is None:
+            yield f"rows/{path.name} is damaged"
+            return
+        found += zip(keys_of(rows), rows["answered"].tolist(), strict=True)
+    if len({key for key, _ in found}) < len(found):
+        yield f"{len(found) - len({key for key, _ in found})} images twice in rows/"
+    lasting = [*zip(keys_of(run.lasting), run.lasting["answered"].tolist(), strict=True)]
+    if run.marked and whole and (out / "rows").exists() and sorted(found) != sorted(lasting):
+        yield f"a marker, and {len(found)} rows in rows/, where {len(lasting)} last"
 
 
 def _wrong_answers(run: Run) -> list[str]:
@@ -330,20 +396,17 @@ def ended(out: Path, run: Run, ranks: Sequence[Process]) -> Iterator[str]:
 
 
 def _vectors(out: Path, run: Run) -> list[str]:
-    """One vector an answered image, beside its part."""
-    import pyarrow.parquet as pq
-
+    """One vector an answered image, in its row."""
     top_k = run.manifest["extras"]["top_k"]
     for session, number, rows in run.files:
-        path = out / "vectors" / f"vectors-{session:04d}-{number:06d}.parquet"
-        if not path.exists():
-            return [f"no {path.name} beside its part of images"]
+        path = out / "parts" / f"images-{session:04d}-{number:06d}.parquet"
         table = pq.read_table(path).to_pydict()
-        found = list(zip(table["shard"], table["row"], strict=True))
-        answered = rows[rows["answered"]]
-        if found != keys_of(answered):
-            return [f"{path.name} has {len(found)} vectors of other images than its part"]
-        for at, row in enumerate(answered):  # a null network gives the rest to the class before
+        for at, row in enumerate(rows):  # a null network gives the rest to the class before
+            kept = [table[name][at] for name in ("scores", "top_scores") if name in table]
+            if any((values is not None) != row["answered"] for values in kept):
+                return [f"{path.name} has vectors without an answer, or the other way round"]
+            if not row["answered"]:
+                continue
             best, score = int(row["predicted"]), float(row["score"])
             if run.manifest["settings"].get("first") and row["source"] in (STAGE1, KEPT):
                 score = (1 + score) / 2
@@ -357,8 +420,6 @@ def _vectors(out: Path, run: Run) -> list[str]:
                 return [f"the scores are {given}, where {right} are right: {row}"]
             if top_k and table["top_classes"][at][0] != best:
                 return [f"the best classes are {table['top_classes'][at]}: {row}"]
-        if set(table["session"]) - {session}:
-            return [f"{path.name} has vectors of other sessions"]
     return []
 
 

@@ -114,10 +114,8 @@ class Ledger:
         raw = path.read_bytes()
         if (len(raw), zlib.crc32(raw)) != (part["size"], part["crc"]):
             yield f"{name} names {path.name} with another size or checksum"
-        vectors = self._out / f"vectors/{path.stem.replace('images', 'vectors')}.parquet"
-        needed = [path, *([vectors] if vectors.parent.exists() else ())]
-        if path_lost := [each.name for each in needed if not self._lasts(each)]:
-            yield f"{name} is made, and {', '.join(path_lost)} may be lost with the power"
+        if not self._lasts(path):
+            yield f"{name} is made, and {path.name} may be lost with the power"
         if not any(self._out.glob("networks.*.json")):
             yield f"{name} is made, and no file says by which networks"
         job = json.loads((self._out / f"jobs/{path.stem.split('-')[1]}.json").read_bytes())

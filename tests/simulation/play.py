@@ -59,7 +59,7 @@ SILENT = ("stop rank", "stall messages")
 SLOW = ("suspend job", "take-over", "slow disk")
 LONGEST_S = 120  # processor time of one seed: one that loops for ever ends the command
 SIMPLIFY_S = 60.0  # in which the shortest play that still fails is sought
-CUT_AT = ("COMPLETE", "run", r"leases/\d", "parts/images", "parts/tasks", "vectors/", "jobs")
+CUT_AT = ("COMPLETE", "run", r"leases/\d", "parts/images", "parts/tasks", "jobs")
 MEASURED = ("job", "mpi", "results", "faults", "core")
 
 
@@ -443,9 +443,9 @@ class Play:
     def _damage(self, run: laws.Run) -> None:
         """Damage to a complete run is told: a part that is gone, or spoilt."""
         session, number, _ = run.files[-1]
-        names = [f"images-{session:04d}-{number:06d}.npy"]
+        names = [f"images-{session:04d}-{number:06d}.parquet"]
         closed = {each["session"] for each in run.manifest["sessions"] if each["rows"]}
-        tasks = sorted(path.name for path in self.out.glob("parts/tasks-*.npy"))
+        tasks = sorted(path.name for path in self.out.glob("parts/tasks-*.parquet"))
         names += [name for name in tasks if int(name.split("-")[1]) in closed]
         path = self.out / "parts" / self.kernel.random.choice((names[0], names[-1]))
         raw = path.read_bytes()
@@ -568,7 +568,7 @@ class Play:
     def _between(self, session: Session) -> None:
         rng = self.kernel.random
         for what in session.between:
-            parts = sorted(self.out.glob("parts/*.npy"))
+            parts = sorted(self.out.glob("parts/*.parquet"))
             if what == "lose marker":
                 for path in self.out.glob("COMPLETE.*"):
                     path.unlink()

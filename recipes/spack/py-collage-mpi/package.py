@@ -28,6 +28,7 @@ class PyCollageMpi(PythonPackage):
     depends_on("py-mpi4py@4.0.3:", type=("build", "run"))
     depends_on("py-msgspec@0.19:0", type=("build", "run"))
     depends_on("py-pillow@10:", type=("build", "run"))
+    depends_on("py-pyarrow@15:", type=("build", "run"))
     depends_on("py-rich@13:", type=("build", "run"))
     depends_on("py-safetensors@0.4.3:", type=("build", "run"))
     depends_on("py-torch@2.6:", type=("build", "run"))

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from collage_mpi import cli
+from collage_mpi import __main__
 from collage_mpi.core.core import Core
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job import coordinator, networks, run, worker, worker_group
@@ -207,8 +207,10 @@ def zero():
 
 
 np.seterr(all="raise")
+worker_group.IDLE_STOP_S = transport.MEET_LIMIT_S = 60.0  # ranks that are slow are not stuck
 RANK, STAGE = int(sys.argv[1]), sys.argv[2]
 if launcher_rank() == RANK or STAGE == "freeze":
     name, _, argument = STAGE.partition(":")
     globals()[name](*filter(None, [argument]))
-sys.exit(cli.main(sys.argv[3:]))
+del sys.argv[1:3]
+sys.exit(__main__.main())  # as ranks leave: a launcher may end the others once the first has left

@@ -1,0 +1,485 @@
+"""rows/: a file for each closed lease, for other readers; whatever breaks, no image is in two."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from jobs_by_hand import GOOD, Job
+from msgspec import structs
+from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
+
+from collage_mpi.cli import main
+from collage_mpi.ledger.cells import Cell
+from collage_mpi.ledger.reading import at_home, runs
+from collage_mpi.ledger.records import Part, Record, Run, news_name
+from collage_mpi.ledger.spans import union
+from collage_mpi.ledger.store import FolderStore
+from collage_mpi.results import lease_files, read_results, row_sink, verify_run
+from collage_mpi.results.columns import Form, as_table, parquet_bytes
+from collage_mpi.results.lease_files import LeaseFiles, closed
+from collage_mpi.results.parts import read_ledger, write_part
+from collage_mpi.results.sole import SoleWriter
+from collage_mpi.rows import IMAGES, OTHERS
+from collage_mpi.shards.update import Update
+from collage_mpi.system import files
+from tests.simulation.laws import run_in, wrong_lease_files
+
+EXTRAS = {"top_k": 2, "save": "scores"}
+PAGE = Path(__file__).parents[2] / "docs" / "run-folder.md"
+MOST_LINES = 40
+MOST_JOBS = 5
+SOME = ["position", "share", "mask"]
+
+
+def found(out: Path) -> dict[tuple[str, int], dict]:
+    """What another program reads in rows/, by image. No image is there twice."""
+    rows = [row for path in (out / "rows").glob("*.parquet") for row in read(path).to_pylist()]
+    by_key = {(row["fingerprint"], row["row"]): row for row in rows}
+    assert len(by_key) == len(rows)
+    return by_key
+
+
+def read(path: Path) -> pa.Table:
+    return pq.ParquetFile(path, page_checksum_verification=True).read()
+
+
+def test_another_reader_finds_what_the_page_says(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(import pandas.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(program.splitlines()) <= MOST_LINES
+    assert "collage_mpi" not in program
+    run = make_run(tmp_path / "OUT", 27, errors=frozenset({4}), extras=EXTRAS,
+                   status="complete_with_errors")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    results = read_results(run)
+    classes = np.unique(results.images["predicted"][results.images["answered"]])
+    assert done.stdout.splitlines() == [
+        "27 images, 1 without an answer: crc32 of row wrong",
+        f"{len(classes)} classes",
+        "26 rows of scores, each of 10",
+    ]
+
+
+READERS: dict[str, Callable[[Any, str], list[Any]]] = {  # -> SOME of each row
+    "duckdb": lambda it, files: it.sql(f"select {', '.join(SOME)} from '{files}'").fetchall(),
+    "polars": lambda it, files: it.read_parquet(files).select(SOME).rows(),
+    "datasets": lambda it, files: [
+        tuple(row[name] for name in SOME)
+        for row in it.load_dataset("parquet", data_files=files, split="train")
+    ],
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_other_readers_find_what_is_kept(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    reader = pytest.importorskip(name, reason=f"needs another reader: {name}")
+    run = make_run(tmp_path / "OUT", 27, errors=frozenset({4}), status="complete_with_errors",
+                   extras={"top_k": None, "save": "outputs"}, labels=False)  # fmt: skip
+    rows = {at: kept for at, *kept in READERS[name](reader, str(run / "rows/*.parquet"))}
+    assert rows[4] == [None, None]
+    assert rows[6] == [3.0, [[6] * 3] * 2]
+    assert [*sorted(rows)] == [*range(27)]
+
+
+def test_the_page_names_every_column() -> None:
+    page = PAGE.read_text()
+    for name in IMAGES.dtype.names:
+        assert f"`{name}`" in page, name
+
+
+def test_a_file_has_the_rows_of_its_lease_and_what_is_kept_of_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 27, errors=frozenset({4}), extras=EXTRAS,
+                   status="complete_with_errors")  # fmt: skip
+    rows, results = found(run), read_results(run)
+    assert len(rows) == 27
+    for image in results.images:
+        row = rows[results.fingerprints[image["shard"]], image["row"]]
+        answered = bool(image["answered"])
+        assert (row["answered"], row["position"]) == (answered, image["position"])
+        assert row["predicted"] == (image["predicted"] if answered else None)
+        assert row["source"] == ("error" if not answered else row["source"])
+        assert (row["scores"] is not None) == answered
+        assert row["reason"] == image["reason"].decode()
+    schema = read(run / "rows/0.parquet").schema
+    assert b'"run_id": "test-run"' in schema.metadata[b"collage_mpi"]
+
+
+def test_what_an_image_does_not_have_is_null() -> None:
+    rows = np.zeros(64, IMAGES.dtype)
+    for at, name in enumerate(["answered", "has_label", "audited"]):
+        rows[name] = np.arange(64) >> at & 1
+    rows["stages"] = np.arange(64)[::-1]
+    table = as_table(rows, IMAGES, Form(["f"]))
+    there = {name: rows["answered"] for name in ("predicted", "score", "rank")}
+    there |= {"label": rows["has_label"], **dict.fromkeys(OTHERS[0], rows["audited"] != 0)}
+    for at, pair in enumerate(OTHERS[1:], 1):
+        there |= dict.fromkeys(pair, rows["stages"] >> at & 1 == 1)
+    for name in IMAGES.dtype.names:
+        valid = table[name].is_valid().to_pylist()
+        assert valid == there.get(name, np.ones(64, bool)).tolist(), name
+
+
+def test_a_row_that_was_asked_again_is_in_the_place_of_the_older_one(tmp_path: Path) -> None:
+    full, out = manifest(27, extras=EXTRAS), tmp_path / "run"
+    first = SoleWriter(out, full, rows_per_part=5)
+    fill(first, full, range(27), errors=frozenset({3, 20}))
+    first.close("complete_with_errors")
+    again = SoleWriter(out, full, read_ledger(out).errors)
+    fill(again, full, [3, 20], errors=frozenset({20}))
+    again.close("complete_with_errors")
+    third = SoleWriter(out, full, read_ledger(out).errors)
+    fill(third, full, [20])
+    third.commit()
+    assert [row["position"] for row in found(out).values() if not row["answered"]] == [28]
+    third = SoleWriter(out, full)
+    third.close("complete")
+    assert verify_run(out).ok
+    rows = found(out)
+    assert len(rows) == 27
+    assert all(row["answered"] for row in rows.values())
+    assert {*(row["position"] for row in rows.values())} == {*range(27), 27, 29} - {3, 20}
+    assert [path.name for path in (out / "rows").iterdir()] == ["0.parquet"]
+
+
+def test_a_kill_between_any_two_steps_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
+    monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
+    full, without = manifest(9, extras=EXTRAS), 0
+
+    def story(out: Path) -> None:
+        run = SoleWriter(out, full, rows_per_part=5)
+        fill(run, full, range(9), errors=frozenset({3}))
+        run.close("complete_with_errors")
+        again = SoleWriter(out, full, read_ledger(out).errors)
+        fill(again, full, [3])
+        again.close("complete")
+
+    for step in range(1, 600):
+        out = tmp_path / f"kill-{step}"
+        with monkeypatch.context() as patch:
+            kill_at(step, patch)
+            try:
+                story(out)
+                break
+            except Kill:
+                pass
+        if not (out / "run.1.json").exists():
+            continue
+        rows = found(out)
+        assert len(rows) in (0, 9)
+        if [*out.glob("COMPLETE.*")]:
+            assert len(rows) == 9
+            assert verify_run(out).rows == 9
+        if not rows and len(closed(FolderStore(out))) == 1:
+            without += 1  # the cell was closed, and its file not made: another job does it
+            SoleWriter(out, full).close("complete_with_errors")
+            assert len(found(out)) == 9
+            assert verify_run(out).ok
+    assert step > 60
+    assert without > 0
+
+
+def updated(pictures: Path, out: Path) -> None:
+    """Jobs that take what has changed into a run, until nothing is left to do."""
+    for _ in range(MOST_JOBS):
+        if (job := Job(pictures, out, Update(prune=True))).mine is None:
+            return
+        job.begin().do(job.lacking)
+    raise AssertionError(f"{out}: {MOST_JOBS} jobs did not end it")
+
+
+def two_pictures(folder: Path) -> tuple[Path, Path]:
+    """A folder of pictures, and a run of them."""
+    pictures, out = folder / "pictures", folder / "run"
+    pictures.mkdir()
+    out.mkdir()
+    for name in "ab":
+        (pictures / f"{name}.png").write_bytes(GOOD + name.encode())
+    updated(pictures, out)
+    return pictures, out
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_kill_between_any_two_steps_of_an_update_leaves_no_picture_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    """At first nothing is left of a cell; then a picture is there again, and another one goes."""
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
+    monkeypatch.setattr(files.os, "fsync", lambda _fd: None)  # counted, but not waited for
+    pictures, before, ended = tmp_path / "pictures", tmp_path / "before", False
+    pictures.mkdir()
+    before.mkdir()
+
+    def has(**data: bytes) -> None:
+        for path in pictures.iterdir():
+            path.unlink()
+        for name, each in data.items():
+            (pictures / f"{name}.png").write_bytes(GOOD + each)
+
+    def positions(out: Path) -> set[int]:
+        return {row["position"] for row in found(out).values()}
+
+    has(a=b"1", b=b"2", c=b"3")
+    updated(pictures, before)
+    has(a=b"1", b=b"4", c=b"3", d=b"5")
+    updated(pictures, before)
+    assert positions(before) == {0, 2, 3, 4}
+    has(a=b"1", b=b"4")
+    kept, then = {0, 3}, {0, 3}
+    if back:
+        updated(pictures, before)
+        has(a=b"1", c=b"3")
+        kept, then = {0}, {0, 5}
+    for step in range(1, 600):
+        out = tmp_path / f"kill-{step}"
+        shutil.copytree(before, out)
+        with monkeypatch.context() as patch:
+            kill_at(step, patch)
+            try:
+                updated(pictures, out)
+                break
+            except Kill:
+                pass
+        assert kept <= positions(out)
+        if (ledger := read_ledger(out)).complete:
+            counts = {at for part in ledger.parts for span in part.spans for at in range(*span)}
+            assert positions(out) == counts
+            ended |= {*counts} == then
+        updated(pictures, out)
+        assert positions(out) == then
+        assert verify_run(out).ok
+        assert len([*out.glob("rows/*.parquet")]) == 1
+    assert step > 10
+    assert ended
+
+
+def test_verify_knows_what_was_dropped(tmp_path: Path, capsys) -> None:
+    pictures, out = two_pictures(tmp_path)
+    (pictures / "c.png").write_bytes(GOOD + b"c")
+    updated(pictures, out)
+    raw = {path: path.read_bytes() for path in (out / "rows").iterdir()}
+    assert len(raw) == 2
+    (pictures / "c.png").unlink()
+    (pictures / "a.png").unlink()
+    updated(pictures, out)
+    assert [row["position"] for row in found(out).values()] == [1]
+    assert [*wrong_lease_files(out, run_in(out), whole=True)] == []
+    for path, older in raw.items():
+        path.write_bytes(older)  # as a job does that was suspended for long
+    (said,) = wrong_lease_files(out, run_in(out), whole=True)
+    assert said == "a marker, and 3 rows in rows/, where 1 last"
+    assert main(["verify", str(out)]) == 4
+    said = capsys.readouterr().out
+    assert "2.parquet: there, though its rows were dropped" in said
+    assert "0.parquet: has other rows than the ledger says" in said
+    assert main(["verify", "--repair", str(out)]) == 0
+    assert [row["position"] for row in found(out).values()] == [1]
+    assert not (out / "orphans").exists()
+
+
+def test_a_cell_that_asks_again_and_has_new_images_is_closed(tmp_path: Path) -> None:
+    pictures, out = two_pictures(tmp_path)
+    (pictures / "b.png").write_bytes(GOOD + b"changed")
+    (pictures / "c.png").write_bytes(GOOD + b"c")
+    job = Job(pictures, out, Update())
+    assert job.mine is not None
+    job.mine = structs.replace(job.mine, cell=2)
+    job.begin().do(job.lacking)
+    there = closed(FolderStore(out))
+    spans = {start: union(*(part.spans for part in parts)) for start, parts in there.items()}
+    assert spans == {0: ((0, 1), (2, 3)), 2: ((3, 4),)}
+
+
+def test_a_job_that_was_suspended_puts_no_older_content_back(tmp_path: Path) -> None:
+    """It has written the content, and sleeps until others have marked the run as complete."""
+    pictures, out = two_pictures(tmp_path)
+    store, path = FolderStore(out), out / "rows/0.parquet"
+    older = path.read_bytes()
+    (cell,) = closed(store).values()
+    (pictures / "a.png").unlink()
+    updated(pictures, out)
+    newer = path.read_bytes()
+    assert newer != older
+    first, second = runs(store)
+    for run in (second, first):
+        news, late = out / news_name(run), LeaseFiles(out, run)
+        said = news.read_bytes()
+        news.write_bytes(b"")
+        others = partial(news.write_bytes, said)  # is called while the content is written
+        if run is second:
+            late.mend(0, cell, others, late.goes_on)
+            assert all(each.read_bytes() == newer for each in (out / "rows").iterdir())
+            path.unlink()
+        else:
+            late.make(store, Cell(0, 2, Record(0, 2, 0, "", "0" * 32, tuple(cell))), others)
+            assert [*(out / "rows").iterdir()] == []
+        assert not late.goes_on()
+
+
+BAD = [
+    "gone",
+    "changed",
+    "other rows",
+    "a row twice",
+    "another run",
+    "tasks",
+    "other columns",
+    "no folder",
+]
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_file_that_is_wrong_is_told_and_made_anew(tmp_path: Path, capsys, how: str) -> None:
+    run = make_run(tmp_path / "run", 27, extras=EXTRAS)
+    path, whole = run / "rows/0.parquet", found(run)
+    raw = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    elif how == "changed":
+        path.write_bytes(raw[:999] + bytes([raw[999] ^ 1]) + raw[1000:])
+    elif how == "no folder":
+        shutil.rmtree(path.parent)
+    elif how == "another run":
+        other = make_run(tmp_path / "other", 27, extras=EXTRAS, run_id="another")
+        shutil.copy(other / "rows/0.parquet", path)
+    elif how == "tasks":
+        shutil.copy(run / "parts/tasks-0001-000001.parquet", path)
+    else:
+        table = read(path)
+        names = ["a position" if name == "position" else name for name in table.column_names]
+        cut = {"other rows": table.slice(1), "other columns": table.rename_columns(names)}
+        table = cut.get(how, pa.concat_tables([table, table.slice(0, 1)]))
+        path.write_bytes(b"".join(parquet_bytes(table)))
+    assert main(["verify", str(run)]) == 4
+    assert f"{path}: " in capsys.readouterr().out
+    assert main(["verify", "--repair", str(run)]) == 0
+    assert f"{path}: made anew" in capsys.readouterr().err
+    assert found(run) == whole
+
+
+@pytest.mark.parametrize("name", ["0 (copy).parquet", "00.parquet", "99.parquet", "0.parquet"])
+def test_what_is_of_no_lease_is_told_and_moved_away(tmp_path: Path, capsys, name: str) -> None:
+    run = make_run(tmp_path / "run", 27)
+    whole, path = found(run), run / "rows" / name
+    if name == "0.parquet":  # what nobody can read to its end
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        shutil.copy(run / "rows/0.parquet", path)
+    assert main(["verify", str(run)]) == 4
+    assert f"{path}: of no lease" in capsys.readouterr().out
+    assert main(["verify", "--repair", str(run)]) == 0
+    assert found(run) == whole
+    assert (run / "orphans" / f"rows-{name}").exists()
+
+
+def test_a_repair_on_a_full_disk_says_so_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    run = make_run(tmp_path / "run", 27)
+    (run / "rows/0.parquet").unlink()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert main(["verify", "--repair", str(run)]) == 3
+    assert f"{run / 'rows'}: cannot be written: No space left" in capsys.readouterr().err
+    assert [*(run / "rows").iterdir()] == []
+
+
+def test_the_file_of_a_lease_that_is_done_again_is_moved_away(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 27)
+    next((run / "parts").glob("images-*")).unlink()
+    assert main(["verify", "--repair", str(run)]) == 6
+    assert found(run) == {}
+    assert (run / "orphans/rows-0.parquet").exists()
+
+
+def test_row_groups_are_bounded_and_dictionaries_of_parts_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_files, "GROUP_BYTES", 4000)
+    full, run = manifest(90, extras=EXTRAS), tmp_path / "run"
+    writer = SoleWriter(run, full, rows_per_part=20)
+    fill(writer, full, [*range(45, 90), *range(45)])
+    writer.close("complete")
+    file = pq.ParquetFile(run / "rows/0.parquet")
+    assert file.num_row_groups > 1
+    assert len({row["fingerprint"] for row in found(run).values()}) == 2
+    assert verify_run(run).ok
+
+
+def test_jobs_that_keep_other_columns_leave_their_rows_in_parts(tmp_path: Path) -> None:
+    full, run = manifest(27, extras=EXTRAS), tmp_path / "run"
+    writer = SoleWriter(run, full, rows_per_part=13)
+    fill(writer, full, range(27))
+    writer.close("complete")
+    (run / "rows/0.parquet").unlink()
+    first, *_ = sorted((run / "parts").glob("images-*"))
+    table = read(first)
+    field = table.schema.field("scores").with_type(pa.list_(pa.int32()))
+    scores = pa.array([[1] * 10] * len(table), field.type)
+    other = table.set_column(table.column_names.index("scores"), field, scores)
+    first.write_bytes(b"".join(parquet_bytes(other)))
+    LeaseFiles(run, Run(1, 0, 27, 27)).mend(0, closed(FolderStore(run))[0])
+    assert [*(run / "rows").iterdir()] == []
+
+
+def test_positions_lie_in_the_file_of_the_row_that_they_replace() -> None:
+    first = Run(1, 0, 10, 4)
+    second = Run(2, 10, 16, 4, again=((2, 3), (7, 9)))  # 10, 11, 12 for 2, 7, 8; then 13 to 15
+    third = Run(3, 16, 17, 4, again=((11, 12),))  # 16 for 11, which stands for 7
+    known = [first, second, third]
+    assert at_home(known, ((0, 17),)) == {
+        0: ((0, 4), (10, 11)),
+        4: ((4, 8), (11, 12), (16, 17)),
+        8: ((8, 10), (12, 13)),
+        10: ((13, 14),),
+        14: ((14, 16),),
+    }
+
+
+def test_the_content_that_is_there_first_stays(tmp_path: Path) -> None:
+    """Two jobs may make a file at once: one link is made."""
+    (tmp_path / "parts").mkdir()
+    store = FolderStore(tmp_path)
+    store.make()
+    rows = np.zeros(2, IMAGES.dtype)
+    rows["position"] = 0, 1
+    name = "images-0001-000001.parquet"
+    size, crc = write_part(tmp_path / "parts" / name, IMAGES, rows, Form(["f"], {"jobs": {}}))
+    part = Part(name, size, crc, ((0, 2),), rows=2)
+    cell = Cell(0, 2, Record(0, 2, 0, "", "0" * 32, (part,)))
+    cell.free = ()
+    alive: list[int] = []
+    made = LeaseFiles(tmp_path, Run(1, 0, 2, 2))
+    made.make(store, cell, lambda: alive.append(1))
+    raw = (tmp_path / "rows/0.parquet").read_bytes()
+    assert alive
+    (tmp_path / "parts" / name).unlink()
+    made.make(store, cell, lambda: None)  # it is there: no part is read
+    assert (tmp_path / "rows/0.parquet").read_bytes() == raw
+    (tmp_path / "rows/0.parquet").unlink()
+    with pytest.raises(FileNotFoundError):
+        made.make(store, cell, lambda: None)
