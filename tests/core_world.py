@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from collage_mpi.core import events as ev
+from collage_mpi.core.checks import HOLD_NS
 from collage_mpi.core.core import Core
 from collage_mpi.core.policies import AcceptPolicy, Confident, First
 from collage_mpi.core.schemes import SchemeSettings, make_scheme, scheme_class
 from collage_mpi.core.settings import CoreSettings
-from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, OPEN
+from collage_mpi.core.states import AWAITED, DECIDED, DONE, DRAWN, KEPT, OPEN
 from collage_mpi.core.table import Table
 from collage_mpi.core.work import Work
 from collage_mpi.kinds import COLLAGE, KIND, SINGLE, STAGES
@@ -218,7 +219,8 @@ class World:
         self.images: dict[int, Image] = {}
         self.open: dict[int, Image] = {}  # of these, the unresolved
         self.judged: dict[int, ev.Judged] = {}
-        self.held: set[int] = set()  # resolved images whose rows wait for another answer
+        self.held: set[int] = set()  # resolved images of which another answer is awaited
+        self.until: dict[int, int] = {}  # of these, whose rows wait -> until when at most
         self.tally: defaultdict[int, Counter[str]] = defaultdict(Counter)  # by rank
         self.differed: list[ev.Differed] = []
         self.late_heard: set[int] = set()  # images with a task on a rank that was silent
@@ -255,6 +257,7 @@ class World:
         for action in self.actions:
             told.append(told_of(action))
             getattr(self, f"_do_{type(action).__name__.lower()}")(action)
+        self.until = {i: until_ns for i, until_ns in self.until.items() if until_ns > now_ns}
         for image, found in self.open.items():
             assert found.expected is None, f"image {image} has its answer and no outcome (2)"
         if self.checked:
@@ -377,7 +380,7 @@ class World:
     def source(self, image: int) -> str:
         """Where the image's outcome came from."""
         self.take()
-        if image in self.held:  # its row waits
+        if image in self.until:
             slot = np.flatnonzero((self.table.position == image) & (self.table.state != 0))[0]
             return SOURCES[self.table.records["said"]["source"][slot]]
         return self.rows[image]["source"]
@@ -647,16 +650,20 @@ class World:
             if image in action.held:
                 assert found.exact, "a row waits that no exact network has answered"
                 self.held.add(image)
+                self.until[image] = self.now_ns + HOLD_NS
 
     def _do_released(self, action: ev.Released) -> None:
         for image in np.asarray(action.positions).tolist():
             self.held.remove(image)
+            self.until.pop(image, None)
 
     def _do_differed(self, action: ev.Differed) -> None:
         found = self.images[action.position]
         first, *later = found.exact
         second = next(said for said in later if said.rank == action.ranks[1])
         assert (first.rank, first.differs(second)) == (action.ranks[0], True)
+        assert action.image == (5, action.position)
+        assert action.written == (action.wrong == first.rank and action.position not in self.until)
         self.differed.append(action)
         if action.wrong is not None:
             right, wrong = (second, first) if action.wrong == first.rank else (first, second)
@@ -667,7 +674,8 @@ class World:
                 if right.comparable(said) and not right.differs(said)
             )
             self.tally[action.wrong]["wrong"] += 1
-            if wrong is first:
+            self.tally[action.wrong]["written"] += action.written
+            if wrong is first and not action.written:
                 assert action.position not in self.rows
                 source = self.sent[third.task].source
                 found.expected = (source, third.task, third.answer, third.took_ns, "", {})
@@ -705,7 +713,7 @@ class World:
         for row in rows:
             image = int(row["group"]) * self.size + int(row["cell"])
             assert image not in self.rows, "one row an image (1)"
-            assert image not in self.held, "a row is taken that may be replaced"
+            assert image not in self.until, "a row is taken that may be replaced"
             named = {name: row[name].item() for name in row.dtype.names}
             named["source"] = SOURCES[named["source"]]
             named["audited"] = AUDITS[named["audited"]]
@@ -826,9 +834,10 @@ class World:
         core, table = self.core, self.table
         unresolved = {*self.slots()}
         done = table.state & DONE != 0
-        assert not (table.state[done] & ~np.uint8(DONE | KEPT)).any()
-        waits = table.state == DONE | KEPT
-        assert {*self.images_of(np.flatnonzero(waits))} == self.held
+        assert not (table.state[done] & ~np.uint8(DONE | KEPT | AWAITED)).any()
+        awaited, waits = table.state & AWAITED != 0, table.state == DONE | KEPT | AWAITED
+        assert {*self.images_of(np.flatnonzero(awaited))} == self.held
+        assert {*self.images_of(np.flatnonzero(waits))} == self.until.keys()
         assert core.checks.asked == waits.sum()
         assert unresolved == self.open.keys()
         assert table.done == done.sum()
@@ -914,8 +923,8 @@ class World:
             assert not exact or ended or image in self.late_heard, f"{image}'s row does not wait"
         for rank, counts in self.tally.items():
             told = core.checks.of[rank]
-            found_ = told.compared, told.differed, told.wrong
-            assert found_ == (counts["compared"], counts["differed"], counts["wrong"]), rank
+            names = ("compared", "differed", "wrong", "written")
+            assert vars(told) == {name: counts[name] for name in names}, rank
 
     def _check_ranks(self) -> None:
         core = self.core
@@ -1039,6 +1048,7 @@ class World:
         assert untold <= self.held, "two ranks differ, and nobody is told"
         core.close(self.now_ns)
         self.held.clear()
+        self.until.clear()
         self.take()
         assert self.rows.keys() == self.images.keys() - self.open.keys(), "one row an image (1)"
         errors = [row for row in self.rows.values() if not row["answered"]]

@@ -8,12 +8,13 @@ Only answers of the exact network are compared. Two of them differ
 A sure answer has a score over SURE. Scores are shares of 1, so its class leads by over 0.2, and
 neither another batch nor another kind of processor moves it so far. Where two ranks differ, the
 image goes once more to a third, and the one that alone says what it says is wrong. The row of an
-image waits as long as a rank that is heard may still answer it; then it has the right answer.
+image waits for HOLD_NS at most, as long as a rank that is heard may still answer it; then it has
+the right answer. A row that is refuted later was written before, which is told.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ import numpy as np
 from collage_mpi.core import events as ev
 from collage_mpi.core.outcomes import Answer
 from collage_mpi.core.settings import SECOND_NS
-from collage_mpi.core.states import DONE, KEPT
+from collage_mpi.core.states import AWAITED, DONE, KEPT
 from collage_mpi.core.table import SAID
 from collage_mpi.core.work import MOST_ATTEMPTS, Like, Task, joined
 from collage_mpi.kinds import SINGLE
@@ -33,17 +34,22 @@ Core = Any  # `core.core.Core`, which imports this module
 
 SURE = 0.6  # a class with more leads every other one by over 0.2
 GATHER_NS = SECOND_NS  # images that are to be checked wait so long to fill a batch
+# So long a row waits for other answers. Parts are written every 5 s then, so it is on the disk
+# about 10 s after its image was resolved.
+HOLD_NS = 4 * SECOND_NS
 EXACT = [SOURCE_CODE[name] for name in (SINGLE, "replica", "hedge", "retry", "endgame", "check")]
-ASKED = DONE | KEPT  # has its outcome, and a rank may still give another answer
+WAITS = DONE | KEPT | AWAITED  # another answer may replace that of its row
 
 
 @dataclass
 class Tally:
-    """Of a rank: answers that were compared with another's, that differed, that were outvoted."""
+    """Of a rank: answers that were compared with another's, that differed, that were outvoted, and
+    of these those whose rows had been written before."""
 
     compared: int = 0
     differed: int = 0
     wrong: int = 0
+    written: int = 0
 
 
 class Said(NamedTuple):
@@ -79,15 +85,18 @@ class Checks:
         waiting: slot of an image that is to be asked again -> since when it waits, and the ranks
             that have answered it.
         asked: number of images whose rows wait.
+        held: whether a row has waited so far.
     """
 
     def __init__(self, core: Core) -> None:
         self.of: defaultdict[int, Tally] = defaultdict(Tally)
         self.waiting: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._core, self._table, self._share = core, core.table, core.settings.check
-        # Slot of an image whose row waits -> two answers that differ; (): they were told of.
+        # Slot of an image of which answers are awaited -> two that differ; (): they were told of.
         self._open: dict[int, tuple[Said, ...]] = {}
-        self.asked = 0  # images that are ASKED
+        # Until when rows wait at most: slots and positions of their images. The oldest is first.
+        self._until: deque[tuple[int, np.ndarray, np.ndarray]] = deque()
+        self.asked, self.held = 0, False
         self._likes: dict[str, int] = {}
 
     @property
@@ -119,8 +128,15 @@ class Checks:
         for slot in slots[found & ~unaudited].tolist():
             self._ask_no_more(slot)
         found &= unaudited
-        self.asked += (count := int(found.sum()))
-        return found if count else None
+        if not found.any():
+            return None
+        self.asked += int(found.sum())
+        self.held = True
+        until_ns = self._core.now_ns + HOLD_NS
+        if not self._until:
+            self._core.later(until_ns, self._overdue, None)
+        self._until.append((until_ns, slots[found], table.position[slots[found]]))
+        return found
 
     def _ask(self, slot: int, ranks: tuple[int, ...], since_ns: int | None = None) -> bool:
         """Ask for another answer, by none of these ranks; whether there is another rank."""
@@ -211,13 +227,13 @@ class Checks:
 
     def _differ(self, slot: int, first: Said, second: Said) -> None:
         """Let a third rank decide."""
-        ranks, asked = _ranks((first, second)), self._table.state[slot] == ASKED
+        ranks, awaited = _ranks((first, second)), self._table.state[slot] & AWAITED != 0
         self._ask_no_more(slot)
-        if asked and self._ask(slot, ranks, self._core.now_ns - GATHER_NS):
+        if awaited and self._ask(slot, ranks, self._core.now_ns - GATHER_NS):
             self._open[slot] = first, second
         else:
             self._tell(slot, ranks, None)
-            if asked:
+            if awaited:
                 self._open[slot] = ()
 
     def _judge(self, slot: int, third: Said, answer: Answer, item: int) -> None:
@@ -226,7 +242,7 @@ class Checks:
         if not said:
             return
         ranks = _ranks(said)
-        wrong, found = None, [each.compare(third) for each in said]
+        wrong, written, found = None, False, [each.compare(third) for each in said]
         differs = [bool(differ) for _, differ in found]
         agrees = [bool(comparable & ~differ) for comparable, differ in found]
         for place, rank in enumerate(ranks):
@@ -234,45 +250,71 @@ class Checks:
                 wrong = rank
                 self.of[rank].wrong += 1
         if wrong == ranks[0]:
-            self._core.outcomes.replace(answer, item)
+            written = self._table.state[slot] != WAITS
+            self.of[wrong].written += written
+            if not written:
+                self._core.outcomes.replace(answer, item)
         self._ask_no_more(slot)
-        self._tell(slot, ranks, wrong)
+        self._tell(slot, ranks, wrong, written=bool(written))
 
-    def _tell(self, slot: int, ranks: tuple[int, ...], wrong: int | None) -> None:
-        self._core.actions.append(ev.Differed(int(self._table.position[slot]), ranks, wrong))
+    def _tell(
+        self, slot: int, ranks: tuple[int, ...], wrong: int | None, *, written: bool = False
+    ) -> None:
+        position, placed = int(self._table.position[slot]), self._table.records["placed"][slot]
+        image = int(placed["shard"]), int(placed["row"])
+        self._core.actions.append(ev.Differed(position, image, ranks, wrong, written))
 
-    # ---- when no other answer will come ----------------------------------------
+    # ---- when no other answer will come, or too late -----------------------------
+
+    def _overdue(self, _: object) -> None:
+        """Let rows go that have waited long enough. What is answered later is compared still."""
+        table = self._table
+        while self._until:
+            until_ns, slots, positions = self._until[0]
+            still = (table.position[slots] == positions) & (table.state[slots] == WAITS)
+            if still.any() and until_ns > self._core.now_ns:
+                self._core.later(until_ns, self._overdue, None)
+                return
+            self._until.popleft()
+            self._let_go(slots[still])
 
     def ended(self, slots: np.ndarray) -> None:
-        """Tasks have ended, or are on ranks that are silent now: let the rows go of those images
-        that wait for no other."""
-        if not self.asked:
-            return
+        """Tasks have ended, or are on ranks that are silent now: let those images go that wait for
+        no other."""
         core, table = self._core, self._table
+        awaited = table.state[slots] & AWAITED != 0
+        if not awaited.any():
+            return
         free = [
             slot
-            for slot in dict.fromkeys(slots[table.state[slots] == ASKED].tolist())
+            for slot in dict.fromkeys(slots[awaited].tolist())
             if slot not in self.waiting
             and not any(task.kind == SINGLE and task.covers for task in core.holders(slot))
         ]
         for slot in free:
             if two := self._open.pop(slot, ()):
                 self._tell(slot, _ranks(two), None)
-        self._let_go(np.array(free, np.int64))
+        self._release(np.array(free, np.int64))
 
     def close(self) -> None:
         """No answer will come."""
         for slot in list(self.waiting):
             self._ask_no_more(slot)
         self._open.clear()
-        self._let_go(np.flatnonzero(self._table.state == ASKED))
+        self._release(np.flatnonzero(self._table.state & AWAITED))
+
+    def _release(self, slots: np.ndarray) -> None:
+        """No other answer is awaited for these images."""
+        if len(slots):
+            self._let_go(slots[self._table.state[slots] == WAITS])
+            self._table.state[slots] &= DONE
+            self._core.actions.append(ev.Released(self._table.position[slots]))
 
     def _let_go(self, slots: np.ndarray) -> None:
-        if len(slots):
-            self.asked -= len(slots)
-            self._core.outcomes.let_go(slots, used=1)
-            self._table.state[slots] = DONE
-            self._core.actions.append(ev.Released(self._table.position[slots]))
+        """The rows of these images wait no longer."""
+        self.asked -= len(slots)
+        self._core.outcomes.let_go(slots, used=1)
+        self._table.state[slots] = DONE | AWAITED
 
 
 def _ranks(said: Sequence[Said]) -> tuple[int, ...]:

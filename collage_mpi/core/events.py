@@ -206,12 +206,19 @@ class Released(NamedTuple):
 
 
 class Differed(NamedTuple):
-    """Two ranks, `ranks`, have answered an image differently. `wrong`: the one that a third rank
-    contradicts; None if that cannot be said."""
+    """Two ranks, `ranks`, have answered an image differently.
+
+    Attributes:
+        image: its shard and row.
+        wrong: the rank that a third one contradicts; None if that cannot be said.
+        written: whether its answer is in a row that did not wait so long.
+    """
 
     position: int
+    image: tuple[int, int]
     ranks: Sequence[int]
     wrong: int | None
+    written: bool
 
 
 class Judged(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.core import events as ev
-from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, TROUBLED
+from collage_mpi.core.states import AWAITED, DECIDED, DONE, DRAWN, KEPT, TROUBLED
 from collage_mpi.core.table import BY_RANK_0, CELL_BYTES, SAID_BYTES
 from collage_mpi.core.work import NOBODY, Task, joined
 from collage_mpi.kinds import COLLAGE, KIND
@@ -244,7 +244,7 @@ class Outcomes:
                 if state & DRAWN:
                     self._judge(slot, accepted=state & DECIDED != 0)
                 self._kept_vectors.pop(slot, None)
-        table.state[slots] = DONE if asked is None else np.where(asked, DONE | KEPT, DONE)
+        table.state[slots] = DONE if asked is None else np.where(asked, DONE | KEPT | AWAITED, DONE)
         table.done += count
         self.totals.images += count
         if tasks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from collage_mpi.core.states import DONE, DRAWN, OPEN
+from collage_mpi.core.states import AWAITED, DONE, DRAWN, KEPT, OPEN
 from collage_mpi.rows import CELL, IMAGE_ROW, MEASURED, OTHERS, PLACED, SOURCE_CODE, reason_bytes
 
 ROOM = 1024  # slots at first
@@ -130,10 +130,11 @@ class Table:
             (n,) of IMAGE_ROW by position, and the vectors that were kept of the answered images,
             (floats,) float32 each.
         """
-        done = np.flatnonzero(self.state == DONE)
+        done = np.flatnonzero(self.state & (DONE | KEPT) == DONE)
         done = done[np.argsort(self.position[done])]
         rows = self._rows(done, self.records.view(RECORD_BYTES)[done].view(RECORD))
-        self.state[done] = self.encode_ns[done] = 0
+        self.state[done] &= AWAITED
+        self.encode_ns[done] = 0
         self.done -= len(done)
         audited = done[rows["audited"] != 0]
         for name in _OTHER:

@@ -43,6 +43,7 @@ RELEASE_NS = 60_000_000_000
 AGAIN_NS = 1_000_000_000  # until ranks that were not idle are let go
 RELEASED, SHOWN = "released", 8
 TOLD_WRONG = 3  # times that a wrong answer of a rank is told
+REFUTED = 1000  # rows that are named, of those that were refuted after they were written
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,9 @@ class Coordinator:
         self.finish: ev.Finish | None = None
         self.retired: dict[int, str] = {}
         self.released: set[int] = set()  # ranks that were let go
+        # (rank, shard, row) of rows that were refuted after they were written, the first REFUTED
+        self.refuted: list[tuple[int, int, int]] = []
+        self.unfit: dict[int, str] = {}  # ranks whose answers to known inputs are wrong -> why
         self._uses: dict[int, bytes] = {}
         self._ready: dict[int, ReadyRank] = {}
         self.changes: list[tuple[int, Changed]] = []  # by rank, in order
@@ -367,7 +371,7 @@ class Coordinator:
         if told.kind != SINGLE:
             tell(f"warning: rank {rank} does no more {told.kind} tasks; {told.why}")
             return [ev.RankUnfit(rank, told.kind)]
-        worker = self._ready[rank]
+        worker, self.unfit[rank] = self._ready[rank], told.why
         tell(
             f"warning: {worker.named} gets no more work: {told.why}. Have its device examined, and "
             f"leave {worker.host} out of the next job"
@@ -491,13 +495,19 @@ class Coordinator:
             self.work.sent(self.clock() - start_ns, ())
 
     def _differed(self, action: ev.Differed) -> None:
-        """Tell of a rank that is outvoted, the first times."""
-        if action.wrong is not None and self.core.checks.of[action.wrong].wrong <= TOLD_WRONG:
+        """Tell of a rank that is outvoted, the first times; note a row that has its answer."""
+        if action.wrong is None:
+            return
+        shard, row = action.image
+        if action.written and len(self.refuted) < REFUTED:
+            self.refuted.append((action.wrong, shard, row))
+        if self.core.checks.of[action.wrong].wrong <= TOLD_WRONG:
             worker = self._ready[action.wrong]
+            counts = "" if action.written else ", whose answer counts"
             tell(
-                f"warning: {worker.named} answered image {action.position} otherwise than two "
-                f"other ranks, whose answer counts; if this happens again, take {worker.host} out "
-                "of the job and have it examined"
+                f"warning: {worker.named} answered row {row:,} of shard {shard} otherwise than two "
+                f"other ranks{counts}; if this happens again, take {worker.host} out of the job "
+                "and have it examined"
             )
 
     def _finished(self, action: ev.Finish) -> None:

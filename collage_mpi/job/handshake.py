@@ -120,9 +120,9 @@ def roll_call(
     worker_group: WorkerGroup,
     hellos: Mapping[int, Hello],
     steady: Mapping[str, str],
-) -> tuple[list[ReadyRank], dict[int, str]]:
-    """The ranks that are ready, with the kinds of task that they may get; and lost ranks of the
-    plan -> why. `steady`: see `Start`."""
+) -> tuple[list[ReadyRank], dict[int, str], dict[int, str]]:
+    """The ranks that are ready, with the kinds of task that they may get; lost ranks of the plan,
+    and those that answer known inputs wrongly -> why. `steady`: see `Start`."""
     losses = worker_group.detector.timeouts.losses
     workers = plan.placement.workers
     ready, wrong = [], wrong_at_first(hellos)
@@ -138,7 +138,7 @@ def roll_call(
             )
         kinds = frozenset(hello.kinds) - other
         ready.append(ReadyRank(rank, kinds, hello.host, hello.like, hello.devices))
-    return ready, {rank: losses[rank].why for rank in workers if rank in losses} | wrong
+    return ready, {rank: losses[rank].why for rank in workers if rank in losses}, wrong
 
 
 def wrong_at_first(hellos: Mapping[int, Hello]) -> dict[int, str]:

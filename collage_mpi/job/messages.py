@@ -181,6 +181,7 @@ class Hello:
         host, pid: where the rank runs.
         kinds: of its networks.
         devices: of its networks, without duplicates.
+        serials: of these, as far as they tell.
         tuning: kind -> number format and compilation of its network.
         fingerprints: kind -> fingerprint of its network.
         service_ns: kind -> time of one input; other ranks may be at work meanwhile.
@@ -203,6 +204,7 @@ class Hello:
     classes: dict[str, int]
     columns: tuple[KeptColumn, ...]
     cannot_read: str
+    serials: tuple[str, ...] = ()
     like: str = ""
     known: tuple[tuple[int, float], ...] = ()
 

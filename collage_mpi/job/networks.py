@@ -207,9 +207,17 @@ class Networks:
             classes={kind: each.classes for kind, each in held.items()},
             columns=self.columns,
             cannot_read=cannot_read,
+            serials=self._serials(),
             like=self._like(),
             known=tuple((int(row.argmax()), float(row.max())) for each in known for row in each),
         )
+
+    def _serials(self) -> tuple[str, ...]:
+        torch, names = sys.modules.get("torch"), {each.device for each in self.predictors.values()}
+        if torch is None:
+            return ()
+        gpus = [torch.cuda.get_device_properties(n) for n in sorted(names) if n.startswith("cuda")]
+        return tuple(f"GPU-{gpu.uuid}" for gpu in gpus if hasattr(gpu, "uuid"))
 
     def _like(self) -> str:
         """The processor of the exact network, the threads and the version of torch."""

@@ -147,9 +147,11 @@ def failing_hosts(run: Run) -> dict[str, list[str]]:
         retired = final.get("retired") or {}
         failed = {**_often_failed(tasks[tasks["session"] == session]), **retired}
         again = [(rank, why, "kept failing") for rank, why in failed.items()]
-        checks = [(rank, each.get("checked") or {"wrong": 0}) for rank, each in world.items()]
+        told = [(rank, each.get("checked") or {"wrong": 0}) for rank, each in world.items()]
         share = "{wrong:,} of {compared:,} comparisons"
-        wrong = [(r, share.format(**n), "answered wrongly") for r, n in checks if n["wrong"]]
+        wrong = [(r, share.format(**n), "answered wrongly") for r, n in told if n["wrong"]]
+        unfit = [(rank, each.get("unfit")) for rank, each in world.items()]
+        wrong += [(rank, why, "answered known inputs wrongly") for rank, why in unfit if why]
         for rank, why, how in (*lost, *again, *wrong):
             host, what = world.get(str(rank), {}).get("host"), f"rank {rank} {how} ({why})"
             if host and what not in found.setdefault(host, []):

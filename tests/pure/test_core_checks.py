@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from core_world import MS, World
 
+from collage_mpi.core.checks import HOLD_NS
+
 FAST = dict(singles=3, side=1, assign="pull", credit=1)
 FAST_2 = dict(singles=2, assign="pull", batch=4, depth=8, together=False, check=1.0)
 
@@ -130,6 +132,45 @@ def test_the_row_of_a_silent_rank_does_not_wait_and_is_told():
     assert world.rows[0]["predicted"] == 7
     world.answer_with(world.of(2)[0], 4)
     assert told(world) == [((1, 2), None)]
+
+
+def test_a_row_waits_four_seconds_and_what_refutes_it_later_is_told():
+    for answers, written in (((4,), True), ((4, 4), True), ((), False)):
+        world = checked(singles=4)
+        if not answers:
+            world.answer_with(world.of(2)[0], 4)
+        world.step(now_ns=HOLD_NS - 1)
+        world.take()
+        assert not world.rows
+        if len(answers) == 1:  # the second answer came in time
+            world.answer_with(world.of(2)[0], 4)
+        if written:
+            world.step(now_ns=HOLD_NS)
+            world.take()
+            assert world.rows[0]["predicted"] == 7
+            assert world.held == {0}  # its pixels are needed for a third answer
+        while world.live:
+            world.answer_with(min(world.live), 4)
+        world.finished()
+        (each,) = world.differed
+        assert (each.image, each.wrong, each.written) == ((5, 0), 1, written)
+        assert world.core.checks.of[1].written == written
+        assert world.rows[0]["predicted"] == (7 if written else 4)
+
+
+def test_each_row_has_a_time_of_its_own():
+    world = World(**FAST, check=1.0).start()
+    world.arrive(1)
+    world.answer_with(world.of(1)[0], 7)
+    world.arrive(1)
+    world.step(now_ns=HOLD_NS // 2)
+    world.answer_with(world.of(3)[0], 7)
+    world.step(now_ns=HOLD_NS)
+    world.take()
+    assert [*world.rows] == [0]
+    world.step(now_ns=HOLD_NS * 3 // 2)
+    world.take()
+    assert [*world.rows] == [0, 1]
 
 
 def test_checks_leave_as_full_batches_or_after_a_second():
