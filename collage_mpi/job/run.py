@@ -64,7 +64,7 @@ from collage_mpi.results.jobs import entry
 from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.manifest import COMPLETE, compose
 from collage_mpi.results.number_sets import keys_digest
-from collage_mpi.results.parts import read_runs
+from collage_mpi.results.parts import answered_by, read_runs
 from collage_mpi.results.reader import StoredRun, label_of, open_run
 from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.status import StatusFiles
@@ -130,6 +130,8 @@ class Ask:
         leave: do not wait for other jobs that hold all images that are left.
         phase: name of the session in progress lines; "" for its scheme.
         brief: do not tell how the batch was chosen.
+        redo_rank: if the run is complete, classify the images again that this rank has answered
+            (`parts.answered_by`); "": none.
     """
 
     stop_reason: StopReason = lambda: None
@@ -138,6 +140,7 @@ class Ask:
     leave: bool = False
     phase: str = ""
     brief: bool = False
+    redo_rank: str = ""
 
 
 def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> SessionOutcome:
@@ -173,7 +176,7 @@ def next_run(
     Args:
         plan: of a job that fits the first run.
         store: of the folder.
-        ask: whether to ask again for the images of error rows, and to update the run.
+        ask: whether to ask again for the images of error rows or of a rank, and to update the run.
         say: tell how many pictures of each sort an update has.
 
     Returns:
@@ -184,7 +187,8 @@ def next_run(
         OSError, Damage: the folder cannot be read.
         EnvironmentFault: a source is gone, or another job has updated the run since `plan` was
             made.
-        UsageError: a picture has changed that was answered before, and no update is asked for.
+        UsageError: a picture has changed that was answered before, and no update is asked for; as
+            `parts.answered_by`.
     """
     there, shards, growth = runs(store), plan.shards, plan.shards.growth
     last = there[-1]
@@ -229,6 +233,11 @@ def next_run(
         )
     gone = shards.gone()
     tried = wrong & ~gone & (touched | ask.retry_errors)
+    if ask.redo_rank:
+        redone = at(answered_by(Path(plan.settings.out), parts, ask.redo_rank)) & ~gone
+        text = f"rank {ask.redo_rank}: {counted(int(redone.sum()), 'answer')} to be given again"
+        tell(text, logging.INFO)
+        tried |= redone
     again = inside & ~gone & (changed | tried | ~has)
     dropped = gone & has & (wrong | ask.update.prune) if ask.update else ~(has | True)
     more = images - known if not plan.settings.partial else 0
