@@ -16,6 +16,7 @@ from results_harness import make_run
 from collage_mpi.cli import main
 from collage_mpi.commands import look as command
 from collage_mpi.errors import UsageError
+from collage_mpi.report import tables
 from collage_mpi.results import Results, reader
 from collage_mpi.results.render import warnings
 from collage_mpi.results.slow_ranks import (
@@ -455,6 +456,13 @@ def test_wrong_answers_are_told_by_rank_device_and_host(monkeypatch, capsys) -> 
     why = "rank 6 answered known inputs wrongly (32 of 32 inputs got another class)"
     assert f"FAILING node6: {why}" in out
     assert "--exclude=node3,node6" in out
+    *_, table = tables.ranks(wrong())[1]
+    assert [row[:4] for row in table.rows][::3] == [
+        ["rank", "2:3", "node3", 40],
+        ["device", "GPU-a", "node3", 80],
+        ["host", "node5", "node5", 40],
+    ]
+    assert [row[4].bad for row in table.rows] == [True, False, False, True, False, True, False]
     main(of_files(monkeypatch, {"a": wrong(), "b": healthy()}))  # in short
     assert "2:4 " not in capsys.readouterr().out
 
