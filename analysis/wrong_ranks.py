@@ -1,7 +1,9 @@
-"""How soon `--check` names a rank that computes wrongly, and whether it blames others, simulated.
+"""How soon `--check` names a rank that computes wrongly, and whether it blames others, simulated;
+and which flipped bits of weights the known inputs show.
 
     python analysis/wrong_ranks.py named --plays 200     # a rank that errs once in 1,000
     python analysis/wrong_ranks.py clean --plays 5000    # no rank errs
+    python analysis/wrong_ranks.py flips --plays 1000    # of the shipped network for Fashion-MNIST
 
 The ranks are of two kinds of processor. An image's margin is uniform from 0 to 1. Each kind of
 processor, and each size of batch, moves it by up to 0.05 and thereby changes classes near a tie.
@@ -11,17 +13,24 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
+from importlib.resources import files
 
 import numpy as np
 
 from collage_mpi.bounds.exact import share_interval
 from collage_mpi.core import events as ev
 from collage_mpi.core.work import Task
+from collage_mpi.job.networks import KNOWN, known_inputs
+from collage_mpi.kinds import SINGLE
+from collage_mpi.models import load_predictor
+from collage_mpi.models.runtimes import changed_classes, why_unequal
 from collage_mpi.rows import CELL, PRESENT
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.simulator import SimulatedJob, Simulation
 
 RANKS, BATCH, WRONG, MOST_OWN = 6, 64, 1e-3, 500_000
+PICTURES = 256  # of the demo, which a flip may harm
 LIKES = {rank: "ab"[rank % 2] for rank in range(1, RANKS + 1)}
 
 
@@ -93,14 +102,63 @@ def play(seed: int, images: int, check: float, wrong: float) -> Play:
     return made
 
 
+def flips(plays: int, seconds: float) -> None:
+    """Flip a random bit of a random weight; print how many flips change a class of the test
+    pictures, and how many of the known inputs show. Each flip is undone."""
+    import h5py
+    import torch
+
+    data = files("collage_mpi") / "data"
+    predictor = load_predictor(str(data / "fashion_single.safetensors"), SINGLE)
+    with h5py.File(str(data / "fashion_demo.h5")) as shard:
+        pictures = next(each for each in shard.values() if each.ndim >= 3)[:PICTURES]
+    pictures = pictures.reshape(len(pictures), *pictures.shape[1:3], 1)
+    known = known_inputs(KNOWN, pictures.shape[1:], pictures.dtype)
+    held = [each.data for each in predictor.network.parameters()]  # in channels_last: dense
+    weights = [each.as_strided((each.numel(),), (1,)).view(torch.int32) for each in held]
+    ends = np.cumsum([len(each) for each in weights])
+    rng, began_s = np.random.default_rng(1), time.monotonic()
+    right, said = predictor.answer(pictures), predictor.answer(known)
+    found: Counter[str] = Counter()
+    while found["flips"] < plays and time.monotonic() - began_s < seconds:
+        at, bit = int(rng.integers(ends[-1])), int(rng.integers(32))
+        number = int(np.searchsorted(ends, at, side="right"))
+        whole, place = weights[number], at - int(ends[number])
+        before, mask = int(whole[place]), int(np.array(1 << bit, np.uint32).view(np.int32))
+        whole[place] = before ^ mask
+        harms = changed_classes(predictor.answer(pictures), right).any()
+        again = predictor.answer(known)
+        shown = bool(why_unequal(again, said))
+        whole[place] = before
+        found.update(
+            flips=1,
+            shown=shown,
+            changed=bool(changed_classes(again, said).any()),
+            harms=bool(harms),
+            harms_shown=bool(harms) and shown,
+        )
+    n = found["flips"]
+    for what, count, of in (
+        ("flips that change a class of a known input", found["changed"], n),
+        ("flips that the known inputs show (by a class or a score)", found["shown"], n),
+        (f"flips that change a class of {len(pictures)} test pictures", found["harms"], n),
+        ("of these, shown by the known inputs", found["harms_shown"], found["harms"]),
+    ):
+        low, high = (f"{100 * end:.3g} %" for end in share_interval(count, of))
+        print(f"{what}: {count:,} of {of:,} ({low} to {high})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("named", "clean"))
+    parser.add_argument("what", choices=("named", "clean", "flips"))
     parser.add_argument("--plays", type=int, default=100)
     parser.add_argument("--images", type=int, default=20_000, help="of a clean play")
     parser.add_argument("--check", type=float, help="default: 0.01, and 0.2 if clean")
     parser.add_argument("--seconds", type=float, default=600, help="begin no play after that")
     given = parser.parse_args()
+    if given.what == "flips":
+        flips(given.plays, given.seconds)
+        return
     began_s, plays, named, blamed, own, compared, cost = time.monotonic(), 0, 0, 0, [], 0, []
     while plays < given.plays and time.monotonic() - began_s < given.seconds:
         plays += 1

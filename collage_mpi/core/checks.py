@@ -113,7 +113,7 @@ class Checks:
 
         `peers`: other tasks that have some of them.
         """
-        if answer.kind != SINGLE or not (peers or self._share) or self._core.stopping is not None:
+        if answer.kind != SINGLE or not (peers or self._share):
             return None
         table, found = self._table, np.zeros(len(slots), bool)
         others = [task.slots for task in peers if task.kind == SINGLE and task.covers]

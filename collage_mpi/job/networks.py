@@ -86,6 +86,11 @@ class Watched:
     since: int = 0
 
 
+def known_inputs(size: int, shape: Sequence[int], dtype: np.typing.DTypeLike) -> np.ndarray:
+    """Noise of a fixed seed, (size, *shape)."""
+    return np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8).astype(dtype)
+
+
 class NetworkLoader:
     """Loads each network once, however many sessions use it."""
 
@@ -244,9 +249,9 @@ class Networks:
         predictor = self.predictors[kind]
         if is_null(self._welcome.networks[kind]) or isinstance(predictor, WaitingNetwork):
             return ()
-        rng, size = np.random.default_rng(0), max(1, min(KNOWN, KNOWN_NS // max(1, took_ns)))
-        noise = rng.integers(0, 256, (size, *self.input_shapes[kind]), np.uint8)
-        watched = Watched(noise.astype(self.input_dtypes[kind]), predictor.runtime)
+        size = max(1, min(KNOWN, KNOWN_NS // max(1, took_ns)))
+        noise = known_inputs(size, self.input_shapes[kind], self.input_dtypes[kind])
+        watched = Watched(noise, predictor.runtime)
         try:
             watched.scores = self._answer_known(kind, watched.inputs)
             again = self._answer_known(kind, watched.inputs)

@@ -131,7 +131,7 @@ def _wrong(summary: Json) -> list[str]:
     lines = [
         f"WRONG: rank {each['name']} ({' and '.join(each['devices'] or ())} of {each['host']}) was "
         f"outvoted in {wrong_text(each)}. Rows that had no second answer were not checked: "
-        f"--redo-rank {each['name']} classifies its images again. Leave {each['host']} out then."
+        f"run --redo-rank {each['name']} classifies its images again. Leave {each['host']} out then."
         for each in wrong
         if each["unit"] == "rank"
     ]

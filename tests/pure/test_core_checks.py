@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from core_world import MS, World
 
+from collage_mpi.core import events as ev
 from collage_mpi.core.checks import HOLD_NS
 
 FAST = dict(singles=3, side=1, assign="pull", credit=1)
@@ -28,6 +29,7 @@ def test_a_checked_image_goes_to_another_rank_and_its_row_waits():
     assert [(s.rank, s.source) for s in world.live.values()] == [(2, "check")]
     world.take()
     assert not world.rows
+    assert world.core.checks.held
     assert world.finish is None
     world.answer_with(world.of(2)[0], 7)
     world.finished()
@@ -44,6 +46,7 @@ def test_a_third_rank_decides_and_the_row_has_the_right_answer():
     assert told(world) == [((1, 2), 1)]
     row = world.rows[0]
     assert (row["predicted"], row["rank"], row["source"]) == (4, 3, "check")
+    assert row["attempt"] == 3
     assert world.core.checks.of[1].wrong == 1
 
 
@@ -90,7 +93,7 @@ def test_the_last_bits_count_between_equal_ranks_alone():
 
 
 def test_between_other_kinds_only_a_sure_class_counts():
-    for first, second, compared in ((0.5, 0.6, 0), (0.5, 0.61, 1), (0.9, 0.3, 1)):
+    for first, second, compared in ((0.5, 0.6, 0), (0.5, 0.61, 1), (0.9, 0.3, 1), (0.5, 1.5, 0)):
         world = World(**FAST, check=1.0, likes="aba").start()
         world.arrive(1)
         world.close()
@@ -106,6 +109,7 @@ def test_no_image_is_checked_without_another_rank_or_unasked():
     world = checked(check=0.0)
     assert world.finish is not None
     assert not world.core.checks.of
+    assert not world.core.checks.held
 
 
 def test_a_late_copy_is_compared_though_nobody_asked_for_it():
@@ -173,6 +177,41 @@ def test_each_row_has_a_time_of_its_own():
     assert [*world.rows] == [0, 1]
 
 
+def test_a_check_that_no_other_rank_can_take_is_given_up_and_the_row_goes():
+    world = World(**FAST_2, side=1).start()
+    world.arrive(1)
+    world.answer_with(world.of(1)[0], 7)
+    assert world.held == {0}
+    world.lose(2)
+    assert not world.held
+    world.take()
+    assert world.rows[0]["predicted"] == 7
+
+
+def test_a_late_answer_takes_the_place_of_a_check_and_the_third_is_asked_at_once():
+    world = World(**{**FAST_2, "singles": 3}, side=1).start()
+    world.arrive(1)
+    world.silence(1)
+    world.answer_with(world.of(2)[0], 7)
+    assert [*world.live] == [0]
+    assert world.core.checks.waiting
+    world.answer_with(0, 4)  # rank 1 is heard again
+    assert [(sent.rank, sent.source) for sent in world.live.values()] == [(3, "check")]
+    world.answer_with(world.of(3)[0], 7)
+    assert told(world) == [((2, 1), 1)]
+
+
+def test_two_ranks_that_differ_are_told_once():
+    world = World(**FAST, endgame=True).start()
+    world.arrive(1)
+    world.close()
+    world.answer_with(world.of(1)[0], 7)
+    world.step(ev.RankUnfit(3, "single"))
+    world.answer_with(world.of(2)[0], 4)
+    world.answer_with(world.of(3)[0], 4)
+    assert told(world) == [((1, 2), None)]
+
+
 def test_checks_leave_as_full_batches_or_after_a_second():
     world = World(**FAST_2, side=2).start()
     world.arrive(8)
@@ -184,10 +223,32 @@ def test_checks_leave_as_full_batches_or_after_a_second():
     world.arrive(1)
     world.step(world.answered(world.of(1)[0]))
     assert not world.live
+    assert world.core.wake_ns == world.now_ns + 1000 * MS
     world.step(now_ns=world.now_ns + 999 * MS)
     assert not world.live
     world.step(now_ns=world.now_ns + MS)
     assert [sent.source for sent in world.live.values()] == ["check"]
+
+
+def test_checks_wait_for_the_oldest_one_or_the_end_though_ranks_have_room():
+    world = World(**FAST_2, side=1).start()
+    assert not world.core.checks.due
+    world.arrive(1)
+    world.step(world.answered(world.of(1)[0]))
+    world.step(now_ns=900 * MS)
+    world.arrive(1)  # a rank takes it, and leaves the check
+    (sent,) = world.live.values()
+    assert (sent.source, sent.images) == ("single", (1,))
+    world.step(world.answered(sent.id))
+    world.step(now_ns=1000 * MS)
+    assert sorted(image for sent in world.live.values() for image in sent.images) == [0, 1]
+    for end in (ev.InputPaused(), ev.InputClosed()):
+        world = World(**FAST_2, side=1).start()
+        world.arrive(1)
+        world.step(world.answered(world.of(1)[0]))
+        assert not world.live
+        world.step(end)
+        assert [sent.source for sent in world.live.values()] == ["check"]
 
 
 def test_the_end_waits_for_the_answer_that_decides():

@@ -474,7 +474,7 @@ def test_a_summary_warns_of_wrong_ranks_and_of_rows_that_were_refuted_too_late()
     assert not rest
     assert first.startswith("WRONG: rank 2:3 (")
     assert "of node3) was outvoted in 4 of 40 comparisons: 2.8 % to 24 % of its answers" in first
-    assert "--redo-rank 2:3 classifies its images again. Leave node3 out" in first
+    assert "run --redo-rank 2:3 classifies its images again. Leave node3 out" in first
     assert second.startswith("REFUTED: 2 rows of rank 2:3 had been written")
     assert second.endswith("row 1,234 of in/a.h5; row 7 of in/a.h5")
 
