@@ -300,7 +300,6 @@ class Checks:
         """No answer will come."""
         for slot in list(self.waiting):
             self._ask_no_more(slot)
-        self._open.clear()
         self._release(np.flatnonzero(self._table.state & AWAITED))
 
     def _release(self, slots: np.ndarray) -> None:

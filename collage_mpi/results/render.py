@@ -130,8 +130,8 @@ def _wrong(summary: Json) -> list[str]:
     wrong = [each for each in summary.get("checked", ()) if each["wrong"]]
     lines = [
         f"WRONG: rank {each['name']} ({' and '.join(each['devices'] or ())} of {each['host']}) was "
-        f"outvoted in {wrong_text(each)}. Rows that had no second answer were not checked: "
-        f"run --redo-rank {each['name']} classifies its images again. Leave {each['host']} out then."
+        f"outvoted in {wrong_text(each)}. Rows that had no second answer were not checked: run "
+        f"--redo-rank {each['name']} classifies its images again. Leave {each['host']} out then."
         for each in wrong
         if each["unit"] == "rank"
     ]

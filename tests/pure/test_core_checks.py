@@ -201,6 +201,18 @@ def test_a_late_answer_takes_the_place_of_a_check_and_the_third_is_asked_at_once
     assert told(world) == [((2, 1), 1)]
 
 
+def test_a_stop_lets_the_rows_go_that_wait():
+    world = World(**FAST_2, side=1).start()
+    world.arrive(2)
+    world.answer_with(world.of(1)[0], 7)
+    world.step(ev.StopRequested("asked to"))
+    while world.finish is None:
+        world.wake()
+    assert world.finish.status == ev.INCOMPLETE
+    world.finished()
+    assert [*world.rows] == [0]
+
+
 def test_two_ranks_that_differ_are_told_once():
     world = World(**FAST, endgame=True).start()
     world.arrive(1)
