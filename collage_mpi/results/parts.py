@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from collage_mpi.errors import EnvironmentFault, UsageError
+from collage_mpi.errors import EnvironmentFault
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.reading import View, replaced, runs, without
 from collage_mpi.ledger.records import FORMAT, Damage, Format, Part, Run, decode, run_name
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import MANIFEST, PARTS_FOLDER
-from collage_mpi.results.columns import Form, as_table, parquet_bytes, rows_of
+from collage_mpi.results.columns import Form, as_table, parquet_bytes
 from collage_mpi.rows import IMAGES, TableLayout
-from collage_mpi.shards.order import ranges_of
 from collage_mpi.system.files import UNREADABLE_OR_GONE, load_json, reading, write_atomic
 
 OURS = r"(images|tasks)-(\d{4,5})-(\d{6,18})\.parquet"  # table, session, number
@@ -191,30 +190,6 @@ def rows_at(images: np.ndarray | Mapping[str, np.ndarray], spans: Spans) -> np.n
     ends = np.array([end for span in spans for end in span], np.uint64)
     found: np.ndarray = np.searchsorted(ends, images["position"], side="right") % 2 == 1
     return found
-
-
-def answered_by(out: Path, parts: Iterable[Part], asked: str) -> Spans:
-    """The positions of the answers of a rank that count. `asked`: RANK, or JOB:RANK.
-
-    Raises:
-        UsageError: ranks of several jobs with this number have answered, and no job is named.
-        EnvironmentFault, DataFault: as `columns.rows_of`.
-    """
-    job, rank = asked.rpartition(":")[::2]
-    found: dict[int, Spans] = {}
-    for part in parts:
-        name = named(out / PARTS_FOLDER / part.file)
-        if name is None or (job and name.session != int(job)):
-            continue
-        rows = rows_of(name.path, IMAGES)
-        own = rows["answered"] & (rows["rank"] == int(rank)) & rows_at(rows, part.spans)
-        if own.any():
-            spans = ranges_of(np.sort(rows["position"][own].astype(np.int64)))
-            found[name.session] = sp.union(found.get(name.session, ()), tuple(spans))
-    if len(found) > 1:
-        jobs = " or ".join(f"{number}:{rank}" for number in sorted(found))
-        raise UsageError(f"--redo-rank {asked}: several jobs had a rank {rank}; name one: {jobs}")
-    return next(iter(found.values()), ())
 
 
 def write_part(

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.bounds.exact import share_interval
 from collage_mpi.kinds import COLLAGE, SHARED_KINDS, SINGLE
 from collage_mpi.ledger.spans import count, union
 from collage_mpi.models.info import tunings_text
@@ -303,6 +302,7 @@ class PromiseTally:
         """The promise and its threshold, with what was audited; None without `--agree`."""
         if self._held is None:
             return None
+        from collage_mpi.bounds.exact import share_interval
 
         ends = share_interval(self.differing, self.audited)
         counts = {"audited": self.audited, "differing": self.differing, "ci95": list(ends)}
@@ -804,6 +804,8 @@ def compared_answers(manifest: Mapping[str, Any]) -> list[Json]:
         COMPARED; interval, the exact one (95 %) of the share of wrong answers. The most wrong ones
         of a unit come first.
     """
+    from collage_mpi.bounds.exact import share_interval
+
     counts: dict[tuple[str, str], Counter[str]] = {}
     where: dict[tuple[str, str], Json] = {}
     for unit, name, member in _compared(manifest):
