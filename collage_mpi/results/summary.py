@@ -804,13 +804,15 @@ def compared_answers(manifest: Mapping[str, Any]) -> list[Json]:
         COMPARED; interval, the exact one (95 %) of the share of wrong answers. The most wrong ones
         of a unit come first.
     """
-    from collage_mpi.bounds.exact import share_interval
-
     counts: dict[tuple[str, str], Counter[str]] = {}
     where: dict[tuple[str, str], Json] = {}
     for unit, name, member in _compared(manifest):
         counts.setdefault((unit, name), Counter()).update(member["checked"])
         where[unit, name] = {key: member.get(key) for key in ("host", "devices")}
+    if not counts:
+        return []
+    from collage_mpi.bounds.exact import share_interval
+
     found = [
         {
             "unit": unit,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 36_474, "analysis": 5_500, "tests": 50_943}
+LINES = {"collage_mpi": 36_476, "analysis": 5_500, "tests": 50_943}
 GUIDE_WORDS = 23_760  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 6_254
 NO_CODE = {
