@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import ChainMap, Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -55,16 +55,17 @@ from collage_mpi.ledger.jobs import jobs, note, register
 from collage_mpi.ledger.owner import Owner, cell_size, join
 from collage_mpi.ledger.reading import Found, View, runs
 from collage_mpi.ledger.reading import counted as counted_parts
-from collage_mpi.ledger.records import Job, Run, complete_name, run_name
+from collage_mpi.ledger.records import Job, Part, Run, complete_name, run_name
 from collage_mpi.ledger.spans import Spans
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.models.info import TORCH
 from collage_mpi.results import INDEX_FOLDER, PARTS_FOLDER, SUMMARY, has_run
+from collage_mpi.results.columns import rows_of
 from collage_mpi.results.jobs import entry
 from collage_mpi.results.lease_files import LeaseFiles
 from collage_mpi.results.manifest import COMPLETE, compose
 from collage_mpi.results.number_sets import keys_digest
-from collage_mpi.results.parts import read_runs
+from collage_mpi.results.parts import named, read_runs, rows_at
 from collage_mpi.results.reader import StoredRun, label_of, open_run
 from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.status import StatusFiles
@@ -78,7 +79,7 @@ from collage_mpi.results.writer import (
     os_errors_as,
     refuse_differences,
 )
-from collage_mpi.rows import TASKS
+from collage_mpi.rows import IMAGES, TASKS
 from collage_mpi.settings.batches import injected_ns
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
@@ -130,6 +131,8 @@ class Ask:
         leave: do not wait for other jobs that hold all images that are left.
         phase: name of the session in progress lines; "" for its scheme.
         brief: do not tell how the batch was chosen.
+        redo_rank: if the run is complete, classify the images again that this rank has answered
+            (`answered_by`); "": none.
     """
 
     stop_reason: StopReason = lambda: None
@@ -138,6 +141,7 @@ class Ask:
     leave: bool = False
     phase: str = ""
     brief: bool = False
+    redo_rank: str = ""
 
 
 def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> SessionOutcome:
@@ -173,7 +177,7 @@ def next_run(
     Args:
         plan: of a job that fits the first run.
         store: of the folder.
-        ask: whether to ask again for the images of error rows, and to update the run.
+        ask: whether to ask again for the images of error rows or of a rank, and to update the run.
         say: tell how many pictures of each sort an update has.
 
     Returns:
@@ -184,7 +188,8 @@ def next_run(
         OSError, Damage: the folder cannot be read.
         EnvironmentFault: a source is gone, or another job has updated the run since `plan` was
             made.
-        UsageError: a picture has changed that was answered before, and no update is asked for.
+        UsageError: a picture has changed that was answered before, and no update is asked for; as
+            `answered_by`.
     """
     there, shards, growth = runs(store), plan.shards, plan.shards.growth
     last = there[-1]
@@ -229,6 +234,11 @@ def next_run(
         )
     gone = shards.gone()
     tried = wrong & ~gone & (touched | ask.retry_errors)
+    if ask.redo_rank:
+        redone = at(answered_by(Path(plan.settings.out), parts, ask.redo_rank)) & ~gone
+        text = f"rank {ask.redo_rank}: {counted(int(redone.sum()), 'answer')} to be given again"
+        tell(text, logging.INFO)
+        tried |= redone
     again = inside & ~gone & (changed | tried | ~has)
     dropped = gone & has & (wrong | ask.update.prune) if ask.update else ~(has | True)
     more = images - known if not plan.settings.partial else 0
@@ -262,6 +272,30 @@ def next_run(
     again_at, stop = spans_of(again), last.stop + int(again.sum()) + more
     run = Run(last.number + 1, last.stop, stop, 1, again=again_at, settings=now)
     return there, structs.replace(run, dropped=spans_of(dropped))
+
+
+def answered_by(out: Path, parts: Iterable[Part], asked: str) -> Spans:
+    """The positions of the answers of a rank that count. `asked`: RANK, or JOB:RANK.
+
+    Raises:
+        UsageError: ranks of several jobs with this number have answered, and no job is named.
+        EnvironmentFault, DataFault: a part cannot be read.
+    """
+    job, rank = asked.rpartition(":")[::2]
+    found: dict[int, Spans] = {}
+    for part in parts:
+        name = named(out / PARTS_FOLDER / part.file)
+        if name is None or (job and name.session != int(job)):
+            continue
+        rows = rows_of(name.path, IMAGES)
+        own = rows["answered"] & (rows["rank"] == int(rank)) & rows_at(rows, part.spans)
+        if own.any():
+            spans = ranges_of(np.sort(rows["position"][own].astype(np.int64)))
+            found[name.session] = sp.union(found.get(name.session, ()), tuple(spans))
+    if len(found) > 1:
+        jobs = " or ".join(f"{number}:{rank}" for number in sorted(found))
+        raise UsageError(f"--redo-rank {asked}: several jobs had a rank {rank}; name one: {jobs}")
+    return next(iter(found.values()), ())
 
 
 def close_empty(out: Path, store: FolderStore, run: Run, owner: str) -> None:

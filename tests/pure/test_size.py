@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 36_217, "analysis": 5_354, "tests": 50_714}
-GUIDE_WORDS = 17_867  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 6_183
+LINES = {"collage_mpi": 36_854, "analysis": 5_499, "tests": 51_463}
+GUIDE_WORDS = 18_337  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 6_295
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
