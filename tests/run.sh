@@ -62,7 +62,7 @@ failed=$(mktemp)
 skipped=$(mktemp)
 said=$(mktemp -d)   # by what runs in the background
 # Tests write small files, and wait for the disk to have them. They write them to memory where there is
-# room, but for tests of hosts and of Slurm's nodes, whose memory is their own.
+# room, but for tests of hosts, of Slurm's nodes and of chaos, each of which mounts a memory of its own.
 memory=
 if (($(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1 || echo 0) > 4 << 20)); then
     memory=$(mktemp -d /dev/shm/collage-mpi-tests-XXXXXX)
@@ -118,7 +118,7 @@ tests() {
     local mpi=$1
     shift
     local temporary=$memory
-    [[ $* != *tests/slurm* && $* != *tests/cluster* ]] || temporary=
+    [[ $1 != tests/slurm && $1 != tests/cluster && $1 != "$rounds" ]] || temporary=
     check "pytest, $mpi: $*" env PYTEST_DEBUG_TEMPROOT="$temporary" \
         ".venv-$mpi/bin/python" -m pytest -q "$@" \
         --max-worker-restart=0 --durations=10 --timeout="$TEST_TIMEOUT_S" --skipped="$skipped"
@@ -128,6 +128,7 @@ tests() {
 # vanish wait for their ends. So they run one after another beside all other tests. Skipped where
 # Slurm is not installed or hosts cannot be told apart (it takes root).
 seed=${CHAOS_SEED:-1}
+rounds=tests/faults/test_chaos.py
 that_waits() {
     tests mpich tests/slurm -n 2 --dist loadfile   # that of hosts takes two minutes
     tests openmpi tests/slurm -m "not any_mpi"
@@ -147,7 +148,6 @@ tests mpich tests/mpi -n 3 --dist worksteal
 # The short fault suite, with the same rounds of chaos each time unless CHAOS_SEED is set. The whole
 # of it: pytest tests/faults --chaos-rounds 100 --fuzz 500. A round waits up to two minutes for jobs
 # that are silent, so the rounds run beside the last tests.
-rounds=tests/faults/test_chaos.py
 chaos() {
     tests mpich "$rounds" --chaos-seed="$seed" -n 2 --dist worksteal
     tests openmpi "$rounds" -m mpi --chaos-rounds=2 --chaos-seed="$seed" -n 2 --dist worksteal

@@ -87,7 +87,7 @@ class FolderStore:
         """Write a file under a temporary name, then `give` it its name, if `still` says so."""
         temp = self._temporary(name)
         try:
-            self._write(self._disk.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), data)
+            self._write(self._new(temp), data)
             if not still():
                 return False
             give(temp, name)
@@ -96,6 +96,13 @@ class FolderStore:
             with suppress(OSError):
                 self._disk.unlink(temp)
         return True
+
+    def _new(self, temp: str) -> int:
+        """Open a file that nobody else names. Where it is there, a reply to this job was lost."""
+        try:
+            return int(self._disk.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError as error:
+            raise OSError(errno.EIO, "made, but told that it was there before", temp) from error
 
     def _rename(self, temp: str, name: str) -> None:
         self._disk.rename(temp, self._at(name))

@@ -66,11 +66,11 @@ class LeaseFiles:
         """
         first, name = self._run.first, rows_name(cell.start)
         parts = without(last_rows(cell.parts), ((first, first + sp.count(self._run.again)),))
-        if parts and (self._out / name).exists():
-            store.sync_folder(name)  # who made it may have died, or had an error, before
-        elif parts:
+        if parts:
             with suppress(DataFault):
-                store.link(name, self._content(parts, alive), self.goes_on)
+                there = (self._out / name).exists()
+                if there or not store.link(name, self._content(parts, alive), self.goes_on):
+                    store.sync_folder(name)  # who made it may have died, or had an error, before
 
     def finish(self, alive: Callable[[], object] = tuple) -> None:
         """Let the rows that the run has asked again replace the older ones, and those that it drops

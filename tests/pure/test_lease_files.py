@@ -460,6 +460,22 @@ def test_positions_lie_in_the_file_of_the_row_that_they_replace() -> None:
     }
 
 
+class LostReplies:
+    """Does what it is asked, and then raises the error of that function, once."""
+
+    def __init__(self, errors: dict[str, OSError]) -> None:
+        self._errors = errors
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*given: Any) -> Any:
+            result = getattr(os, name)(*given)
+            if error := self._errors.pop(name, None):
+                raise error
+            return result
+
+        return ask
+
+
 def test_the_content_that_is_there_first_stays(tmp_path: Path, monkeypatch) -> None:
     """Two jobs may make a file at once: one link is made."""
     (tmp_path / "parts").mkdir()
@@ -477,6 +493,7 @@ def test_the_content_that_is_there_first_stays(tmp_path: Path, monkeypatch) -> N
     made.make(store, cell, lambda: alive.append(1))
     raw = (tmp_path / "rows/0.parquet").read_bytes()
     assert alive
+    content = (tmp_path / "parts" / name).read_bytes()
     (tmp_path / "parts" / name).unlink()
     synced: list[str] = []
     monkeypatch.setattr(store, "sync_folder", synced.append)
@@ -486,3 +503,14 @@ def test_the_content_that_is_there_first_stays(tmp_path: Path, monkeypatch) -> N
     (tmp_path / "rows/0.parquet").unlink()
     with pytest.raises(FileNotFoundError):
         made.make(store, cell, lambda: None)
+    (tmp_path / "parts" / name).write_bytes(content)
+    lost = FolderStore(
+        tmp_path, LostReplies({"open": FileExistsError(), "link": FileExistsError()})
+    )
+    lost.sync_folder = synced.append  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="told that it was there before"):
+        made.make(lost, cell, lambda: None)
+    assert not (tmp_path / "rows/0.parquet").exists()
+    made.make(lost, cell, lambda: None)
+    assert (tmp_path / "rows/0.parquet").read_bytes() == raw
+    assert synced == 2 * ["rows/0.parquet"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 36_854, "analysis": 5_499, "tests": 51_463}
+LINES = {"collage_mpi": 36_859, "analysis": 5_499, "tests": 51_485}
 GUIDE_WORDS = 18_337  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 6_295
 NO_CODE = {
