@@ -22,6 +22,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "stored picture files in shards",
         "leave it out, or use the folder, tar or Parquet file of the pictures as --input",
     ),
+    "slow-ranks": ("found slow ranks", "use collage-mpi ranks, which also finds wrong ones"),
     "completion": ("printed a completion script", "see docs/cluster.md, Completion in a shell"),
     ".yaml": ("settings and experiments as YAML", "write the file as .toml"),
     ".yml": ("settings and experiments as YAML", "write the file as .toml"),

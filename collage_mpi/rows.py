@@ -23,7 +23,7 @@ KEPT = "kept"  # an answer that was too uncertain to count at once, but counted 
 _KINDS = {kind.code: kind.name for kind in TABLE} | {2: "parity", 4: "coded"}
 KINDS = tuple(_KINDS[code] for code in range(len(_KINDS)))
 _SOURCES = {kind.source: kind.name for kind in TABLE} | {4: "parity", 9: "coded"}
-_SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error", 7: "endgame", 10: KEPT}
+_SOURCES |= {2: "replica", 3: "hedge", 5: "retry", 6: "error", 7: "endgame", 10: KEPT, 13: "check"}
 SOURCES = tuple(_SOURCES[code] for code in range(len(_SOURCES)))
 OUTCOMES = ("answered", "skipped", "failed", "lost", "unfinished")
 # Who answered: runtime and number format. "" is a null network or an older run, "own" an object of

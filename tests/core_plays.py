@@ -80,9 +80,13 @@ class Play:
             park_ns=rng.choice([50 * MS, 30 * SECOND_NS]),
             settle_ns=rng.choice([0, 30 * MS]),
             keeps=rng.random() < 0.3,
+            likes="".join(rng.choices("aab", k=9)),
+            check=rng.choice([0, 0, 0.3, 1]),
         )
         self.audits = rng.random() < 0.6
         self.speed = {rank: rng.choice([0, 1, 1, 1, 4]) for rank in self.world.kinds}
+        # In half of the plays ranks agree, but one answers wrongly now and then.
+        self.wrong = rng.choice([*self.world.kinds]) if rng.random() < 0.5 else None
         self.untold: list[tuple[int, int]] = []  # (task, when it left)
 
     def run(self) -> None:
@@ -182,7 +186,10 @@ class Play:
             if self.rough and rng.random() < 0.1:
                 state = rng.choice([ABSENT, UNREAD, BAD_ROW])
             label, score = rng.randrange(10), rng.choice([0.3, 0.75, 0.95, 1.0])
-            cells[image] = label, score, state, rng.choice([0, 0, 9])
+            also = rng.choice([0, 0, 9])
+            if self.wrong is not None and not (sent.rank == self.wrong and rng.random() < 0.3):
+                label, score, also = image % 7, 0.5 + image % 5 / 10, 0
+            cells[image] = label, score, state, also
         at_ns = max(0, world.now_ns - MS) if rng.random() < 0.1 else 0
         took_ns = self.speed[sent.rank] * rng.choice([4, 5, 9]) * MS
         return world.answered(task, cells, compute_ns=took_ns, at_ns=at_ns)
@@ -236,9 +243,10 @@ class Play:
         self.step(ev.RankLost(self.rng.choice([*self.world.kinds]), "killed"))
 
     def unfit(self) -> None:
-        """A rank can no longer answer first; the exact network stays."""
+        """A rank can no longer answer first; mostly the exact network stays."""
         rank = self.rng.choice([*self.world.kinds])
-        for kind in sorted(self.world.kinds[rank] - {self.world.scheme.main}):
+        spared = self.world.scheme.main if self.rng.random() < 0.8 else None
+        for kind in sorted(self.world.kinds[rank] - {spared}):
             self.step(ev.RankUnfit(rank, kind))
 
     def pause(self) -> None:

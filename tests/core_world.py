@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from collage_mpi.core import events as ev
+from collage_mpi.core.checks import HOLD_NS
 from collage_mpi.core.core import Core
 from collage_mpi.core.policies import AcceptPolicy, Confident, First
 from collage_mpi.core.schemes import SchemeSettings, make_scheme, scheme_class
 from collage_mpi.core.settings import CoreSettings
-from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, OPEN
+from collage_mpi.core.states import AWAITED, DECIDED, DONE, DRAWN, KEPT, OPEN
 from collage_mpi.core.table import Table
 from collage_mpi.core.work import Work
 from collage_mpi.kinds import COLLAGE, KIND, SINGLE, STAGES
@@ -41,6 +42,7 @@ from collage_mpi.rows import (
 )
 from collage_mpi.settings.run_settings import RedundancySettings
 
+EXACT = (SINGLE, "replica", "hedge", "retry", "endgame")
 MS = 1_000_000
 SECOND_NS = 1000 * MS
 __all__ = ["ABSENT", "BAD_ROW", "COLLAGE", "MS", "PRESENT", "SINGLE", "STAGES", "UNREAD", "World"]
@@ -74,7 +76,7 @@ def scheme_settings(
 def core_settings(**changes: Any) -> CoreSettings:
     """The core's settings where a test names only some of them."""
     plain = dict(costs={}, batch_costs={}, batch=1, together=True, depth=1, paced=False)
-    plain |= dict(drain=False, linger_ns=None, max_attempts=3, endgame=False)
+    plain |= dict(drain=False, linger_ns=None, max_attempts=3, endgame=False, check=0.0)
     return CoreSettings(**{**plain, **changes})
 
 
@@ -100,9 +102,39 @@ def told_of(action: ev.Action) -> Any:
             (t.id, t.source, t.attempt, np.asarray(t.positions).tolist()) for t in action.tasks
         ]
         return "send", action.rank, action.kind, tasks
-    if isinstance(action, ev.Resolved):
-        return "resolved", np.asarray(action.positions).tolist()
+    if isinstance(action, ev.Resolved | ev.Released):
+        arrays = [np.asarray(each).tolist() for each in action]
+        return type(action).__name__, *arrays
     return action
+
+
+class Exact(NamedTuple):
+    """An exact answer: whose it is, and of what batch; 0: not known."""
+
+    task: int
+    rank: int
+    like: str
+    inputs: int
+    answer: tuple[int, float, int]
+    took_ns: int
+
+    def comparable(self, other: Exact) -> bool:
+        """Whether they can be compared: they are alike, or one is sure, or they agree."""
+        sure = max(self.answer[1], other.answer[1])
+        return (
+            self._alike(other)
+            or np.float32(0.6) < sure <= 1
+            or self.answer[::2] == other.answer[::2]
+        )
+
+    def differs(self, other: Exact) -> bool:
+        """Whether one of the two must be wrong."""
+        changed = self.answer[::2] != other.answer[::2]
+        bits = self._alike(other) and self.answer[1] != other.answer[1]
+        return (changed and self.comparable(other)) or bits
+
+    def _alike(self, other: Exact) -> bool:
+        return self.like == other.like and self.inputs == other.inputs > 0
 
 
 class Image:
@@ -118,6 +150,8 @@ class Image:
         self.unread = self.bad_row = False  # by any rank
         self.expected: tuple[Any, ...] | None = None  # its row
         self.error_allowed = False
+        self.exact: list[Exact] = []  # the answer of its row, and later ones of other ranks
+        self.two: tuple[Exact, Exact] | None = None  # of which a third rank decides
 
 
 class World:
@@ -139,6 +173,7 @@ class World:
         calibrate: bool = False,
         credit: int = 2,
         hosts: str = "",
+        likes: str = "",
         keeps: bool = False,
         checked: bool = True,
         **settings: Any,
@@ -161,6 +196,7 @@ class World:
             held = both if fastest else frozenset(apart[number % len(apart)])
             self.kinds[singles + 1 + number] = held
         self.hosts = {r: f"{hosts[r - 1] if r <= len(hosts) else 'h'}.org" for r in self.kinds}
+        self.likes = {r: likes[r - 1] if r <= len(likes) else "" for r in self.kinds}
         size = side * side
         self.table = Table(size, 0, 3, 1)
         self.settings = core_settings(group_size=size, ranks=len(self.kinds), **settings)
@@ -183,6 +219,11 @@ class World:
         self.images: dict[int, Image] = {}
         self.open: dict[int, Image] = {}  # of these, the unresolved
         self.judged: dict[int, ev.Judged] = {}
+        self.held: set[int] = set()  # resolved images of which another answer is awaited
+        self.until: dict[int, int] = {}  # of these, whose rows wait -> until when at most
+        self.tally: defaultdict[int, Counter[str]] = defaultdict(Counter)  # by rank
+        self.differed: list[ev.Differed] = []
+        self.late_heard: set[int] = set()  # images with a task on a rank that was silent
         self.encodes: defaultdict[int, int] = defaultdict(int)
         self.encoded: dict[int, int] = {}  # task -> what was told of it
         self.ready: set[int] = set()
@@ -216,6 +257,7 @@ class World:
         for action in self.actions:
             told.append(told_of(action))
             getattr(self, f"_do_{type(action).__name__.lower()}")(action)
+        self.until = {i: until_ns for i, until_ns in self.until.items() if until_ns > now_ns}
         for image, found in self.open.items():
             assert found.expected is None, f"image {image} has its answer and no outcome (2)"
         if self.checked:
@@ -229,7 +271,9 @@ class World:
         return self
 
     def rank_ready(self, rank: int) -> None:
-        self.step(ev.RankReady(rank, self.kinds[rank], self.hosts[rank], self.credit))
+        self.step(
+            ev.RankReady(rank, self.kinds[rank], self.hosts[rank], self.credit, self.likes[rank])
+        )
 
     def arrive(
         self,
@@ -286,6 +330,11 @@ class World:
         cells = {i: (i % 10, 0.9, state) for i, state in zip(images, states, strict=False)}
         self.step(self.answered(task, cells, **how))
 
+    def answer_with(self, task: int, label: int, score: float = 0.9) -> None:
+        """The task's rank answers all its images with this class."""
+        images = self.live[task].images
+        self.step(self.answered(task, {image: (label, score, PRESENT) for image in images}))
+
     def unsure(self, task: int, *images: int) -> None:
         """The task's rank answers; the answers for these images have a low score."""
         self.step(self.answered(task, {i: (i % 10, 0.5, PRESENT) for i in images}))
@@ -331,6 +380,9 @@ class World:
     def source(self, image: int) -> str:
         """Where the image's outcome came from."""
         self.take()
+        if image in self.until:
+            slot = np.flatnonzero((self.table.position == image) & (self.table.state != 0))[0]
+            return SOURCES[self.table.records["said"]["source"][slot]]
         return self.rows[image]["source"]
 
     # ---- what events mean ---------------------------------------------------
@@ -347,6 +399,9 @@ class World:
         owes = any(sent.rank == event.rank for sent in self.live.values())
         if owes:
             self.silent.add(event.rank)
+            self.late_heard.update(
+                i for task in self.of(event.rank) for i in self.sent[task].images
+            )
 
     def _on_rankunfit(self, event: ev.RankUnfit) -> None:
         self.kinds[event.rank] -= {event.kind}
@@ -439,8 +494,15 @@ class World:
         self._count_failure(sent, absent)
         self._note_unread(sent, event.cells)
         self.answers[sent.id] = {}
+        whole = here.all() and len(self.messages[sent.message]) == 1
         for image, cell, present in zip(sent.images, event.cells, here, strict=True):
             found = self.open.get(image)
+            if present and sent.kind == SINGLE:
+                given = int(cell["label"]), float(cell["score"]), int(cell["also"])
+                inputs = len(sent.images) if whole else 0
+                took_ns = (event.at_ns or self.now_ns) - self.images[image].t0_ns
+                said = Exact(task, sent.rank, self.likes[sent.rank], inputs, given, took_ns)
+                self._compare(self.images[image], said)
             if found is None or not present or found.expected is not None:
                 continue
             answer = int(cell["label"]), float(cell["score"]), int(cell["also"])
@@ -464,6 +526,22 @@ class World:
                 if when == "late":
                     deadline_ns = self.policies[sent.kind].deadline_ns
                     found.late_ns = min(found.late_ns, found.t0_ns + deadline_ns)
+
+    def _compare(self, image: Image, said: Exact) -> None:
+        """Hold an exact answer against that of the image's row, or make it that of its row."""
+        if image.expected is None:
+            if not image.exact and not image.decided:
+                image.exact = [said]
+            return
+        if not image.exact or image.exact[0].rank == said.rank:
+            return
+        first = image.exact[0]
+        for rank in (first.rank, said.rank):
+            self.tally[rank]["compared"] += first.comparable(said)
+            self.tally[rank]["differed"] += first.differs(said)
+        if image.two is None and first.differs(said):
+            image.two = first, said
+        image.exact.append(said)
 
     def _counts(self, sent: Sent, image: Image, score: float) -> str:
         """now; late: at its deadline; kept: where an error row would be."""
@@ -517,6 +595,13 @@ class World:
             assert not there & {*images}, "the rank has the image already"
             there |= {*images}
             for image in images:
+                if task.source == "check":
+                    assert image in self.held, "only an answer that can be replaced is checked"
+                    ranks = {said.rank for said in self.images[image].exact[:1]}
+                    ranks |= {said.rank for said in self.images[image].two or ()}
+                    assert ranks, "no answer is checked"
+                    assert rank not in ranks, "a rank checks itself"
+                    continue
                 assert image in self.open, "no Send after the outcome (2)"
                 assert self.open[image].fault is None
                 failed |= self.open[image].failures > 0 and task.attempt > 1
@@ -562,6 +647,40 @@ class World:
             nobody = not self._able_before or not self._able()
             found.error_allowed = gone or nobody or self._mixed
 
+            if image in action.held:
+                assert found.exact, "a row waits that no exact network has answered"
+                self.held.add(image)
+                self.until[image] = self.now_ns + HOLD_NS
+
+    def _do_released(self, action: ev.Released) -> None:
+        for image in np.asarray(action.positions).tolist():
+            self.held.remove(image)
+            self.until.pop(image, None)
+
+    def _do_differed(self, action: ev.Differed) -> None:
+        found = self.images[action.position]
+        first, *later = found.exact
+        second = next(said for said in later if said.rank == action.ranks[1])
+        assert (first.rank, first.differs(second)) == (action.ranks[0], True)
+        assert action.image == (5, action.position)
+        assert action.written == (action.wrong == first.rank and action.position not in self.until)
+        self.differed.append(action)
+        if action.wrong is not None:
+            right, wrong = (second, first) if action.wrong == first.rank else (first, second)
+            third = next(
+                said
+                for said in later
+                if said.rank not in action.ranks and wrong.differs(said)
+                if right.comparable(said) and not right.differs(said)
+            )
+            self.tally[action.wrong]["wrong"] += 1
+            self.tally[action.wrong]["written"] += action.written
+            if wrong is first and not action.written:
+                assert action.position not in self.rows
+                source = self.sent[third.task].source
+                found.expected = (source, third.task, third.answer, third.took_ns, "", {})
+                found.exact[0] = third
+
     def _do_judged(self, action: ev.Judged) -> None:
         assert action.position not in self.judged
         self.judged[action.position] = action
@@ -594,6 +713,7 @@ class World:
         for row in rows:
             image = int(row["group"]) * self.size + int(row["cell"])
             assert image not in self.rows, "one row an image (1)"
+            assert image not in self.until, "a row is taken that may be replaced"
             named = {name: row[name].item() for name in row.dtype.names}
             named["source"] = SOURCES[named["source"]]
             named["audited"] = AUDITS[named["audited"]]
@@ -699,6 +819,7 @@ class World:
         assert parked | deferred | troubled <= self.open.keys()
         self._check_tasks()
         self._check_ranks()
+        self._check_checks()
         if going_on:
             self._check_holds()
             self._check_queues()
@@ -713,7 +834,11 @@ class World:
         core, table = self.core, self.table
         unresolved = {*self.slots()}
         done = table.state & DONE != 0
-        assert not (table.state[done] & ~np.uint8(DONE)).any()
+        assert not (table.state[done] & ~np.uint8(DONE | KEPT | AWAITED)).any()
+        awaited, waits = table.state & AWAITED != 0, table.state == DONE | KEPT | AWAITED
+        assert {*self.images_of(np.flatnonzero(awaited))} == self.held
+        assert {*self.images_of(np.flatnonzero(waits))} == self.until.keys()
+        assert core.checks.asked == waits.sum()
         assert unresolved == self.open.keys()
         assert table.done == done.sum()
         assert not (table.state[table._free]).any()
@@ -729,6 +854,7 @@ class World:
                 kept[int(table.kept[slot])] += 1
                 assert found.kept is not None
                 assert found.kept[1] == table.kept[slot]
+        kept.update(table.kept[waits].tolist())
         waiting = {task for task, count in kept.items() if count}
         assert core.ended.keys() == waiting, "rows of tasks are held back without need"
         assert all(core.ended[task].kept == count for task, count in kept.items())
@@ -741,6 +867,7 @@ class World:
         core, counts = self.core, Counter[int]()
         arrays = [each.slots for each in (*core.tasks.values(), *self._works())]
         arrays += [core.groups[group] for group in core._filling]
+        arrays += [np.array([slot]) for slot in core.checks.waiting]
         for fresh in (core.fresh, core.alone):
             images = [image for part in fresh.parts for image in self.images_of(part)]
             assert fresh.count == len(images)
@@ -768,7 +895,36 @@ class World:
             assert state.covers == (sent.rank not in self.silent)
             assert (state.status == "cancelled") == (task in self.cancelled)
             assert {peer.id for peer in state.peers} <= self.live.keys()
-            assert left or task in self.cancelled, f"task {task} is of no use, and not cancelled"
+            useful = left or sent.source == "check" or task in self.cancelled
+            assert useful, f"task {task} is of no use, and not cancelled"
+
+    def _check_checks(self) -> None:
+        """A row waits only for an answer that comes, and each that can be replaced waits."""
+        core, coming = self.core, set[int]()
+        for sent in self.live.values():
+            if sent.kind == SINGLE and sent.rank not in self.silent:
+                coming |= {*sent.images}
+        waiting = {int(self.table.position[slot]) for slot in core.checks.waiting}
+        assert waiting <= self.held
+        assert self.held <= coming | waiting, "a row waits for nothing (4)"
+        for slot, (_, ranks) in core.checks.waiting.items():
+            others = [each for each in core.ranks.ready[SINGLE] if each not in ranks]
+            assert others or core.stopping, "a check waits for nobody (4)"
+            has = {task.rank for task in core.holders(slot)}
+            room = {place[-1].id for place in core.ranks.room[SINGLE]}
+            due = core.checks.due and core.stopping is None
+            assert not due or not room - {*ranks} - has, "a rank with room lets a check wait (4)"
+            assert core.stopping or core.wake_ns is not None or self.live
+        for image in coming - self.open.keys() - self.held - self.rows.keys():
+            found = self.images[image]
+            exact = found.expected is not None and found.expected[0] in EXACT
+            audited = exact and found.expected is not None and found.expected[4]
+            ended = core.stopping or self._mixed or audited
+            assert not exact or ended or image in self.late_heard, f"{image}'s row does not wait"
+        for rank, counts in self.tally.items():
+            told = core.checks.of[rank]
+            names = ("compared", "differed", "wrong", "written")
+            assert vars(told) == {name: counts[name] for name in names}, rank
 
     def _check_ranks(self) -> None:
         core = self.core
@@ -887,7 +1043,12 @@ class World:
         assert self.finish is not None
         for task in list(self.live):
             self._ended(task, "unfinished")
+        told = {each.position for each in self.differed}
+        untold = {image for image, found in self.images.items() if found.two} - told
+        assert untold <= self.held, "two ranks differ, and nobody is told"
         core.close(self.now_ns)
+        self.held.clear()
+        self.until.clear()
         self.take()
         assert self.rows.keys() == self.images.keys() - self.open.keys(), "one row an image (1)"
         errors = [row for row in self.rows.values() if not row["answered"]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from rows_by_name import add_image
@@ -49,13 +51,19 @@ class Job:
     """
 
     def __init__(
-        self, source: Path, out: Path, update: Update | None = None, owner: str = "a" * 32, **more
+        self,
+        source: Path,
+        out: Path,
+        update: Update | None = None,
+        owner: str = "a" * 32,
+        redo: str = "",
+        **more,
     ) -> None:
         known = compose(out) if (out / "run.1.json").exists() else {}
         settings = RunSettings(shards=(str(source),), out=str(out), **{**SETTINGS, **more})
         plan, self.store = make_plan(settings, 3, known, update=update), FolderStore(out)
         self.out, self.name, self.lacking, self.plan = out, owner, None, plan
-        self.ask, self.there, self.mine = Ask(update=update), [], None
+        self.ask, self.there, self.mine = Ask(update=update, redo_rank=redo), [], None
         if not known:
             for folder in ("", "parts"):
                 (out / folder).mkdir(exist_ok=True)
@@ -89,9 +97,14 @@ class Job:
         self.lacking = plan.order.indices(places).tolist()
         return self
 
-    def do(self, images: list[int], errors: tuple[int, ...] | None = None) -> None:
+    def do(
+        self,
+        images: list[int],
+        errors: tuple[int, ...] | None = None,
+        by: Any = MappingProxyType({}),
+    ) -> None:
         """Write rows of these images, and leave. `errors`: those that get an error row; None: as
-        their bytes say."""
+        their bytes say. `by`: which rank answers an image, if not rank 1."""
         files = LeaseFiles(self.out, self.run)
         owner = Owner(self.store, self.run, name=self.name, files=files)
         fixed = {**runs(self.store)[0].settings, **self.run.settings}
@@ -106,6 +119,7 @@ class Job:
             shard, row = shards.locate(image)
             source, reason = ("error", "cannot be decoded") if failed else ("single", "")
             more = {"source": source, "answered": not failed, "reason": reason}
+            more["rank"] = by.get(image, 1)
             at = self.at[self.lacking.index(image)]
             predicted = 0 if failed else known or 0
             add_image(sink, shard=shard, row=row, position=at, predicted=predicted, **more)

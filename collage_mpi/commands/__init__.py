@@ -7,7 +7,7 @@ Heavy packages (numpy, torch, h5py, MPI) are imported inside functions, so that 
 
 # Command -> its module, if the module has several. Otherwise it has the name of the command.
 MODULES = {
-    **dict.fromkeys(("top", "verify", "export", "plot", "slow-ranks", "report"), "look"),
+    **dict.fromkeys(("top", "verify", "export", "plot", "ranks", "report"), "look"),
     **dict.fromkeys(("classify", "map"), "classify"),
     **dict.fromkeys(("train", "weights", "evaluate"), "networks"),
 }
@@ -24,9 +24,7 @@ COMMANDS: dict[str, str] = {
     "verify": "prove that a run has exactly one row for every image",
     "export": "write a run's rows as CSV, Parquet, HDF5 or Zarr",
     "plot": "draw figures of runs: latency CDFs and timelines",
-    "slow-ranks": (
-        "find ranks, GPUs and hosts that are slower than their peers; --exclude for Slurm"
-    ),
+    "ranks": "find ranks, GPUs and hosts that are slow, fail or are wrong; --exclude for Slurm",
     "report": "write an HTML page about one or several runs: charts, tables, pictures in one file",
     "prep": "make shards from pictures, HDF5 or IDX files; inspect and verify any input",
     "train": "train a single or a collage network",

@@ -1,7 +1,7 @@
 """The commands that look at runs: `top` shows the state of a running job, from the files in its
 folder; `verify` proves that runs have exactly one row for every image; `export` writes the rows for
-other programs; `plot` draws figures; `report` writes an HTML page; and `slow-ranks` finds ranks,
-GPUs and hosts that were slower than their peers.
+other programs; `plot` draws figures; `report` writes an HTML page; and `ranks` finds ranks,
+GPUs and hosts that were slower than their peers, failed or answered wrongly.
 """
 
 from __future__ import annotations
@@ -556,8 +556,8 @@ SHOWN = 12  # ranks, GPUs or hosts printed for a run; more if more are slow
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlowRanksArguments(Arguments):
-    """The arguments of slow-ranks."""
+class RanksArguments(Arguments):
+    """The arguments of ranks."""
 
     runs: tuple[Path, ...] = setting(REQUIRED, "folders of runs", metavar="RUN", positional=True)
     over: float = setting(
@@ -584,7 +584,7 @@ class _RunSpeeds:
     failing: dict[str, list[str]]
 
 
-def slow_ranks(args: SlowRanksArguments) -> int:
+def ranks(args: RanksArguments) -> int:
     """Compare the ranks of each run, and print. Returns 0."""
     from collage_mpi.results.slow_ranks import failing_hosts, injected, rank_speeds, recurrences
 
@@ -623,7 +623,7 @@ def _open_each(paths: Sequence[Path]) -> Iterator[Run]:
         except (EnvironmentFault, DataFault) as error:
             if i == last and not good:
                 raise
-            print(f"collage-mpi slow-ranks: left out: {error}", file=sys.stderr)
+            print(f"collage-mpi ranks: left out: {error}", file=sys.stderr)
         else:
             good += 1
             yield run
@@ -664,12 +664,15 @@ def _node(host: str) -> str:
 def _speeds_as_json(
     found: Sequence[_RunSpeeds], hosts: Sequence[Recurrence], exclude: list[str]
 ) -> dict[str, Any]:
+    from collage_mpi.results.summary import compared_answers
+
     runs = [
         {
             "run": str(item.run.path),
             "injected": item.on_purpose,
             "speeds": [asdict(speed) for speed in item.speeds],
             "failing": item.failing,
+            "compared": compared_answers(item.run.manifest),
         }
         for item in found
     ]
@@ -707,8 +710,30 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     for speed in ranks:
         if speed.interval is None and speed.peers:
             say(f"  {speed.name}: {speed.messages} answers are too few to tell")
+    _print_compared(found.run, brief=brief)
     for host, what in sorted(found.failing.items()):
         say(f"  FAILING {host}: {some_of(what, SHOWN, '; ')}")
+
+
+def _print_compared(run: Run, *, brief: bool) -> None:
+    """Print how many answers of each rank, device and host were wrong; only those if `brief`."""
+    from collage_mpi.results.summary import COMPARED_UNITS, compared_answers
+
+    found = compared_answers(run.manifest)
+    for unit in COMPARED_UNITS:
+        units = [each for each in found if each["unit"] == unit]
+        wrong = sum(each["wrong"] > 0 for each in units)
+        rows: list[list[Value]] = [
+            [
+                *(each["name"], each["host"], each["compared"], each["wrong"]),
+                " to ".join(f"{100 * end:.2g} %" for end in each["interval"]),
+                "WRONG" if each["wrong"] else "",
+            ]
+            for each in units[: wrong if brief else max(wrong, SHOWN)]
+        ]
+        if rows:
+            columns = (unit, "on", Column("compared", ","), Column("wrong", ","), "95 %", "")
+            say(to_text(Table(columns, rows)))
 
 
 def _speeds_table(unit: str, speeds: Sequence[Speed]) -> Table:
@@ -738,11 +763,12 @@ def _print_hosts(hosts: Sequence[Recurrence]) -> None:
         say(f"\n{to_text(Table(('host', 'runs', 'slow in', 'x peers there', ''), rows))}")
 
 
-SLOW_RANKS_COMMAND = Command(
-    slow_ranks,
-    SlowRanksArguments,
+RANKS_COMMAND = Command(
+    ranks,
+    RanksArguments,
     epilog="The table shows the median service time of each rank divided by that of the other "
     "ranks of its kind. The 95 % confidence intervals hold for all ranks of a run together "
     "(docs/results.md). With several runs, the hosts that are slow again and again are listed as "
-    "well. The exit code is 0 even if there are slow ranks.",
+    "well. Where answers of several ranks were compared, more tables show how many of each rank, "
+    "device and host were wrong. The exit code is 0 even if there are slow or wrong ranks.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,12 @@ class RunArguments(Arguments):
     retry_errors: bool = switch(
         "if the run in --out is complete, classify the images of its error rows again"
     )
+    redo_rank: str | None = setting(
+        None,
+        "if the run in --out is complete, classify the images again that this rank has answered, "
+        "for example because its device is wrong: 7, or 2:7 for rank 7 of job 2",
+        metavar="[JOB:]RANK",
+    )
     update: bool = switch(
         "if the run in --out is complete, take new pictures of the input into it, classify changed "
         "ones again, and mark those that are gone"
@@ -66,19 +73,22 @@ class RunArguments(Arguments):
         from collage_mpi.job.run import Ask
 
         phase = BRIEF_PHASE if self.brief else ""
-        return Ask(stop_reason, self.retry_errors, self.asked, self.leave, phase, self.brief)
+        how = self.leave, phase, self.brief, self.redo_rank or ""
+        return Ask(stop_reason, self.retry_errors, self.asked, *how)
 
     @property
     def asked(self) -> Update | None:
         """How the run is updated; None if it is not.
 
         Raises:
-            UsageError: it is said how, and not that.
+            UsageError: it is said how, and not that; or the rank to be done again is none.
         """
         from collage_mpi.shards.update import Update
 
         if not self.update and (self.prune or self.touched != "ask"):
             raise UsageError("--prune and --touched say how a run is updated: add --update")
+        if self.redo_rank is not None and not re.fullmatch(r"([0-9]+:)?[0-9]+", self.redo_rank):
+            raise UsageError(f"--redo-rank takes RANK or JOB:RANK, such as 2:7: {self.redo_rank}")
         return Update(touched=self.touched, prune=self.prune) if self.update else None
 
     def settings(self, world_size: int | None) -> RunSettings:
@@ -122,7 +132,9 @@ def finished(args: RunArguments) -> ExitCode | None:
     if args.dry_run:
         return None
     settings = args.settings(None)
-    status = finished_status(settings, args.asked, retry_errors=args.retry_errors)
+    status = finished_status(
+        settings, args.asked, retry_errors=args.retry_errors, redo_rank=args.redo_rank or ""
+    )
     if status is None:
         return None
     images = counted(compose(Path(settings.out))["rows"], "image")
@@ -220,6 +232,7 @@ def _forecast(
     if worker_group is None:
         asked = {
             "--retry-errors": args.retry_errors,
+            f"--redo-rank={args.redo_rank}": args.redo_rank is not None,
             "--update": args.update,
             f"--touched={args.touched}": args.touched != "ask",
             "--prune": args.prune,

@@ -16,6 +16,7 @@ import numpy as np
 
 from collage_mpi.core import events as ev
 from collage_mpi.core.admission import Admission
+from collage_mpi.core.checks import Checks
 from collage_mpi.core.events import Action, Event
 from collage_mpi.core.outcomes import Answer, Outcomes
 from collage_mpi.core.policies import AcceptPolicy, First
@@ -73,6 +74,7 @@ class Core:
         self.retries = Retries(self)
         self.outcomes = Outcomes(self)
         self.admission = Admission(self)
+        self.checks = Checks(self)
         self._filling: set[int] = set()  # of `groups`, those that may get further images
         self._reported: set[int] = set()
         self._bound: dict[int, Rank] = {}  # ranks that may have room for work of their own
@@ -212,10 +214,10 @@ class Core:
         if isinstance(event, ev.InputPaused):
             self.admission.pause()
 
-    def gone(self, positions: np.ndarray) -> None:
-        """The images at these positions have their outcome."""
+    def gone(self, positions: np.ndarray, held: np.ndarray) -> None:
+        """The images at these positions have their outcome. `held`: see `Resolved`."""
         self.admission.resolved(positions)
-        self.actions.append(ev.Resolved(positions))
+        self.actions.append(ev.Resolved(positions, held))
 
     # ---- who has an image ---------------------------------------------------
 
@@ -246,7 +248,9 @@ class Core:
         """Some images of these tasks have their outcome: cancel the tasks that wait for no other,
         copies first."""
         for task in sorted(tasks, key=lambda task: (not task.spare, task.id)):
-            if task.status == SENT and not (self.table.state[task.slots] & OPEN).any():
+            if task.status != SENT or task.source == "check":
+                continue
+            if not (self.table.state[task.slots] & OPEN).any():
                 task.move("moot")
                 self.actions.append(ev.Cancel(task.id, task.rank))
 
@@ -340,7 +344,8 @@ class Core:
             while passed < len(room) and self._anything(kind):
                 rank = room[passed][-1]
                 pace_ns = rank.pace_ns
-                if not self.scheme.next(self, rank):  # a speed that is forgotten may free others
+                # A speed that is forgotten may free others.
+                if not (self.checks.take(rank) or self.scheme.next(self, rank)):
                     passed = passed + 1 if rank.pace_ns == pace_ns else 0
 
     def gathers(self) -> bool:
@@ -353,7 +358,8 @@ class Core:
         if (self.fresh.count or self.alone.count) and not self._gathers:
             return True
         queue = self.queues.get(kind)
-        return bool(queue is not None and queue.works) or bool(self.late) or self._copying
+        waits = bool(queue is not None and queue.works) or bool(self.late) or self.checks.due
+        return waits or self._copying
 
     @property
     def _copying(self) -> bool:
@@ -405,7 +411,7 @@ class Core:
             for like, slots in parts:
                 same.setdefault(like, []).append(slots)
             parts = [(like, self.in_order(slots)) for like, slots in same.items()]
-        self._send(rank, kind, parts)
+        self.send(rank, kind, parts)
         return True
 
     def in_order(self, arrays: list[np.ndarray]) -> np.ndarray:
@@ -479,7 +485,7 @@ class Core:
                     if KIND[kind].encoded and len(slots) > size:
                         starts = range(0, len(slots), size)
                         parts = [(like, slots[at : at + size]) for at in starts]
-                    self._send(rank, kind, parts)
+                    self.send(rank, kind, parts)
                     return True
         return False
 
@@ -558,11 +564,11 @@ class Core:
         for slots in parts:
             self.table.holds[slots] += 1
             self.sends(slots, 1)
-        self._send(rank, like.kind, [(like, slots) for slots in parts])
+        self.send(rank, like.kind, [(like, slots) for slots in parts])
 
     # ---- tasks --------------------------------------------------------------
 
-    def _send(self, rank: Rank, kind: str, parts: Sequence[tuple[Like, np.ndarray]]) -> None:
+    def send(self, rank: Rank, kind: str, parts: Sequence[tuple[Like, np.ndarray]]) -> None:
         """Send unresolved images as the tasks of one message."""
         table, scheme, tasks = self.table, self.scheme, []
         encoded, inputs = KIND[kind].encoded, len(parts)
@@ -634,6 +640,7 @@ class Core:
             present = np.frombuffer(there, np.uint8) == PRESENT
             self._note_absent(tasks, event, present)
             still = np.frombuffer(states, np.uint8) & OPEN != 0
+            self.checks.compare(answer, np.flatnonzero(present & ~still))
             self.scheme.answered(self, answer, np.flatnonzero(present & still))
         self._over(tasks, slots, "answered", compute_ns, event.at_ns, left=not plain)
         if rank.status in SILENT:
@@ -663,6 +670,7 @@ class Core:
             task.reason = reason
             if not task.kept:
                 self.over.append(task)
+        self.checks.ended(slots)
 
     def _note_absent(
         self, tasks: Sequence[Task], event: ev.Answered | ev.Failed, there: np.ndarray
@@ -735,7 +743,7 @@ class Core:
         if event.rank in self._reported:
             raise ProtocolViolation(f"rank {event.rank} is ready twice, or after it was lost")
         self._reported.add(event.rank)
-        rank = Rank(event.rank, event.kinds, event.host, event.credit)
+        rank = Rank(*event)
         self.ranks.enter(rank, self.now_ns)
         self.retries.ranks_changed()
 
@@ -761,6 +769,7 @@ class Core:
             task.covers = False
             self.table.deaf[task.slots] += 1
             self.help(task.slots)
+            self.checks.ended(task.slots)
 
     def _lost(self, event: ev.RankLost) -> None:
         self._reported.add(event.rank)
@@ -813,6 +822,7 @@ class Core:
         """A rank takes no more work of this kind: move what no other one can take."""
         if not self.ranks.ready[kind]:
             self.scheme.nobody(self, kind)
+        self.checks.ranks_changed()
         for work in self.queues[kind].clear():
             if next(self.ranks.others(kind, work.held), None) is None:
                 self.release(work.slots)
@@ -854,6 +864,7 @@ class Core:
         for task in list(self.tasks.values()):
             ended = self._end(task.id, task.rank, "unfinished")
             self._over([ended], task.slots, "unfinished", left=False)
+        self.checks.close()
         self.over += self.ended.values()
         self.ended.clear()
 
@@ -868,11 +879,20 @@ class Core:
     def _maybe_finish(self) -> None:
         if self.stopping is None and not self._done:
             return
-        if not self.tasks and not self._kept_for_later():
+        checks = self.stopping is None and self.checks.busy
+        if not self.tasks and not checks and not self._kept_for_later():
             self._finish(None)
         elif self.stopping is None and not self._ending:
             self._ending = True
-            self.later(self.now_ns + self.settings.late_ns, self._finish, None)
+            self.later(self.now_ns + self.settings.late_ns, self._end_late, self.now_ns)
+
+    def _end_late(self, since_ns: int) -> None:
+        """Late answers were waited for, and those that decide between others are a while longer."""
+        until_ns = since_ns + self.settings.end_ns
+        if self.checks.busy and self.now_ns < until_ns:
+            self.later(min(until_ns, self.now_ns + self.settings.late_ns), self._end_late, since_ns)
+        else:
+            self._finish(None)
 
     def _kept_for_later(self) -> bool:
         """Whether answers are kept that will count at their deadlines."""

@@ -14,6 +14,7 @@ import numpy as np
 from collage_mpi.rows import CELL, NOT_MEASURED
 
 COMPLETE, COMPLETE_WITH_ERRORS, INCOMPLETE = "complete", "complete_with_errors", "incomplete"
+NONE = np.empty(0, np.int64)
 LOST_REASON = "it could not be read"  # of an image whose reason had no room in the message
 
 
@@ -21,12 +22,16 @@ LOST_REASON = "it could not be read"  # of an image whose reason had no room in 
 
 
 class RankReady(NamedTuple):
-    """A rank has loaded its networks and accepts `credit` messages at a time."""
+    """A rank has loaded its networks and accepts `credit` messages at a time.
+
+    Equal `like`: in equal batches the exact networks of such ranks give equal bits.
+    """
 
     rank: int
     kinds: frozenset[str]
     host: str
     credit: int
+    like: str = ""
 
 
 class RankSilent(NamedTuple):
@@ -187,10 +192,33 @@ class Cancel(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """The images at these positions, (n,) int64, have their outcome: their pixels are not needed
-    any more."""
+    """The images at these positions, (n,) int64, have their outcome. The pixels of those at `held`,
+    (k,) int64, may be needed once more; the others' are not."""
 
     positions: np.ndarray
+    held: np.ndarray = NONE
+
+
+class Released(NamedTuple):
+    """The pixels of these resolved images, (n,) int64, are not needed any more."""
+
+    positions: np.ndarray
+
+
+class Differed(NamedTuple):
+    """Two ranks, `ranks`, have answered an image differently.
+
+    Attributes:
+        image: its shard and row.
+        wrong: the rank that a third one contradicts; None if that cannot be said.
+        written: whether its answer is in a row that did not wait so long.
+    """
+
+    position: int
+    image: tuple[int, int]
+    ranks: Sequence[int]
+    wrong: int | None
+    written: bool
 
 
 class Judged(NamedTuple):
@@ -227,4 +255,4 @@ class Finish(NamedTuple):
     reason: str
 
 
-Action = Admit | Send | Cancel | Resolved | Judged | Retire | Recall | Finish
+Action = Admit | Send | Cancel | Resolved | Released | Differed | Judged | Retire | Recall | Finish

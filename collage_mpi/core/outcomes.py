@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.core import events as ev
-from collage_mpi.core.states import DECIDED, DONE, DRAWN, KEPT, TROUBLED
+from collage_mpi.core.states import AWAITED, DECIDED, DONE, DRAWN, KEPT, TROUBLED
 from collage_mpi.core.table import BY_RANK_0, CELL_BYTES, SAID_BYTES
 from collage_mpi.core.work import NOBODY, Task, joined
 from collage_mpi.kinds import COLLAGE, KIND
-from collage_mpi.rows import AUDIT_CODE, CHANGED, OTHERS, SOURCE_CODE, SOURCES, packer
+from collage_mpi.rows import AUDIT_CODE, CHANGED, OTHERS, PRESENT, SOURCE_CODE, SOURCES, packer
 
 Core = Any  # `core.core.Core`, which imports this module
 
@@ -54,7 +54,9 @@ class Answer:
         self.tasks, self.kind = tasks, tasks[0].kind
         self.slots = tasks[0].slots if len(tasks) == 1 else joined([t.slots for t in tasks])
         self.cells, self.vectors = event.cells, event.vectors
-        rest = event.decode_ns, event.at_ns or now_ns
+        batch = tasks[0].message.inputs  # of which nothing was left out
+        whole = batch == len(event.cells) == event.cells["state"].tobytes().count(PRESENT)
+        rest = event.decode_ns, event.at_ns or now_ns, batch if whole else 0
         said = b""
         for t in tasks:
             said += _by_rank_0.pack(SOURCE_CODE[t.source], t.rank, t.attempt, t.encode_ns, *rest)
@@ -102,7 +104,7 @@ class Outcomes:
                     self.accept(answer, items[~decided])
                     return
                 table.records["audited"][slots[kept & (states & DRAWN != 0)]] = _DONE
-                self._let_go(slots[kept])
+                self.let_go(slots[kept])
             if not len(slots):
                 return
         table.said_bytes[slots] = answer.of(answer.said, items)
@@ -116,7 +118,33 @@ class Outcomes:
         if answer.vectors is not None:
             own = answer.vectors if items is None else answer.vectors[items]
             table.keep(table.position[slots], own.copy())
-        self._resolve(slots, states, peers)
+        asked = self._core.checks.awaited(answer, slots, peers)
+        if asked is not None:
+            self._hold(answer, np.flatnonzero(asked) if items is None else items[asked])
+        self._resolve(slots, states, peers, asked)
+
+    def _hold(self, answer: Answer, items: np.ndarray) -> None:
+        """The rows of the images that these answers, (k,) int64, resolve wait: another may come."""
+        numbers = answer.of(np.array([task.id for task in answer.tasks]), items)
+        self._table.kept[answer.slots[items]] = numbers
+        for task, count in answer.counts(items):
+            if count:
+                task.resolved -= count
+                task.kept += count
+                self._core.ended[task.id] = task
+
+    def replace(self, answer: Answer, item: int) -> None:
+        """This answer becomes that of an image whose row waits, and whose answer is refuted."""
+        items, table = np.array([item]), self._table
+        slots = answer.slots[items]
+        self.let_go(slots)
+        table.said_bytes[slots] = answer.of(answer.said, items)
+        table.cell_bytes[slots] = answer.cells[items].view(CELL_BYTES)
+        if answer.vectors is not None:
+            table.keep(table.position[slots], answer.vectors[items].copy())
+        for task, count in answer.counts(items):
+            task.resolved += count
+        self._hold(answer, items)
 
     def keep(self, answer: Answer, items: np.ndarray, flags: int = 0) -> None:
         """Keep these answers, (k,) int64, for unresolved images: each resolves its image only where
@@ -124,7 +152,7 @@ class Outcomes:
         table = self._table
         items = items[table.state[answer.slots[items]] & DECIDED == 0]
         slots = answer.slots[items]
-        self._let_go(slots[table.state[slots] & KEPT != 0])
+        self.let_go(slots[table.state[slots] & KEPT != 0])
         table.said_bytes[slots] = answer.of(answer.said, items)
         table.cell_bytes[slots] = answer.cells[items].view(CELL_BYTES)
         table.kept[slots] = answer.of(np.array([task.id for task in answer.tasks]), items)
@@ -154,7 +182,7 @@ class Outcomes:
             if table.state[slot] & DECIDED or not self._core.scheme.promises:
                 self._use_kept(slots)
                 return
-            self._let_go(slots)
+            self.let_go(slots)
         said = table.records["said"]
         said[slot] = table.records["cell"][slot] = 0
         said["source"][slot], said["done_ns"][slot] = _ERROR, self._core.now_ns
@@ -181,10 +209,10 @@ class Outcomes:
         for slot in slots.tolist() if self._kept_vectors else ():
             if (own := self._kept_vectors.get(slot)) is not None:
                 table.keep(table.position[[slot]], own[None])
-        self._let_go(slots, used=1)
+        self.let_go(slots, used=1)
         self._resolve(slots, states, self._core.sharers(slots))
 
-    def _let_go(self, slots: np.ndarray, used: int = 0) -> None:
+    def let_go(self, slots: np.ndarray, used: int = 0) -> None:
         """Kept answers of these images are used, or were replaced."""
         for number, count in Counter(self._table.kept[slots].tolist()).items():
             task = self._core.ended[number]
@@ -196,10 +224,15 @@ class Outcomes:
                     self._core.over.append(task)
 
     def _resolve(
-        self, slots: np.ndarray, states: np.ndarray | None, tasks: frozenset[Task]
+        self,
+        slots: np.ndarray,
+        states: np.ndarray | None,
+        tasks: frozenset[Task],
+        asked: np.ndarray | None = None,
     ) -> None:
         """The images have their outcome: cancel those of the tasks that wait for no other.
-        `states`: None if nothing has happened to the images."""
+        `states`: None if nothing has happened to the images; `asked`: (k,) bool, whose rows wait.
+        """
         core, table, count = self._core, self._table, len(slots)
         if core.scheme.grouped:
             table.records["said"]["encode_ns"][slots] = table.encode_ns[slots]
@@ -211,12 +244,13 @@ class Outcomes:
                 if state & DRAWN:
                     self._judge(slot, accepted=state & DECIDED != 0)
                 self._kept_vectors.pop(slot, None)
-        table.state[slots] = DONE
+        table.state[slots] = DONE if asked is None else np.where(asked, DONE | KEPT | AWAITED, DONE)
         table.done += count
         self.totals.images += count
         if tasks:
             core.moot(tasks)
-        core.gone(table.position[slots])
+        positions = table.position[slots]
+        core.gone(positions, ev.NONE if asked is None else positions[asked])
 
     def _note_said(self, kind: str, slots: np.ndarray, cells: np.ndarray) -> None:
         for slot, cell in zip(slots.tolist(), cells, strict=True):

@@ -29,8 +29,10 @@ class Rank:
     one is known. The median ignores one slow answer, and soon shows that a rank stays slow.
     """
 
-    def __init__(self, rank: int, kinds: frozenset[str], host: str, credit: int) -> None:
-        self.id, self.kinds, self.host, self.credit = rank, kinds, host, credit
+    def __init__(
+        self, rank: int, kinds: frozenset[str], host: str, credit: int, like: str = ""
+    ) -> None:
+        self.id, self.kinds, self.host, self.credit, self.like = rank, kinds, host, credit, like
         self.status = READY
         self.failures = 0  # in a row
         self.tasks: dict[int, Task] = {}  # sent and not ended

@@ -39,6 +39,7 @@ class CoreSettings:
         max_attempts: how many tasks of the scheme's main kind may fail for one image before it
             becomes an error row.
         endgame: when no new image is left, idle ranks get copies of images still being computed.
+        check: share of the images that a second rank answers, to find ranks that compute wrongly.
         max_failures: after so many failed tasks in a row a rank is retired. Tasks of bad rows, and
             of images that failed before, do not count.
         end_ns: how long late answers are waited for after every image is resolved, or before
@@ -61,6 +62,7 @@ class CoreSettings:
     linger_ns: int | None
     max_attempts: int
     endgame: bool
+    check: float
     # These are no settings of a run. They are constants of the core that tests vary.
     max_failures: int = 5
     end_ns: int = 30 * SECOND_NS

@@ -30,9 +30,10 @@ def table(moves: Mapping[str, Mapping[str, str]]) -> dict[str, Moves]:
     return {state: Moves(state, after) for state, after in moves.items()}
 
 
-# Bits of an image's state. Unresolved images are OPEN.
-# TROUBLED: something is remembered of it (`retries`).
-OPEN, DONE, DRAWN, KEPT, DECIDED, TROUBLED = (1 << bit for bit in range(6))
+# Bits of an image's state. Unresolved images are OPEN. KEPT: an answer is kept; with DONE, its row
+# waits. TROUBLED: something is remembered of it (`retries`). AWAITED: it is resolved, and another
+# answer may come that is compared with its own (`checks`).
+OPEN, DONE, DRAWN, KEPT, DECIDED, TROUBLED, AWAITED = (1 << bit for bit in range(7))
 
 READY, SUSPECTED, RETIRED, LOST = "ready", "suspected", "retired", "lost"
 SUSPECTED_RETIRED = "suspected_retired"

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from collage_mpi.core.states import DONE, DRAWN, OPEN
+from collage_mpi.core.states import AWAITED, DONE, DRAWN, KEPT, OPEN
 from collage_mpi.rows import CELL, IMAGE_ROW, MEASURED, OTHERS, PLACED, SOURCE_CODE, reason_bytes
 
 ROOM = 1024  # slots at first
 
 # What is said of an image by the task whose answer counts or is kept, and by rank 0.
 _SAID = ("source", "rank", "attempt", "encode_ns", "decode_ns")
+# `inputs`: of the batch in which it was answered; 0 if that is not known.
+_MORE = (("done_ns", "<i8"), ("inputs", "<u4"))
 _OTHER = ("audited", "stages", *(name for pair in OTHERS for name in pair))
-BY_RANK_0 = np.dtype([*((name, IMAGE_ROW[name]) for name in _SAID), ("done_ns", "<i8")])
+BY_RANK_0 = np.dtype([*((name, IMAGE_ROW[name]) for name in _SAID), *_MORE])
 SAID = np.dtype([*BY_RANK_0.descr, *MEASURED.descr])
 RECORD = np.dtype(
     [
@@ -128,14 +130,16 @@ class Table:
             (n,) of IMAGE_ROW by position, and the vectors that were kept of the answered images,
             (floats,) float32 each.
         """
-        done = np.flatnonzero(self.state == DONE)
+        done = np.flatnonzero(self.state & (DONE | KEPT) == DONE)
         done = done[np.argsort(self.position[done])]
         rows = self._rows(done, self.records.view(RECORD_BYTES)[done].view(RECORD))
-        self.state[done] = self.encode_ns[done] = self.done = 0
+        self.state[done] &= AWAITED
+        self.encode_ns[done] = 0
+        self.done -= len(done)
         audited = done[rows["audited"] != 0]
         for name in _OTHER:
             self.records[name][audited] = 0
-        return rows, self._taken_vectors()
+        return rows, self._taken_vectors(rows["answered"], self.position[done])
 
     def _rows(self, slots: np.ndarray, records: np.ndarray) -> np.ndarray:
         rows, said, cells = np.zeros(len(records), IMAGE_ROW), records["said"], records["cell"]
@@ -160,9 +164,13 @@ class Table:
             rows["reason"][at] = reason_bytes(self.reasons.pop(int(slots[at]), ""))
         return rows
 
-    def _taken_vectors(self) -> list[np.ndarray]:
+    def _taken_vectors(self, answered: np.ndarray, taken: np.ndarray) -> list[np.ndarray]:
+        """Take out the vectors of the answered ones of these positions."""
         found: dict[int, np.ndarray] = {}  # each as long as the longest of its own answer
         for positions, vectors in self._vectors:
             found.update(zip(positions.tolist(), vectors, strict=True))
         self._vectors, self.vector_bytes = [], 0
-        return [found[position] for position in sorted(found)]
+        own = [found.pop(position) for position in taken[answered].tolist()] if found else []
+        for position, vector in found.items():  # of images whose rows wait
+            self.keep(np.array([position]), vector[None])
+        return own

@@ -19,6 +19,7 @@ from collage_mpi.job.messages import Bye, Changed, unpack
 from collage_mpi.job.packing import Packer
 from collage_mpi.job.supply import Supply
 from collage_mpi.job.worker_group import WorkerGroup
+from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import unpack_ends, unpack_use, use_bytes
 from collage_mpi.mpi.tasks import cancel_message_bytes, pack_cancel
@@ -41,6 +42,8 @@ WRITE_EVERY_NS = 1_000_000_000
 RELEASE_NS = 60_000_000_000
 AGAIN_NS = 1_000_000_000  # until ranks that were not idle are let go
 RELEASED, SHOWN = "released", 8
+TOLD_WRONG = 3  # times that a wrong answer of a rank is told
+REFUTED = 1000  # rows that are named, of those that were refuted after they were written
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,14 @@ class ReadyRank(NamedTuple):
     rank: int
     kinds: frozenset[str]
     host: str
+    like: str = ""  # see `RankReady`
+    devices: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> str:
+        """As messages name it."""
+        devices = f"{' and '.join(self.devices)} of " if self.devices else ""
+        return f"rank {self.rank} ({devices}{self.host})"
 
 
 class PollWatch:
@@ -173,7 +184,11 @@ class Coordinator:
         self.finish: ev.Finish | None = None
         self.retired: dict[int, str] = {}
         self.released: set[int] = set()  # ranks that were let go
+        # (rank, shard, row) of rows that were refuted after they were written, the first REFUTED
+        self.refuted: list[tuple[int, int, int]] = []
+        self.unfit: dict[int, str] = {}  # ranks whose answers to known inputs are wrong -> why
         self._uses: dict[int, bytes] = {}
+        self._ready: dict[int, ReadyRank] = {}
         self.changes: list[tuple[int, Changed]] = []  # by rank, in order
         self._stop_reason, self._report = settings.stop_reason, settings.report
         self._draw, self._arrivals = settings.draw, settings.arrivals
@@ -188,7 +203,8 @@ class Coordinator:
             ev.Admit: self._admit,
             ev.Send: self._send,
             ev.Cancel: lambda a: self._cancels.setdefault(a.rank, []).append(a.task),
-            ev.Resolved: packer.held.release,
+            **dict.fromkeys((ev.Resolved, ev.Released), packer.held.release),
+            ev.Differed: self._differed,
             ev.Judged: supply.judged,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
             ev.Recall: lambda a: self.retired.pop(a.rank, None),
@@ -210,7 +226,9 @@ class Coordinator:
         self.work.begin()
         self._arrivals.start(self.clock())
         for worker in ready:
-            self._step(self.clock(), ev.RankReady(*worker, self.credit))
+            self._ready[worker.rank] = worker
+            known = *worker[:3], self.credit, worker.like
+            self._step(self.clock(), ev.RankReady(*known))
         for rank, why in (lost or {}).items():
             self._step(self.clock(), ev.RankLost(rank, why))
         try:
@@ -337,8 +355,7 @@ class Coordinator:
                 if told.why and told.runtime:
                     tell(f"warning: rank {rank} stays with {told.runtime}; {told.why}")
                 elif told.why:
-                    tell(f"warning: rank {rank} does no more {told.kind} tasks; {told.why}")
-                    return [ev.RankUnfit(rank, told.kind)]
+                    return self._unfit(rank, told)
                 return []
         if header.type != wire.ANSWERS:
             raise wire.WireFault(f"rank {rank} sent type {header.type} in mid-run")
@@ -349,13 +366,26 @@ class Coordinator:
         self.work.receives += header.n_tasks
         return ends
 
+    def _unfit(self, rank: int, told: Changed) -> Sequence[ev.Event]:
+        """The rank does no more tasks of a kind; none at all if its exact network is wrong."""
+        if told.kind != SINGLE:
+            tell(f"warning: rank {rank} does no more {told.kind} tasks; {told.why}")
+            return [ev.RankUnfit(rank, told.kind)]
+        worker, self.unfit[rank] = self._ready[rank], told.why
+        tell(
+            f"warning: {worker.named} gets no more work: {told.why}. Have its device examined, and "
+            f"leave {worker.host} out of the next job"
+        )
+        return [ev.RankUnfit(rank, kind) for kind in sorted(worker.kinds)]
+
     def _hear_of_supply(self, now_ns: int) -> None:
         """Take what the ledger grants, and which first networks to ask."""
         supply = self._supply
         supply.look_for_pairs()
-        if supply.resting(self.core.admission.unresolved):
+        in_hand = self.core.admission.unresolved + self.core.checks.asked
+        if supply.resting(in_hand):
             self.write()
-        came = supply.look(now_ns, self.core.admission.unresolved)
+        came = supply.look(now_ns, in_hand)
         if came and isinstance(self._arrivals, ClosedLoop):
             self._arrivals.granted(self.clock())  # latencies of awaited images count from now
         self._note_pause()
@@ -463,6 +493,22 @@ class Coordinator:
             nbytes = pack_cancel(buffer, self.session, tasks)
             self.transport.send_task(rank, buffer, nbytes)
             self.work.sent(self.clock() - start_ns, ())
+
+    def _differed(self, action: ev.Differed) -> None:
+        """Tell of a rank that is outvoted, the first times; note a row that has its answer."""
+        if action.wrong is None:
+            return
+        shard, row = action.image
+        if action.written and len(self.refuted) < REFUTED:
+            self.refuted.append((action.wrong, shard, row))
+        if self.core.checks.of[action.wrong].wrong <= TOLD_WRONG:
+            worker = self._ready[action.wrong]
+            counts = "" if action.written else ", whose answer counts"
+            tell(
+                f"warning: {worker.named} answered row {row:,} of shard {shard} otherwise than two "
+                f"other ranks{counts}; if this happens again, take {worker.host} out of the job "
+                "and have it examined"
+            )
 
     def _finished(self, action: ev.Finish) -> None:
         self.finish = action

@@ -43,6 +43,8 @@ from collage_mpi.workload.straggler_settings import StragglerSettings
 
 LARGEST_ANSWER_BYTES = 1 << 30  # MPI counts bytes in 31 bits
 
+AGREEING, APART = 3, 0.01  # ranks that refute another one; scores that are the same
+Known = tuple[tuple[int, float], ...]
 MEASURABLE_NS = 50_000  # only null networks are faster; they have no costs worth measuring
 
 PLAIN_LAUNCH = (
@@ -118,14 +120,14 @@ def roll_call(
     worker_group: WorkerGroup,
     hellos: Mapping[int, Hello],
     steady: Mapping[str, str],
-) -> tuple[list[ReadyRank], dict[int, str]]:
-    """The ranks that are ready, with the kinds of task that they may get; and lost ranks of the
-    plan -> why. `steady`: see `Start`."""
+) -> tuple[list[ReadyRank], dict[int, str], dict[int, str]]:
+    """The ranks that are ready, with the kinds of task that they may get; lost ranks of the plan,
+    and those that answer known inputs wrongly -> why. `steady`: see `Start`."""
     losses = worker_group.detector.timeouts.losses
     workers = plan.placement.workers
-    ready = []
+    ready, wrong = [], wrong_at_first(hellos)
     for rank in workers:
-        if rank in losses:
+        if rank in losses or rank in wrong:
             continue
         hello = hellos[rank]
         other = {kind for kind in steady if kind in hello.kinds and hello.how(kind) != steady[kind]}
@@ -134,8 +136,37 @@ def roll_call(
                 f"warning: rank {rank} gets no task of the {kind} network, because it answers by "
                 f"{hello.how(kind)}, and the promise of --agree is for {steady[kind]}"
             )
-        ready.append(ReadyRank(rank, frozenset(hello.kinds) - other, hello.host))
-    return ready, {rank: losses[rank].why for rank in workers if rank in losses}
+        kinds = frozenset(hello.kinds) - other
+        ready.append(ReadyRank(rank, kinds, hello.host, hello.like, hello.devices))
+    return ready, {rank: losses[rank].why for rank in workers if rank in losses}, wrong
+
+
+def wrong_at_first(hellos: Mapping[int, Hello]) -> dict[int, str]:
+    """The ranks whose answers to the known inputs are refuted -> why: at least three ranks of their
+    kind agree on others. All that differ are told."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for rank, hello in sorted(hellos.items()):
+        if hello.known:
+            alike.setdefault((hello.like, hello.tuning.get(SINGLE, "")), []).append(rank)
+    wrong: dict[int, str] = {}
+    for ranks in alike.values():
+        groups = [[b for b in ranks if _agree(hellos[a].known, hellos[b].known)] for a in ranks]
+        most = max(groups, key=len)
+        for rank in sorted(set(ranks).difference(most)):
+            hello = hellos[rank]
+            what = f"rank {rank} ({' and '.join(hello.devices)} of {hello.host})"
+            told = f"{what} answers known inputs otherwise than {numbered('rank', most, AGREEING)}"
+            if len(most) >= AGREEING:
+                wrong[rank] = "its answers to known inputs are wrong"
+                told += f" and gets no work; have its device examined, and leave {hello.host} out"
+            tell(f"warning: {told}")
+    return wrong
+
+
+def _agree(ours: Known, theirs: Known) -> bool:
+    """Whether two ranks say the same of the inputs that both have answered."""
+    pairs = zip(ours, theirs, strict=False)
+    return all(a == b and abs(x - y) <= APART for (a, x), (b, y) in pairs)
 
 
 def _require_quorum(plan: Plan, worker_group: WorkerGroup) -> None:

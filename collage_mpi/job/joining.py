@@ -54,7 +54,11 @@ def joined_settings(given: Mapping[str, Any], source: str, world_size: int | Non
 
 
 def finished_status(
-    settings: RunSettings, update: Update | None = None, *, retry_errors: bool
+    settings: RunSettings,
+    update: Update | None = None,
+    *,
+    retry_errors: bool,
+    redo_rank: str = "",
 ) -> str | None:
     """The status of the run in the settings' `out` if nothing is left to do, as far as one process
     can say without loading a network; otherwise None, and then the ranks find out.
@@ -63,6 +67,7 @@ def finished_status(
         settings: of the job.
         update: how the run is updated; None if it is not.
         retry_errors: a run with error rows is not finished.
+        redo_rank: see `Ask`.
 
     Raises:
         EnvironmentFault, DataFault: the run cannot be read, or is damaged.
@@ -74,7 +79,9 @@ def finished_status(
     if not has_run(out):
         return None
     before = compose(out)
-    if before["status"] != "complete" and (retry_errors or before["status"] not in COMPLETE):
+    if redo_rank or (
+        before["status"] != "complete" and (retry_errors or before["status"] not in COMPLETE)
+    ):
         return None
     try:
         with shards_of(settings, before, update, ReadAs(labels=False, pictures=False)) as shards:

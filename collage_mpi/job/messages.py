@@ -181,6 +181,7 @@ class Hello:
         host, pid: where the rank runs.
         kinds: of its networks.
         devices: of its networks, without duplicates.
+        serials: of these, as far as they tell.
         tuning: kind -> number format and compilation of its network.
         fingerprints: kind -> fingerprint of its network.
         service_ns: kind -> time of one input; other ranks may be at work meanwhile.
@@ -188,6 +189,8 @@ class Hello:
         classes: kind -> number of classes of its network.
         columns: what its answers carry of each image beyond the class.
         cannot_read: why the rank must be sent pixels although it was sent the shards, or "".
+        like: the kind of its processor, and what else decides the last bits of its scores.
+        known: class and score of each known input (`Networks`), by its exact network.
     """
 
     host: str
@@ -201,6 +204,9 @@ class Hello:
     classes: dict[str, int]
     columns: tuple[KeptColumn, ...]
     cannot_read: str
+    serials: tuple[str, ...] = ()
+    like: str = ""
+    known: tuple[tuple[int, float], ...] = ()
 
     def how(self, kind: str) -> str:
         """In which format, and on which devices, the rank's network of this kind answers."""

@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +23,7 @@ from collage_mpi.encoding.vectors import KeptColumn, layout_of
 from collage_mpi.errors import CollageError, EnvironmentFault
 from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.messages import Changed, Hello, Measured, Welcome
-from collage_mpi.kinds import KIND, TABLE
+from collage_mpi.kinds import KIND, SINGLE, TABLE
 from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Answer, Computation, Loading, Predictor
 from collage_mpi.models.named import OFFLINE, is_foreign, is_function, is_null
@@ -35,7 +35,9 @@ from collage_mpi.models.runtimes import (
     Record,
     Trial,
     change_over,
+    processor,
     read_record,
+    why_unequal,
     why_unknown,
 )
 from collage_mpi.models.waiting import WaitingNetwork
@@ -50,7 +52,10 @@ from collage_mpi.system.environment import (
     threads_per_rank,
     visible_devices,
 )
+from collage_mpi.system.printable import counted
 
+# Known inputs, how long they take at most, and after how many images they are answered again.
+KNOWN, KNOWN_NS, KNOWN_EVERY = 32, 1_000_000_000, 10_000
 LOOK_EVERY_NS = 200_000_000  # for a network in another runtime
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Torch's errors (out of memory; a failed GPU, since torch 2.8), and Python's own.
@@ -68,6 +73,22 @@ KEPT_BYTES, KEPT_BLOCK_BYTES = (1 << 31) - 1, (1 << 30, 1 << 25)
 # (network spec, kind, welcome) -> predictor
 Loader = Callable[[str, str, Welcome], Predictor]
 Clock = Callable[[], int]
+
+
+@dataclass
+class Watched:
+    """Known inputs, (n, ...), who answered them and what it said, (n, cells, classes); and how many
+    images the network has answered since."""
+
+    inputs: np.ndarray
+    runtime: str
+    scores: np.ndarray = field(default_factory=lambda: np.empty(0))
+    since: int = 0
+
+
+def known_inputs(size: int, shape: Sequence[int], dtype: np.typing.DTypeLike) -> np.ndarray:
+    """Noise of a fixed seed, (size, *shape)."""
+    return np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8).astype(dtype)
 
 
 class NetworkLoader:
@@ -157,6 +178,7 @@ class Networks:
         self._unfit: dict[str, str] = {}  # kinds that answer no more -> why
         self._trials: dict[str, Trial] = {}
         self._look_ns = 0
+        self._watched: dict[str, Watched] = {}  # by kind
         self._threads = threads_per_rank(local_size() or welcome.ranks)
         for predictor in self.predictors.values():
             if isinstance(predictor, Changeable):  # the session before may have changed it
@@ -176,6 +198,7 @@ class Networks:
             cannot_read: why this rank cannot read the job's input, or "".
         """
         service_ns, longest_ns = self.warm_up()
+        known = self._watch(SINGLE, service_ns[SINGLE]) if SINGLE in self.predictors else ()
         held = self.predictors
         return Hello(
             host=socket.gethostname(),
@@ -189,7 +212,83 @@ class Networks:
             classes={kind: each.classes for kind, each in held.items()},
             columns=self.columns,
             cannot_read=cannot_read,
+            serials=self._serials(),
+            like=self._like(),
+            known=tuple((int(row.argmax()), float(row.max())) for each in known for row in each),
         )
+
+    def _serials(self) -> tuple[str, ...]:
+        torch, names = sys.modules.get("torch"), {each.device for each in self.predictors.values()}
+        if torch is None:
+            return ()
+        gpus = [torch.cuda.get_device_properties(n) for n in sorted(names) if n.startswith("cuda")]
+        return tuple(f"GPU-{gpu.uuid}" for gpu in gpus if hasattr(gpu, "uuid"))
+
+    def _like(self) -> str:
+        """The processor of the exact network, the threads and the version of torch."""
+        exact, torch = self.predictors.get(SINGLE), sys.modules.get("torch")
+        name = f"{processor()}, {counted(self._threads, 'thread')}"
+        if exact is None or torch is None:
+            return name
+        if exact.device.startswith("cuda"):
+            name = torch.cuda.get_device_name(exact.device)
+        return f"{name}, torch {torch.__version__}"
+
+    def _watch(self, kind: str, took_ns: int) -> np.ndarray | tuple[()]:
+        """Answer known inputs, whose answers must not change from now on.
+
+        They are noise of a fixed seed, in the input shape of the kind: as many as take KNOWN_NS, in
+        batches that were warmed up. A network that does not answer twice alike has none.
+
+        Args:
+            took_ns: time of one input.
+
+        Returns:
+            (n, cells, classes), the scores; () if there is nothing to compare.
+        """
+        predictor = self.predictors[kind]
+        if is_null(self._welcome.networks[kind]) or isinstance(predictor, WaitingNetwork):
+            return ()
+        size = max(1, min(KNOWN, KNOWN_NS // max(1, took_ns)))
+        noise = known_inputs(size, self.input_shapes[kind], self.input_dtypes[kind])
+        watched = Watched(noise, predictor.runtime)
+        try:
+            watched.scores = self._answer_known(kind, watched.inputs)
+            again = self._answer_known(kind, watched.inputs)
+            if why_unequal((again, {}), (watched.scores, {})):
+                return ()
+        except RAISED as error:  # a user's code may refuse noise
+            if is_of_device(error):
+                raise
+            return ()
+        self._watched[kind] = watched
+        return watched.scores
+
+    def _answer_known(self, kind: str, inputs: np.ndarray) -> np.ndarray:
+        step = 1 << max(1, min(KNOWN, self._welcome.batch)).bit_length() - 1
+        parts = (self._fitted(kind, inputs[at : at + step]) for at in range(0, len(inputs), step))
+        return np.concatenate([self.predictors[kind].answer(each)[0] for each in parts])
+
+    def _check(self, kind: str, watched: Watched) -> Iterator[Changed]:
+        """Answer the known inputs again. Other answers than at the start end all answers."""
+        answered, watched.since = watched.since, 0
+        runtime, scores = self.predictors[kind].runtime, watched.scores
+        try:
+            found = self._answer_known(kind, watched.inputs)
+            if runtime != watched.runtime:
+                watched.runtime, watched.scores = runtime, found
+                return
+            why = why_unequal((found, {}), (scores, {}))
+            why = why and f"{why} than at the start"
+        except RAISED as error:
+            why = f"the known inputs cannot be answered: {type(error).__name__}: {error}"
+        if why:
+            del self._watched[kind]
+            self._unfit[kind] = why = (
+                f"{why}; the last {counted(answered, 'image')} that it answered, since its last "
+                "good check, may have a wrong class"
+            )
+            yield Changed(kind, "", why)
 
     def warm_up(self) -> tuple[dict[str, int], int]:
         """Run each network with one input and with batches.
@@ -250,6 +349,9 @@ class Networks:
             if trial.verdict is not None:
                 del self._trials[kind]
                 yield Changed(kind, self.predictors[kind].runtime, trial.verdict)
+        for kind, watched in list(self._watched.items()):
+            if watched.since >= KNOWN_EVERY and kind not in self._trials:
+                yield from self._check(kind, watched)
         if not self._awaited or self._clock() < self._look_ns:
             return
         self._look_ns = self._clock() + LOOK_EVERY_NS
@@ -278,7 +380,10 @@ class Networks:
         if why:
             self._trials.pop(kind, None)
             self._unfit[kind] = why
+            self._watched.pop(kind, None)
             yield Changed(kind, "", why)
+        elif kind not in self._watched:
+            self._watch(kind, self.service_ns(kind, 1))
 
     def _times_ns(self, kind: str, runs: int, batch: int) -> list[tuple[int, int]]:
         """(wall-clock time, processor time) of each call, in ns."""
@@ -353,6 +458,8 @@ class Networks:
         predictor, unfit = self.predictors[tasks[0].kind], self._unfit.get(tasks[0].kind)
         if unfit is not None:
             return Computation(lambda: [failed(task, unfit) for task in tasks])
+        if (watched := self._watched.get(tasks[0].kind)) is not None:
+            watched.since += sum(len(task.items) for task in tasks)
         who = ANSWERERS.index(predictor.runtime)  # before it answers: a trial may end in between
         try:
             begun = predictor.begin(self._fitted(tasks[0].kind, joined(inputs)))

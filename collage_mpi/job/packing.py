@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from collage_mpi.core.events import Resolved
+from collage_mpi.core.events import Released, Resolved
 from collage_mpi.core.table import Table
 from collage_mpi.core.work import Task
 from collage_mpi.encoding.collage import Encoder, paste_group
@@ -61,7 +61,7 @@ class _Stretch:
 
 
 class Held:
-    """Pixels, cells and files of the images that have no outcome yet."""
+    """Pixels, cells and files of the images that have no outcome yet, or are compared."""
 
     def __init__(self) -> None:
         self._stretches: dict[int, _Stretch] = {}  # by position
@@ -76,9 +76,12 @@ class Held:
         stretch = self._stretches[position]
         return stretch.images, stretch.places[position]
 
-    def release(self, resolved: Resolved) -> None:
-        """These images have their outcome: their pixels are not needed any more."""
-        for position in resolved.positions.tolist() if self._stretches else ():
+    def release(self, action: Resolved | Released) -> None:
+        """These images have their outcome: the pixels of most are not needed any more."""
+        kept = set(action.held.tolist() if isinstance(action, Resolved) else ())
+        for position in action.positions.tolist() if self._stretches else ():
+            if position in kept:
+                continue
             stretch = self._stretches.pop(position)
             del stretch.places[position]
             if 0 < len(stretch.places) * FEW < stretch.size:

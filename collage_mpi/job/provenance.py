@@ -130,11 +130,15 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
     """What a job's entry says of its end. `job`: result of `job_facts`."""
     plan, coordinator = session.plan, session.coordinator
     uses = dict.fromkeys(session.hellos, Use()) | coordinator.uses
+    checked = {rank: {"checked": asdict(n)} for rank, n in coordinator.core.checks.of.items()}
+    unfit = {rank: {"unfit": why} for rank, why in coordinator.unfit.items()}
     return {
         "world": [
             {
                 **member,
                 **_changes(member["rank"], coordinator.changes),
+                **checked.get(member["rank"], {}),
+                **unfit.get(member["rank"], {}),
                 "use": uses.get(member["rank"], session.use())._asdict(),
             }
             for member in world_of(plan, job["host"], session.hellos)
@@ -150,6 +154,7 @@ def final_facts(session: TeamSession, job: Mapping[str, Any]) -> dict[str, Any]:
             "worker_backoff": asdict(WORKER_BACKOFF),
         },
         "retired": coordinator.retired,
+        "refuted": coordinator.refuted,
         "began_ns": session.began_ns,
     }
 
@@ -167,6 +172,7 @@ def _member(hello: Hello) -> dict[str, Any]:
         "pid": hello.pid,
         "kinds": hello.kinds,
         "devices": hello.devices,
+        "serials": hello.serials,
         "tuning": hello.tuning,
         "fingerprints": hello.fingerprints,
         "service_ns": hello.service_ns,
@@ -174,13 +180,13 @@ def _member(hello: Hello) -> dict[str, Any]:
 
 
 def _changes(rank: int, changes: Sequence[tuple[int, Changed]]) -> dict[str, Any]:
-    """Which runtimes a rank has changed over to, and why it stayed with torch: kind -> text."""
+    """Which runtimes a rank has changed over to, and why it stayed with another: kind -> text."""
     own = [told for who, told in changes if who == rank]
     return {
         name: found
         for name, found in (
             ("runtimes", {told.kind: told.runtime for told in own if not told.why}),
-            ("stayed", {told.kind: told.why for told in own if told.why}),
+            ("stayed", {told.kind: told.why for told in own if told.why and told.runtime}),
         )
         if found
     }

@@ -64,8 +64,8 @@ from collage_mpi.results.jobs import entry
 from collage_mpi.results.lease_files import LeaseFiles, jobs_in
 from collage_mpi.results.manifest import COMPLETE, compose
 from collage_mpi.results.number_sets import keys_digest
-from collage_mpi.results.parts import read_runs
-from collage_mpi.results.reader import StoredRun, label_of, open_run
+from collage_mpi.results.parts import by_row_groups, read_ledger, read_runs
+from collage_mpi.results.reader import StoredRun, label_of, open_run, rows_of_part
 from collage_mpi.results.row_sink import RowSink, unwritable
 from collage_mpi.results.status import StatusFiles
 from collage_mpi.results.summary import write_summary
@@ -78,7 +78,7 @@ from collage_mpi.results.writer import (
     os_errors_as,
     refuse_differences,
 )
-from collage_mpi.rows import TASKS
+from collage_mpi.rows import IMAGES, TASKS
 from collage_mpi.settings.batches import injected_ns
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
@@ -130,6 +130,8 @@ class Ask:
         leave: do not wait for other jobs that hold all images that are left.
         phase: name of the session in progress lines; "" for its scheme.
         brief: do not tell how the batch was chosen.
+        redo_rank: if the run is complete, classify the images again that this rank has answered
+            (`answered_by`); "": none.
     """
 
     stop_reason: StopReason = lambda: None
@@ -138,6 +140,7 @@ class Ask:
     leave: bool = False
     phase: str = ""
     brief: bool = False
+    redo_rank: str = ""
 
 
 def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> SessionOutcome:
@@ -173,7 +176,7 @@ def next_run(
     Args:
         plan: of a job that fits the first run.
         store: of the folder.
-        ask: whether to ask again for the images of error rows, and to update the run.
+        ask: whether to ask again for the images of error rows or of a rank, and to update the run.
         say: tell how many pictures of each sort an update has.
 
     Returns:
@@ -184,7 +187,8 @@ def next_run(
         OSError, Damage: the folder cannot be read.
         EnvironmentFault: a source is gone, or another job has updated the run since `plan` was
             made.
-        UsageError: a picture has changed that was answered before, and no update is asked for.
+        UsageError: a picture has changed that was answered before, and no update is asked for; as
+            `answered_by`.
     """
     there, shards, growth = runs(store), plan.shards, plan.shards.growth
     last = there[-1]
@@ -229,6 +233,11 @@ def next_run(
         )
     gone = shards.gone()
     tried = wrong & ~gone & (touched | ask.retry_errors)
+    if ask.redo_rank:
+        redone = at(answered_by(Path(plan.settings.out), ask.redo_rank)) & ~gone
+        text = f"rank {ask.redo_rank}: {counted(int(redone.sum()), 'answer')} to be given again"
+        tell(text, logging.INFO)
+        tried |= redone
     again = inside & ~gone & (changed | tried | ~has)
     dropped = gone & has & (wrong | ask.update.prune) if ask.update else ~(has | True)
     more = images - known if not plan.settings.partial else 0
@@ -262,6 +271,29 @@ def next_run(
     again_at, stop = spans_of(again), last.stop + int(again.sum()) + more
     run = Run(last.number + 1, last.stop, stop, 1, again=again_at, settings=now)
     return there, structs.replace(run, dropped=spans_of(dropped))
+
+
+def answered_by(out: Path, asked: str) -> Spans:
+    """The positions of the answers of a rank that count. `asked`: RANK, or JOB:RANK.
+
+    Raises:
+        UsageError: ranks of several jobs with this number have answered, and no job is named.
+        EnvironmentFault, DataFault: a part cannot be read.
+    """
+    job, rank = asked.rpartition(":")[::2]
+    found: dict[int, Spans] = {}
+    parts = [part for part in read_ledger(out).parts if part.table == IMAGES.name]
+    for piece in (piece for part in parts for piece in by_row_groups(part)):
+        rows = rows_of_part(piece, IMAGES)
+        rows = rows[rows["answered"] & (rows["rank"] == int(rank))]
+        for number in np.unique(rows["session"]).tolist():
+            if not job or number == int(job):
+                places = np.sort(rows["position"][rows["session"] == number].astype(np.int64))
+                found[number] = sp.union(found.get(number, ()), tuple(ranges_of(places)))
+    if len(found) > 1:
+        jobs = " or ".join(f"{number}:{rank}" for number in sorted(found))
+        raise UsageError(f"--redo-rank {asked}: several jobs had a rank {rank}; name one: {jobs}")
+    return next(iter(found.values()), ())
 
 
 def close_empty(out: Path, store: FolderStore, run: Run, owner: str) -> None:

@@ -173,9 +173,10 @@ class TeamSession(ExitStack):
         self.coordinator = self.build_coordinator()
         share.begin(self.totals, self.supply)
         self._begin_to_tell()
-        ready, lost = roll_call(self.plan, self.worker_group, self.hellos, start.steady)
+        ready, lost, unfit = roll_call(self.plan, self.worker_group, self.hellos, start.steady)
         try:
-            finish = self.coordinator.run(ready, lost)
+            self.coordinator.unfit |= unfit
+            finish = self.coordinator.run(ready, lost | unfit)
             self.worker_group.end()
         finally:
             fault = rows.drain()
@@ -198,7 +199,7 @@ class TeamSession(ExitStack):
 
     def report(self) -> None:
         """Update the progress lines; called again and again."""
-        self.rows.tick(soon=self.share.hurry)
+        self.rows.tick(soon=self.share.hurry or self.coordinator.core.checks.held)
         totals = self.totals
         self._watch.look(totals.audited, totals.differing)
         losses = self.worker_group.detector.timeouts.losses

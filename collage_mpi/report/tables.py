@@ -29,7 +29,7 @@ from collage_mpi.results.render import (
 )
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile, support_needed
-from collage_mpi.results.summary import class_name, networks_text
+from collage_mpi.results.summary import class_name, compared_answers, networks_text
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.printable import some_of
@@ -195,7 +195,7 @@ def name_or_number(run: Run, number: int) -> str:
 
 def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[Table]]:
     """Sentences that name slow and idle ranks, and tables of service times by rank, and by GPU and
-    host.
+    host; and of answers that were wrong.
 
     Args:
         run: the whole run, or an excerpt.
@@ -208,6 +208,17 @@ def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[Table
         rows = [[one.name, one.kind, len(one.ranks), _against(one)] for one in wider[:MOST_RANKS]]
         columns = ("", "network", Column("ranks", ","), "x their peers")
         tables.append(Table(columns, rows, "By GPU and host", _slowest_of(wider)))
+    if compared := compared_answers(run.manifest):
+        rows = [
+            [
+                *(one["unit"], one["name"], one["host"] or "", one["compared"]),
+                Cell(f"{one['wrong']:,}", bad=one["wrong"] > 0),
+                " to ".join(points(end) for end in one["interval"]),
+            ]
+            for one in compared[:MOST_RANKS]
+        ]
+        heads = ("", "", "on", Column("compared", ","), "wrong", "share of wrong ones, 95 %")
+        tables.append(Table(heads, rows, "Answers compared with those of other ranks"))
     return _named(run, speeds, answered), tables
 
 

@@ -78,6 +78,8 @@ def fields(**checks: Check) -> Check:
     return lambda value: isinstance(value, dict) and wrong_key(value, checks) is None
 
 
+# Of a rank's answers: how many were compared with another rank's, and so on (`core.checks.Tally`).
+COMPARED = ("compared", "differed", "wrong", "written")
 _TEXTS = _dict_of(is_text)
 _WORLD = list_of(
     fields(
@@ -86,6 +88,9 @@ _WORLD = list_of(
         host=optional(is_text),
         **dict.fromkeys(("fingerprints", "tuning", "runtimes", "stayed"), optional(_TEXTS)),
         use=optional(fields(**dict.fromkeys(Use._fields, is_int))),
+        checked=optional(fields(**dict.fromkeys(COMPARED, _is_count))),
+        serials=optional(list_of(is_text)),
+        unfit=optional(is_text),
     )
 )
 _POLL = fields(longest_gap_ns=optional(is_number))
@@ -95,6 +100,7 @@ _FINAL = fields(
     world=optional(_WORLD),
     lost=optional(list_of(_is_dict)),
     retired=optional(_TEXTS),
+    refuted=optional(list_of(lambda v: list_of(_is_count)(v) and len(v) == 3)),
     seconds=optional(is_number),
     began_ns=optional(_is_count),
     ledger=optional(_dict_of(is_number)),

@@ -15,10 +15,10 @@ from collage_mpi.kinds import COLLAGE, KIND, SHARED_KINDS, SINGLE
 from collage_mpi.results.manifest import Json
 from collage_mpi.results.reader import Run, distinct
 from collage_mpi.results.statistics import ADVICE, weaker_by
-from collage_mpi.results.summary import summarise
+from collage_mpi.results.summary import summarise, wrong_text
 from collage_mpi.results.vectors import extras_of
 from collage_mpi.rows import IMAGES, flat_keys
-from collage_mpi.system.printable import counted
+from collage_mpi.system.printable import counted, some_of
 from collage_mpi.system.table import ABSENT, Column, Table, Value, to_text, usable_width
 
 _MOST_CLASSES = 10  # rows of the table of predictions; summary.json has all classes
@@ -93,6 +93,7 @@ def warnings(summary: Json) -> list[str]:
         )
     lines += _weak_collage(summary["accuracy"])
     lines += [_loss(loss) for loss in summary.get("lost_ranks", [])]
+    lines += _wrong(summary)
     first = summary.get("first_errors") or {}
     lines += [
         f"error rows: {n:,} x {reason}{_place(first.get(reason), n)}"
@@ -122,6 +123,30 @@ def _weak_collage(accuracy: Json) -> list[str]:
         f"WEAK COLLAGE: {collage} of its answers are right, {single} of the single network's: "
         f"about {lost:.1f} points of this run's accuracy are lost by it. {ADVICE}."
     ]
+
+
+def _wrong(summary: Json) -> list[str]:
+    """Warnings about ranks that were outvoted, and about their rows."""
+    wrong = [each for each in summary.get("checked", ()) if each["wrong"]]
+    lines = [
+        f"WRONG: rank {each['name']} ({' and '.join(each['devices'] or ())} of {each['host']}) was "
+        f"outvoted in {wrong_text(each)}. Rows that had no second answer were not checked: run "
+        f"--redo-rank {each['name']} classifies its images again. Leave {each['host']} out then."
+        for each in wrong
+        if each["unit"] == "rank"
+    ]
+    late: dict[str, list[Json]] = {}
+    for row in summary.get("refuted", ()):
+        late.setdefault(row["rank"], []).append(row)
+    for each in wrong:
+        rows = late.get(each["name"], ()) if each["written"] else ()
+        named = [f"row {row['row']:,} of {row['shard']}" for row in rows]
+        if named:
+            lines.append(
+                f"REFUTED: {counted(each['written'], 'row')} of rank {each['name']} had been "
+                f"written when other ranks refuted them, and are wrong: {some_of(named, 3, '; ')}"
+            )
+    return lines
 
 
 def _loss(loss: Json) -> str:
@@ -310,6 +335,10 @@ def _price_table(summary: Json) -> Table:
         ["tasks", f"{price['tasks']:,}", ", ".join(ends)],
         ["rank 0's longest poll gap", gap, "longest delay before rank 0 saw an answer"],
     ]
+    checked = [each for each in summary["checked"] if each["unit"] == "rank"]
+    if compared := sum(each["compared"] for each in checked) // 2:
+        wrong = sum(each["wrong"] for each in checked)
+        rows.append(["answers compared", f"{compared:,}", f"of two ranks each; {wrong:,} wrong"])
     if (ledger := summary["ledger"]) is not None:
         taken = ", ".join(
             counted(int(ledger[key]), one)

@@ -138,9 +138,7 @@ def hosts_to_exclude(speeds: Iterable[Speed]) -> list[str]:
 
 
 def failing_hosts(run: Run) -> dict[str, list[str]]:
-    """Host -> lines about ranks that were lost or kept failing there, and about GPUs that the
-    driver reports as faulty or too hot.
-    """
+    """Host -> lines about ranks that were lost, kept failing or answered wrongly there."""
     found: dict[str, list[str]] = {}
     tasks = _short_tasks(run)
     for session, final in finals(run.manifest).items():
@@ -149,7 +147,12 @@ def failing_hosts(run: Run) -> dict[str, list[str]]:
         retired = final.get("retired") or {}
         failed = {**_often_failed(tasks[tasks["session"] == session]), **retired}
         again = [(rank, why, "kept failing") for rank, why in failed.items()]
-        for rank, why, how in (*lost, *again):
+        told = [(rank, each.get("checked") or {"wrong": 0}) for rank, each in world.items()]
+        share = "{wrong:,} of {compared:,} comparisons"
+        wrong = [(r, share.format(**n), "answered wrongly") for r, n in told if n["wrong"]]
+        unfit = [(rank, each.get("unfit")) for rank, each in world.items()]
+        wrong += [(rank, why, "answered known inputs wrongly") for rank, why in unfit if why]
+        for rank, why, how in (*lost, *again, *wrong):
             host, what = world.get(str(rank), {}).get("host"), f"rank {rank} {how} ({why})"
             if host and what not in found.setdefault(host, []):
                 found[host].append(what)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from collage_mpi.kinds import COLLAGE, SHARED_KINDS, SINGLE
 from collage_mpi.ledger.spans import count, union
 from collage_mpi.models.info import tunings_text
 from collage_mpi.results import SUMMARY
-from collage_mpi.results.manifest import Json, began_ns, finals, launch_of
+from collage_mpi.results.manifest import COMPARED, Json, began_ns, finals, launch_of
 from collage_mpi.results.number_sets import SessionNumberSets
 from collage_mpi.results.reader import Inventory, Run
 from collage_mpi.results.statistics import (
@@ -57,8 +57,9 @@ from collage_mpi.rows import (
 )
 from collage_mpi.system.bottleneck import limit_of_members
 from collage_mpi.system.files import plain, write_atomic, writing
-from collage_mpi.system.printable import readable
+from collage_mpi.system.printable import counted, readable
 
+COMPARED_UNITS = ("rank", "device", "host")
 PARTS = ("read", "encode", "wait", "compute", "decode")
 COSTS = ("records", "seconds", "taken_over", "split", "written")  # of the ledger
 EXAMPLES = 5
@@ -439,6 +440,8 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "arrivals": _arrivals(run),
         "rank0": _rank0(run),
         "ledger": _ledger(run),
+        "checked": compared_answers(run.manifest),
+        "refuted": refuted_rows(run.manifest),
         "errors": _errors(tally.images),
         "first_errors": _first_errors(run, tally.images),
         "lost_ranks": [
@@ -791,6 +794,70 @@ def _ledger(run: Run) -> Json | None:
         return None
     found = {key: sum(cost.get(key, 0) for cost, _ in known) for key in COSTS}
     return {**found, "twice": found["written"] - sum(images for _, images in known)}
+
+
+def compared_answers(manifest: Mapping[str, Any]) -> list[Json]:
+    """The ranks, devices (by serial) and hosts whose exact answers were compared with others'.
+
+    Returns:
+        Of each: unit (of COMPARED_UNITS); name, of a rank JOB:RANK; host; devices; the counts of
+        COMPARED; interval, the exact one (95 %) of the share of wrong answers. The most wrong ones
+        of a unit come first.
+    """
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    where: dict[tuple[str, str], Json] = {}
+    for unit, name, member in _compared(manifest):
+        counts.setdefault((unit, name), Counter()).update(member["checked"])
+        where[unit, name] = {key: member.get(key) for key in ("host", "devices")}
+    if not counts:
+        return []
+    from collage_mpi.bounds.exact import share_interval
+
+    found = [
+        {
+            "unit": unit,
+            "name": name,
+            **where[unit, name],
+            **{key: own[key] for key in COMPARED},
+            "interval": share_interval(own["wrong"], own["compared"]),
+        }
+        for (unit, name), own in counts.items()
+    ]
+    return sorted(found, key=lambda each: (COMPARED_UNITS.index(each["unit"]), -each["wrong"]))
+
+
+def _compared(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, Json]]:
+    """(unit, name, a rank of it) for each rank whose answers were compared."""
+    for session, final in finals(manifest).items():
+        for member in final.get("world") or ():
+            if member.get("checked"):
+                yield "rank", f"{session}:{member['rank']}", member
+                for serial in member.get("serials") or ():
+                    yield "device", serial, member
+                if member.get("host"):
+                    yield "host", member["host"], member
+
+
+def refuted_rows(manifest: Mapping[str, Any]) -> list[Json]:
+    """The rows that a third rank refuted after they were written: rank (JOB:RANK), shard (a path)
+    and row. A job names its first 1,000."""
+    shards = manifest.get("shards") or []
+    return [
+        {
+            "rank": f"{session}:{rank}",
+            "shard": shards[shard].get("path") if shard < len(shards) else None,
+            "row": row,
+        }
+        for session, final in finals(manifest).items()
+        for rank, shard, row in final.get("refuted") or ()
+    ]
+
+
+def wrong_text(each: Json) -> str:
+    """How many answers of a rank, device or host were wrong, in words."""
+    low, high = (f"{100 * end:.2g} %" for end in each["interval"])
+    share = f"{each['wrong']:,} of {counted(each['compared'], 'comparison')}"
+    return f"{share}: {low} to {high} of its answers are wrong (95 %)"
 
 
 def _first_errors(run: Run, images: ImageTally) -> dict[str, Json]:

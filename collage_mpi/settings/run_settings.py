@@ -860,9 +860,8 @@ class PaceSettings(Settings):
 
 @dataclass(frozen=True, repr=False)
 class SurvivalSettings(Settings):
-    """How the job survives lost ranks and reports progress. These settings do not change the
-    rows.
-    """
+    """How the job survives lost and wrong ranks, and reports progress. These settings do not
+    change the rows."""
 
     on_rank_loss: str | None = _survival(
         None,
@@ -884,6 +883,13 @@ class SurvivalSettings(Settings):
         "time that a rank has to become ready. After that the rank counts as lost; with "
         "--on-rank-loss abort the start fails",
         at_least=0.1,
+    )
+    check: float = _survival(
+        0.0,
+        "share of the images that a second rank answers too, to find ranks that compute wrongly. "
+        "Where two ranks differ, a third one decides",
+        at_least=0,
+        at_most=1,
     )
     status_every_s: float = _survival(5.0, "time between two progress lines", at_least=0.1)
     record: str | None = _survival(
@@ -1246,6 +1252,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             linger_ns=ms_to_ns(self.linger_ms),
             max_attempts=MAX_ATTEMPTS,
             endgame=self.endgame == "on",
+            check=self.check,
         )
 
     def digest(self) -> str:

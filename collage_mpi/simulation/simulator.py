@@ -232,6 +232,7 @@ ANSWER, RANK, TIMER = 0, 1, 2
 ROWS = 4096  # that are written together
 FINGERPRINT = "simulated"  # of the shard that its images would be in
 ANY_CELL = np.array([(0, 1.0, PRESENT, 0, 0)], CELL)
+_NOTHING = (ev.Resolved, ev.Released, ev.Differed, ev.Judged, ev.Retire, ev.Recall)
 _answers = lru_cache(maxsize=8)(read_answers)
 
 
@@ -241,6 +242,7 @@ class _Rank:
 
     id: int
     kinds: frozenset[str]
+    wrong: float = 0.0  # share of its exact answers
     queue: deque[Sequence[Task]] = field(default_factory=deque)
     cancelled: set[int] = field(default_factory=set)
     busy: bool = False
@@ -262,6 +264,8 @@ class SimulatedJob:
         measured_batch_costs: by kind; used if the settings have no batch cost.
         delays: replaces the model of the settings.
         dead_ranks: ranks that stop answering, as RANK:WHEN; see `deaths_of`.
+        wrong_ranks: rank -> the share of its exact answers that have another class.
+        likes: rank -> its kind of processor, if not all are alike.
     """
 
     settings: RunSettings
@@ -273,6 +277,8 @@ class SimulatedJob:
     measured_batch_costs: Mapping[str, float] | None = None
     delays: DelayModel | None = None
     dead_ranks: tuple[str, ...] = ()
+    wrong_ranks: Mapping[int, float] = field(default_factory=dict)
+    likes: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def describe_delays(self) -> str:
@@ -365,7 +371,11 @@ class Simulation:
         self.settings = settings = job.effective
         self.placement = settings.place(settings.world_size)
         kinds = self.placement.kinds
-        self.ranks = {rank: _Rank(rank, kinds[rank]) for rank in self.placement.workers}
+        wrong, workers = job.wrong_ranks, self.placement.workers
+        self.ranks = {rank: _Rank(rank, kinds[rank], wrong.get(rank, 0.0)) for rank in workers}
+        self._errors = np.random.default_rng(
+            [*map(ord, "wrong"), settings.straggler_seed, job.first]
+        )
         self.table = Table(settings.group_size, 0, writer.session, settings.warm_groups)
         asked = settings.core_settings(len(self.ranks), job.ratios, self._batch_costs)
         self.core = Core(asked, make_scheme(settings.scheme_settings()), self.table)
@@ -394,13 +404,14 @@ class Simulation:
             ev.Admit: self._admit,
             ev.Cancel: self._cancel,
             ev.Finish: self._finished,
-            **dict.fromkeys((ev.Resolved, ev.Judged, ev.Retire, ev.Recall), lambda a: None),
+            **dict.fromkeys(_NOTHING, lambda a: None),
         }
 
     def run(self) -> ev.Finish:
         """Simulate from the first admission to the end."""
         for rank, state in self.ranks.items():
-            self._step(0, ev.RankReady(rank, state.kinds, "simulated", self.settings.messages))
+            like, credit = self.job.likes.get(rank, ""), self.settings.messages
+            self._step(0, ev.RankReady(rank, state.kinds, "simulated", credit, like))
         if self._timeouts is not None:
             self._at(SCAN_EVERY_NS, TIMER, self._scan, self._timeouts)
         told = False
@@ -558,13 +569,21 @@ class Simulation:
                 continue
             rank.busy = True
             took_ns = self._service_ns(wanted, at_ns)
-            cells = np.concatenate([self._cells(task) for task in wanted])
+            cells = np.concatenate([self._said(task) for task in wanted])
             numbers, own = (
                 [task.id for task in wanted],
                 measured_bytes(Measured(compute_ns=took_ns)),
             )
             ends.append(ev.Answered(numbers, rank.id, cells, took_ns, own))
             self._at(at_ns + took_ns, RANK, self._done, (rank, ends, tasks, len(wanted)))
+
+    def _said(self, task: Task) -> np.ndarray:
+        """What the task's rank says of its images, (n,) of CELL, now and then wrongly."""
+        cells, wrong = self._cells(task), self.ranks[task.rank].wrong
+        if wrong and task.kind == SINGLE:
+            cells = cells.copy()
+            cells["label"] += self._errors.random(len(cells)) < wrong
+        return cells
 
     def _cells(self, task: Task) -> np.ndarray:
         if self._answers is None:

@@ -737,6 +737,46 @@ def test_a_rank_that_says_it_can_do_no_more_of_a_kind_gets_none(caplog):
     assert "rank 1 does no more collage tasks; it gives other answers" in caplog.text
 
 
+def test_a_rank_whose_known_answers_are_wrong_gets_no_work_and_is_recorded(caplog):
+    job = Job(40, scheme="none", singles=3, every_ns=MS // 10)
+    out = np.zeros(256, np.uint8)
+    job.cluster.push(1, out[: pack(out, SESSION, Changed("single", "", "32 inputs differ"))])
+    job.complete()
+    assert {rank for rank, _ in job.cluster.tasks[job.credit :]} == {2, 3}
+    assert job.coordinator.unfit == {1: "32 inputs differ"}
+    assert "rank 1 (host) gets no more work: 32 inputs differ" in caplog.text
+
+
+def test_a_row_is_written_after_some_seconds_and_refuted_later_is_told(caplog):
+    """Ranks take 6 s for an image that was sent before, and rank 1 is always wrong."""
+
+    def behave(rank, task, pixels):
+        wrong = [(pixel + (rank == 1)) % CLASSES for pixel in pixels]
+        return truthful(rank, task, wrong)
+
+    def service_ns(rank, task):
+        return 6000 * MS if len(job.cluster.tasks) > 4 else MS
+
+    cluster = {"behave": behave, "service_ns": service_ns}
+    job = Job(4, scheme="none", singles=4, assign="pull", check=1.0, credit=1, cluster=cluster)
+    written, take = {}, job.writer.image_rows
+    job.writer.image_rows = lambda rows, vectors: (
+        written.update(dict.fromkeys(rows["row"].tolist(), job.clock.now_ns)),
+        take(rows, vectors),
+    )
+    assert job.coordinator.run(job.ready).status == ev.COMPLETE
+    rows = {row.row: row for row in job.writer.images}
+    (wrong,) = (row.row for row in rows.values() if row.rank == 1)
+    for row in rows.values():
+        assert written[row.row] - job.start_ns - row.t0_ns - row.latency_ns <= 5100 * MS
+        assert row.predicted == (row.row + (row.row == wrong)) % CLASSES
+    assert job.coordinator.refuted == [(1, 0, wrong)]
+    assert f"rank 1 (host) answered row {wrong} of shard 0 otherwise than two other ranks;" in (
+        caplog.text
+    )
+    job.nothing_is_left()
+
+
 def test_reports_are_made_now_and_then_and_at_the_end():
     job, told = Job(37, scheme="none"), []
     job.coordinator._report = lambda: told.append((job.core.outcomes.totals.images, job.clock()))

@@ -460,7 +460,7 @@ def test_ranks_that_answer_otherwise_than_is_promised_get_exact_work_only(caplog
     plan = SimpleNamespace(placement=SimpleNamespace(workers=(1, 2, 3, 4)))
     lost = {4: SimpleNamespace(why="killed")}
     group = SimpleNamespace(detector=SimpleNamespace(timeouts=SimpleNamespace(losses=lost)))
-    ready, gone = roll_call(plan, group, hellos, {"stage1": "bfloat16 on cpu"})
+    ready, gone, _ = roll_call(plan, group, hellos, {"stage1": "bfloat16 on cpu"})
     both, alone = {"single", "stage1"}, {"single"}
     assert [set(each.kinds) for each in ready] == [both, alone, alone]
     assert gone == {4: "killed"}

@@ -151,7 +151,7 @@ def test_the_slow_ranks(
     folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert main(["slow-ranks", str(folders[0])]) == 0
+    assert main(["ranks", str(folders[0])]) == 0
     assert main(["verify", str(folders[1])]) == 0
     check("commands.txt", capsys.readouterr().out, tmp_path, *folders)
 

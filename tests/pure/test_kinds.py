@@ -46,7 +46,7 @@ def test_rows_and_sources_are_of_the_table():
     encoded = ["collage", "parity", "coded"]  # two of them are of earlier versions
     assert kinds.ENCODED_KINDS == ("collage",)
     assert [SOURCES[code] for code in ENCODED] == [*encoded, "kept"]
-    assert SOURCES[7:] == ("endgame", "stage1", "coded", "kept", "stage2", "stage3")
+    assert SOURCES[7:] == ("endgame", "stage1", "coded", "kept", "stage2", "stage3", "check")
     assert {kind.name: kind.source for kind in kinds.TABLE}.items() <= SOURCE_CODE.items()
 
 

@@ -182,3 +182,85 @@ def test_older_c_libraries_keep_smaller_blocks_and_others_have_no_such_setting(m
     networks.keep_freed_memory()
     monkeypatch.setattr(networks.ctypes, "CDLL", Mock(side_effect=OSError("a static build")))
     networks.keep_freed_memory()
+
+
+class Noisy:
+    """An exact network whose classes a test can change."""
+
+    device, runtime, classes, columns = "cpu", "own", 3, ()
+    tuning = fingerprint = "its own"
+    shift = 0
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def predict(self, batch):
+        self.asked.append(len(batch))
+        classes = (batch.reshape(len(batch), -1).sum(1) + self.shift) % 3
+        return np.eye(3, dtype=np.float32)[classes][:, None]
+
+    def answer(self, batch):
+        return self.predict(batch), {}
+
+    def begin(self, batch):
+        return networks.Computation(lambda: self.answer(batch))
+
+
+def held(monkeypatch, batch: int = 8):
+    """Networks that hold a Noisy one, with a clock that stands still."""
+    own = Noisy()
+    welcome = replace(WELCOME, networks={"single": "mine:net"}, batch=batch, stages={})
+    found = networks.Networks(welcome, lambda *a: own, lambda: 0, lambda: 0)
+    return own, found
+
+
+def answered(found, images: int) -> None:
+    task = networks.WireTask(1, "single", [(0, 0)] * images)
+    pixels = np.zeros((images, *found.input_shapes["single"]), np.uint8)
+    found.begin([task], [pixels]).finish()
+
+
+def test_known_inputs_are_answered_again_after_so_many_images_and_end_all_answers(monkeypatch):
+    monkeypatch.setattr(networks, "KNOWN_EVERY", 20)
+    own, found = held(monkeypatch)
+    hello = found.hello()
+    assert len(hello.known) == 32
+    assert {kind for kind, _ in hello.known} == {0, 1, 2}
+    answered(found, 19)
+    own.asked.clear()
+    assert not [*found.changes()]
+    assert not own.asked  # not yet
+    answered(found, 1)
+    assert not [*found.changes()]
+    assert own.asked[1:] == [8] * 4  # in batches that were warmed up; right
+    answered(found, 20)
+    own.shift = 1
+    (told,) = found.changes()
+    assert (told.kind, told.runtime) == ("single", "")
+    assert "32 of 32 inputs got another class than at the start; the last 20 images" in told.why
+    task = networks.WireTask(1, "single", [(0, 0)])
+    pixels = np.zeros((1, *found.input_shapes["single"]), np.uint8)
+    (result,) = found.begin([task], [pixels]).finish()
+    assert result.status == networks.FAILED
+    answered(found, 20)
+    assert not [*found.changes()]  # it is told once
+
+
+def test_another_runtime_gives_new_known_answers_and_a_network_that_varies_has_none(monkeypatch):
+    monkeypatch.setattr(networks, "KNOWN_EVERY", 20)
+    own, found = held(monkeypatch)
+    found.hello()
+    answered(found, 20)
+    own.shift, own.runtime = 1, "openvino float32"
+    assert not [*found.changes()]
+    answered(found, 20)
+    assert not [*found.changes()]
+    own, found = held(monkeypatch)
+    plain = own.predict
+
+    def varies(batch):
+        own.shift += 1
+        return plain(batch)
+
+    own.predict = varies
+    assert found.hello().known == ()

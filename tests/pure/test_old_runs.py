@@ -17,7 +17,7 @@ from collage_mpi.results.columns import Form, rows_of
 from collage_mpi.rows import IMAGES, TASKS
 
 
-@pytest.mark.parametrize("command", ["verify", "export --to csv", "report", "top", "slow-ranks"])
+@pytest.mark.parametrize("command", ["verify", "export --to csv", "report", "top", "ranks"])
 @pytest.mark.parametrize("found", ["2", "3", "4", "unknown"])
 def test_a_run_of_another_format_is_refused(
     command: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -215,6 +215,8 @@ def test_every_figure_of_the_summary(tmp_path: Path) -> None:
         "arrivals": None,
         "rank0": {"longest_poll_gap_ms": 1.5, "poll": {"longest_gap_ns": 1_500_000}},
         "ledger": None,
+        "checked": [],
+        "refuted": [],
         "errors": {"boom": 1},
         "first_errors": {"boom": {"shard": "in/a.h5", "row": 7}},
         "lost_ranks": [{"rank": 4, "why": "killed"}],

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 36_387, "analysis": 5_356, "tests": 50_964}
-GUIDE_WORDS = 17_872  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 6_336
+LINES = {"collage_mpi": 37_022, "analysis": 5_501, "tests": 51_713}
+GUIDE_WORDS = 18_342  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 6_448
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

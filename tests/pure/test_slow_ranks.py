@@ -16,7 +16,9 @@ from results_harness import make_run
 from collage_mpi.cli import main
 from collage_mpi.commands import look as command
 from collage_mpi.errors import UsageError
+from collage_mpi.report import tables
 from collage_mpi.results import Results, reader
+from collage_mpi.results.render import warnings
 from collage_mpi.results.slow_ranks import (
     Speed,
     hosts_to_exclude,
@@ -26,6 +28,7 @@ from collage_mpi.results.slow_ranks import (
     service_times_ns,
 )
 from collage_mpi.results.statistics import MISS, quantile_interval
+from collage_mpi.results.summary import compared_answers, refuted_rows
 from collage_mpi.rows import GROUP_ROW, IMAGE_ROW, KIND_CODE, OUTCOME_CODE, TASK_ROW
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import simulate_in_memory
@@ -308,7 +311,7 @@ def of_files(monkeypatch: pytest.MonkeyPatch, runs: dict[str, Results]) -> list[
     named = {name: replace(run, path=Path(name)) for name, run in runs.items()}
     for how in ("open_run", "read_results"):
         monkeypatch.setattr(f"collage_mpi.results.reader.{how}", lambda path: named[str(path)])
-    return ["slow-ranks", *named]
+    return ["ranks", *named]
 
 
 def healthy(**manifest: Any) -> Results:
@@ -411,6 +414,71 @@ def test_a_failing_node_is_named_like_a_slow_one(
     assert "sbatch --exclude=node1,node3,node5\n" in capsys.readouterr().out
 
 
+def wrong() -> Results:
+    """Rank 3 was outvoted; the answers of two hosts and of two GPUs were compared."""
+    run = healthy()
+    counts = dict.fromkeys(("compared", "differed", "wrong", "written"), 0)
+    for member in run.manifest["world"]:
+        if member["rank"] in (3, 4, 5):
+            member["host"] = "node3" if member["rank"] < 5 else "node5"
+            member["serials"] = ["GPU-a"] if member["rank"] < 5 else ["GPU-b"]
+            member["checked"] = {**counts, "compared": 40}
+        if member["rank"] == 3:
+            member["checked"] |= {"wrong": 4, "written": 2}
+        if member["rank"] == 6:
+            member["unfit"] = "32 of 32 inputs got another class"
+    final = {"world": run.manifest["world"], "refuted": [[3, 0, 1234], [3, 0, 7]]}
+    run.manifest["sessions"] = [{"session": 2, "final": final}]
+    return run
+
+
+def test_wrong_answers_are_told_by_rank_device_and_host(monkeypatch, capsys) -> None:
+    found = {(each["unit"], each["name"]): each for each in compared_answers(wrong().manifest)}
+    assert [*found] == [
+        *(("rank", "2:3"), ("rank", "2:4"), ("rank", "2:5")),
+        *(("device", "GPU-a"), ("device", "GPU-b"), ("host", "node3"), ("host", "node5")),
+    ]
+    figures = {name: (each["compared"], each["wrong"]) for name, each in found.items()}
+    assert figures["rank", "2:3"] == (40, 4)
+    assert figures["device", "GPU-a"] == figures["host", "node3"] == (80, 4)
+    assert found["rank", "2:3"]["interval"] == pytest.approx((0.02793, 0.23664), abs=1e-5)
+    main(of_files(monkeypatch, {"a": wrong()}))
+    lines = capsys.readouterr().out.splitlines()
+    bad = [line.split() for line in lines if line.endswith("WRONG")]
+    assert [words[:4] for words in bad] == [
+        ["2:3", "node3", "40", "4"],
+        ["GPU-a", "node3", "80", "4"],
+        ["node3", "node3", "80", "4"],
+    ]
+    assert any(line.startswith("2:4 ") for line in lines)
+    out = "\n".join(lines)
+    assert "FAILING node3: rank 3 answered wrongly (4 of 40 comparisons)" in out
+    why = "rank 6 answered known inputs wrongly (32 of 32 inputs got another class)"
+    assert f"FAILING node6: {why}" in out
+    assert "--exclude=node3,node6" in out
+    *_, table = tables.ranks(wrong())[1]
+    assert [row[:4] for row in table.rows][::3] == [
+        ["rank", "2:3", "node3", 40],
+        ["device", "GPU-a", "node3", 80],
+        ["host", "node5", "node5", 40],
+    ]
+    assert [row[4].bad for row in table.rows] == [True, False, False, True, False, True, False]
+    main(of_files(monkeypatch, {"a": wrong(), "b": healthy()}))  # in short
+    assert "2:4 " not in capsys.readouterr().out
+
+
+def test_a_summary_warns_of_wrong_ranks_and_of_rows_that_were_refuted_too_late() -> None:
+    manifest = {**wrong().manifest, "shards": [{"path": "in/a.h5"}]}
+    found = {"checked": compared_answers(manifest), "refuted": refuted_rows(manifest)}
+    first, second, *rest = warnings({**found, "accuracy": {"by_source": {}}, "errors": {}})
+    assert not rest
+    assert first.startswith("WRONG: rank 2:3 (")
+    assert "of node3) was outvoted in 4 of 40 comparisons: 2.8 % to 24 % of its answers" in first
+    assert "run --redo-rank 2:3 classifies its images again. Leave node3 out" in first
+    assert second.startswith("REFUTED: 2 rows of rank 2:3 had been written")
+    assert second.endswith("row 1,234 of in/a.h5; row 7 of in/a.h5")
+
+
 def test_a_host_that_is_slow_and_fails_is_named_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -444,7 +512,7 @@ def test_many_ranks_are_cut_but_for_the_slow(
 
 
 def test_of_a_run_with_too_few_answers_nothing_is_said(tmp_path, capsys) -> None:
-    assert main(["slow-ranks", str(make_run(tmp_path / "few", 18))]) == 0
+    assert main(["ranks", str(make_run(tmp_path / "few", 18))]) == 0
     out = capsys.readouterr().out
     assert "too few answers to tell whether a rank is slower" in out
     assert "significantly" not in out
@@ -455,13 +523,13 @@ def test_a_folder_that_is_no_run_is_left_out_where_others_are_runs(tmp_path, cap
     make_run(tmp_path / "b", 18)
     (make_run(tmp_path / "c", 18) / "run.1.json").write_text("{")
     paths = [str(tmp_path / name) for name in "abc"]
-    assert main(["slow-ranks", *paths, "--json"]) == 0
+    assert main(["ranks", *paths, "--json"]) == 0
     out, err = capsys.readouterr()
     assert [run["run"] for run in json.loads(out)["runs"]] == [paths[1]]
-    assert err.count("slow-ranks: left out: ") == 2
+    assert err.count("ranks: left out: ") == 2
     assert f"{paths[0]}: no run here" in err
-    assert main(["slow-ranks", paths[2], paths[0]]) == 3  # the last word is the error
-    assert main(["slow-ranks", paths[0], paths[2]]) == 4
+    assert main(["ranks", paths[2], paths[0]]) == 3  # the last word is the error
+    assert main(["ranks", paths[0], paths[2]]) == 4
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -496,5 +564,5 @@ def test_of_a_run_without_slow_ranks_only_the_tasks_are_read(tmp_path, monkeypat
         return stored(path, table, group)
 
     monkeypatch.setattr(reader, "rows_of", noted)
-    assert main(["slow-ranks", str(run)]) == 0
+    assert main(["ranks", str(run)]) == 0
     assert set(read) == {"tasks"}

@@ -445,3 +445,45 @@ def test_a_source_that_came_later_and_is_gone_is_named(tmp_path, monkeypatch) ->
     (folder / "b.h5").unlink()
     with pytest.raises(EnvironmentFault, match=r"the run has images of .*b\.h5 that this job has"):
         Job(folder, out, Update())
+
+
+def test_the_answers_of_a_rank_are_given_again_on_request(tmp_path, monkeypatch) -> None:
+    folder, out = Folder(tmp_path / "photos", 0), tmp_path / "run"
+    out.mkdir()
+    for number in range(5):
+        folder.write(f"{number}.png", GOOD + b"%d" % number)
+    first = Job(folder.root, out).begin()
+    assert first.lacking == [*range(10)]
+    by = {image: 2 + image % 2 for image in range(10)}
+    first.do(first.lacking, (9,), by)
+    told: list[str] = []
+    monkeypatch.setattr("collage_mpi.job.run.tell", lambda text, *_: told.append(text))
+    assert Job(folder.root, out).mine is None
+    second = Job(folder.root, out, redo="3").begin()
+    assert second.lacking == [1, 3, 5, 7]  # the error row has no answer
+    assert told == ["rank 3: 4 answers to be given again"]
+    second.do([1, 3, 5], (), {1: 3, 3: 3})
+    assert Job(folder.root, out, redo="1:3").begin().lacking == [7]  # the run goes on
+    last = Job(folder.root, out, owner="b" * 32).begin()
+    last.do([7], ())
+    assert verify_run(out).ok
+    rows = read_results(out).images
+    assert dict(zip(rows["row"].tolist(), rows["session"].tolist(), strict=True))[7] == 4
+    assert sorted(rows["row"][rows["session"] == 1].tolist()) == [0, 2, 4, 6, 8, 9]
+    assert Job(folder.root, out, redo="1:3").mine is None
+    assert Job(folder.root, out, redo="2:3").begin().lacking == [1, 3]
+    assert told[-1] == "rank 2:3: 2 answers to be given again"
+
+
+def test_a_rank_of_several_jobs_needs_the_number_of_its_job(tmp_path) -> None:
+    folder, out = Folder(tmp_path / "photos", 0), tmp_path / "run"
+    out.mkdir()
+    for number in range(5):
+        folder.write(f"{number}.png", GOOD)
+    first = Job(folder.root, out).begin()
+    first.do(first.lacking, (), {4: 2})
+    again = Job(folder.root, out, redo="2").begin()
+    again.do(again.lacking, ())
+    with pytest.raises(UsageError, match="several jobs had a rank 1; name one: 1:1 or 2:1"):
+        Job(folder.root, out, redo="1")
+    assert Job(folder.root, out, redo="2:1").begin().lacking == [4]

@@ -139,8 +139,8 @@ DEFECTS = (
         (
             (
                 "core/ranks.py",
-                "self.credit = rank, kinds, host, credit\n",
-                "self.credit = rank, kinds, host, credit + 1\n",
+                "self.credit, self.like = rank, kinds, host, credit, like\n",
+                "self.credit, self.like = rank, kinds, host, credit + 1, like\n",
             ),
         ),
     ),

@@ -430,7 +430,7 @@ class Play:
             self._damage(run)
         if self.case.read and run is not None and not self.played.faults:
             if self.case.seed % 16 == 0:
-                self._command("slow-ranks", out)
+                self._command("ranks", out)
                 self._command("report", out, "--out", f"{self.folder}/report.html")
             self._command("export", out, "--to", "csv", "--out", str(written))
             self._command("export", out, "--to", "csv", "--predictions", "--out", str(written))
