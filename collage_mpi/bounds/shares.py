@@ -1,5 +1,5 @@
-"""How many images a reference would call each class: a cheap network's answers to all images, and the
-reference's to some that are drawn at random, bound it.
+"""How many images a reference would call each class, bounded by a cheap network's answers to all
+images, and the reference's to some that are drawn at random.
 
 The share of a class is the cheap network's plus the mean of the difference d: 1 for an image that
 only the reference calls so, -1 for one that only the cheap network does, else 0 (the difference
@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Shares of the most that may be bet. Half of the money is on all of them alike, the other half on the
-# one that was the best in the rounds before.
+# Shares of the most that may be bet. Half of the money is on all of them alike, the other half on
+# the one that was the best in the rounds before.
 BETS = np.concatenate([0.5 ** np.arange(8, 0, -1), 1 - 0.5 ** np.arange(2, 7)])
 HALVINGS = 40
 LEVELS = 8  # of the cheap network's scores, with as many images each
@@ -115,8 +115,8 @@ class Differences:
 
 
 def differing(cheap: np.ndarray, reference: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """How often two networks differ. Where the reference has no answer, it may have called the image
-    anything.
+    """How often two networks differ. Where the reference has no answer, it may have called the
+    image anything.
 
     Args:
         cheap, reference: (n,) int64 classes; -1 where the reference has no answer.

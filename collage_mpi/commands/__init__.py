@@ -15,6 +15,7 @@ MODULES = {
 COMMANDS: dict[str, str] = {
     "demo": "classify real images under three schemes; print a table and draw a picture",
     "classify": "classify a folder of pictures and write the classes to a CSV file; resumable",
+    "count": "count images by class, in a run or in pictures, with intervals",
     "launch": "start ranks with the installed MPI, as in: launch -n 11 -- run",
     "map": "run a Python class of your own on every image: masks, embeddings, any arrays",
     "run": "classify every image of the input. Each MPI rank runs this command: start it with "

@@ -138,7 +138,7 @@ def execute(args: ClassifyArguments) -> int:
         raise UsageError("--first names what answers before the network: add --agree 0.995")
     if args.id or args.columns:
         _check_columns(args)
-    code = _yes_or_no(args) if args.recall else updated(args.run, lambda: _launch(args))
+    code = _yes_or_no(args) if args.recall else updated(args.run, lambda: launched(args))
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
         if code == ExitCode.INCOMPLETE:
             say("repeat the command to continue; it writes the classes when all images are done")
@@ -170,7 +170,7 @@ def updated(run: Path, launch: Callable[[], int]) -> int:
     )
 
 
-def _launch(args: ClassifyArguments, values: Values | None = None) -> int:
+def launched(args: ClassifyArguments, values: Values | None = None) -> int:
     """Start a run, or go on with it; returns its exit code. Without `values` it is updated."""
     how = update_words(args) if values is None else ()
     values = _settings(args) if values is None else values
@@ -194,37 +194,42 @@ def _yes_or_no(args: ClassifyArguments) -> int:
         )
     if has_run(args.run):
         raise UsageError(f"{args.run} has a run without --recall: choose another --out")
-    exact = {name: value for name, value in _settings(args).items() if name not in ("first", "out")}
     known = describe(with_shipped(args.network), SINGLE, args.trust_network)
     if known is not None and known.class_names and not args.class_names_file:
         question.numbers(known.class_names, args.network)  # otherwise the first run tells
-    common = {name: value for name, value in exact.items() if name not in ("single", "singles")}
-    first = {**common, **_first(args), "save": SCORES}
-    images = sum(info.count for info in _infos(str(args.pictures)).values())
-    job = YesOrNo(question, images, args.run, first, exact, lambda values: _launch(args, values))
+    first, exact = cheap_settings(args, "--recall")
+    first["save"] = SCORES
+    images = input_images(args.pictures)
+    job = YesOrNo(images, args.run, first, exact, lambda values: launched(args, values), question)
     code = job.execute()
     return finish(job, args.out, args.id, args.columns) if code == ExitCode.COMPLETE else code
 
 
-def _first(args: ClassifyArguments) -> Values:
-    """The cheap network of --recall, as settings of its run.
+def cheap_settings(args: ClassifyArguments, asker: str) -> tuple[Values, Values]:
+    """The settings of the runs of the cheap network and of the network itself, without `out`.
+
+    Args:
+        args: of both.
+        asker: the flag or command that asks both.
 
     Raises:
         UsageError: --first names several networks or a threshold, or it is the network itself.
     """
+    exact = {name: value for name, value in _settings(args).items() if name not in ("first", "out")}
+    common = {name: value for name, value in exact.items() if name not in ("single", "singles")}
     network = with_shipped(args.network)
     (stage, *more) = read_stages(args.first or ("@bfloat16",), network)
     if more or stage.threshold is not None or stage.score is not None:
-        raise UsageError("--recall takes one network in --first, without a threshold or a score")
+        raise UsageError(f"{asker} takes one network in --first, without a threshold or a score")
     if stage.precision == INT8:
         raise UsageError(
-            "--recall does not take a network in int8, which is for stages of a cascade: choose "
+            f"{asker} does not take a network in int8, which is for stages of a cascade: choose "
             "@bfloat16 in place of @int8"
         )
     usual = Tuning(precision=args.precision, runtime=args.runtime)
     if (stage.network, stage.px) == (network, None) and stage.tuning(usual).like(usual):
         raise UsageError(
-            f"--recall asks {args.network} in {usual.dtype} first, which is the network itself: "
+            f"{asker} asks {args.network} in {usual.dtype} first, which is the network itself: "
             "name a cheaper one with --first"
         )
     own = {"image_px": stage.px, "precision": stage.precision, "runtime": stage.runtime}
@@ -235,8 +240,13 @@ def _first(args: ClassifyArguments) -> Values:
         if info is not None and info.image_shape:  # collages are made of what this network gets
             px, _, channels = info.image_shape
             given |= {"image_px": args.image_px or px, "channels": str(channels)}
-        return given | {"collage": stage.network}
-    return given | {"single": stage.network, "singles": _ranks(args)}
+        return {**common, **given, "collage": stage.network}, exact
+    return {**common, **given, "single": stage.network, "singles": _ranks(args)}, exact
+
+
+def input_images(pictures: Path) -> int:
+    """The number of images of an input that can be read."""
+    return sum(info.count for info in _infos(str(pictures)).values())
 
 
 def _settings(args: ClassifyArguments) -> Values:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.kinds import KINDS
-from collage_mpi.results.manifest import recorded_settings
+from collage_mpi.results.manifest import class_name, recorded_settings
 from collage_mpi.results.reader import Results, Run
 from collage_mpi.results.render import (
     DROPPED,
@@ -29,7 +29,7 @@ from collage_mpi.results.render import (
 )
 from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
 from collage_mpi.results.statistics import percentile, support_needed
-from collage_mpi.results.summary import class_name, compared_answers, networks_text
+from collage_mpi.results.summary import compared_answers, networks_text
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.system.printable import some_of

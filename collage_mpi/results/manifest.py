@@ -7,7 +7,7 @@ readers see one table of facts.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +319,8 @@ def about_answers(manifest: Mapping[str, Any]) -> Json:
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:
     """The settings that a run recorded; {} if it recorded none."""
     return dict(manifest.get("settings") or {})
+
+
+def class_name(names: Sequence[str], number: int) -> str | None:
+    """The name of a class; None if it has none."""
+    return names[number] if 0 <= number < len(names) else None

@@ -253,21 +253,29 @@ def _predictions(summary: Json) -> list[RenderableType]:
         return []
     n, score = Column("images", ","), Column("mean score", ".3f")
     rows: list[Sequence[Value]] = [
-        [_class(one), one["n"], points(one["share"]), one["mean_score"]]
+        [_class(one), one["n"], points(one["share"]), one["mean_score"], _exact(one)]
         for one in found["classes"][:_MOST_CLASSES]
     ]
     more = found["classes"][_MOST_CLASSES:]
     if more:
         rest = sum(one["n"] for one in more)
-        rows.append([f"{len(more):,} other classes", rest, points(rest / found["n"]), ""])
-    rows.append(["all", found["n"], "", found["mean_score"]])
-    table = Table(("predictions (no labels)", n, "share", score), rows)
+        rows.append([f"{len(more):,} other classes", rest, points(rest / found["n"]), "", ""])
+    rows.append(["all", found["n"], "", found["mean_score"], ""])
+    columns: list[Column | str] = ["predictions (no labels)", n, "share", score, "exact network"]
+    if not any(one["exact_ci95"] for one in found["classes"]):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    table = Table(columns, rows)
     examples = Table(
         ("such as", "shard", Column("row", ","), Column("score", ".3f")),
         [[_class(one), one["shard"], one["row"], one["score"]] for one in found["examples"]],
     )
     line = f"collage-mpi export {summary['run']} --to csv writes a line an image, with its id"
     return ["", table, "", examples, "", Text(line, no_wrap=True, overflow="ignore")]
+
+
+def _exact(one: Json) -> str:
+    """How many images the exact network would call so."""
+    return "{:,} to {:,}".format(*one["exact_ci95"]) if one["exact_ci95"] else ""
 
 
 def _class(one: Json) -> str:

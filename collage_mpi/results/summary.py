@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from collage_mpi.kinds import COLLAGE, SHARED_KINDS, SINGLE
 from collage_mpi.ledger.spans import count, union
 from collage_mpi.models.info import tunings_text
 from collage_mpi.results import SUMMARY
-from collage_mpi.results.manifest import COMPARED, Json, began_ns, finals, launch_of
+from collage_mpi.results.class_counts import ClassCounts
+from collage_mpi.results.manifest import COMPARED, Json, began_ns, class_name, finals, launch_of
 from collage_mpi.results.number_sets import SessionNumberSets
 from collage_mpi.results.reader import Inventory, Run
 from collage_mpi.results.statistics import (
@@ -72,7 +73,7 @@ class Tally:
     def __init__(self, run: Run) -> None:
         """Read the run. Raises as `read_results`."""
         self.groups, self.images, self.tasks = GroupTally(run), ImageTally(run), TaskTally(run)
-        self.promise = PromiseTally(run.manifest)
+        self.promise, self.counts = PromiseTally(run.manifest), ClassCounts(run.manifest)
         adds = {"groups": self.groups.add, "images": self._add_images, "tasks": self.tasks.add}
         self.inventory = Inventory(run, lambda table, rows: adds[table.name](rows), groups=True)
         self.tasks.finish()
@@ -80,6 +81,7 @@ class Tally:
     def _add_images(self, rows: np.ndarray) -> None:
         self.images.add(rows)
         self.promise.add(rows)
+        self.counts.add(rows)
 
 
 class GroupTally:
@@ -433,7 +435,7 @@ def summarise(run: Run, tally: Tally | None = None) -> Json:
         "accuracy": _accuracy(tally.images),
         "audit": _audit(run, tally.images),
         "promise": tally.promise.told(),
-        "predictions": _predictions(run, tally.images),
+        "predictions": _predictions(run, tally),
         **({"outputs": True} if _maps(run) else {}),
         "price": _price(run, tally),
         "cost": cost_of(run),
@@ -602,21 +604,26 @@ def _agreement(audited: int, differing: int) -> Json:
     }
 
 
-def _predictions(run: Run, images: ImageTally) -> Json | None:
-    """For a run without labels: answers and mean score of each class, and some examples.
+def _predictions(run: Run, tally: Tally) -> Json | None:
+    """For a run without labels: answers and mean score of each class, how many the exact network
+    would have called so (`ClassCounts`), and some examples.
 
     Returns:
         None if an image has a label, no image has an answer, or the run is simulated or maps a
         function.
     """
+    images = tally.images
     if "simulated" in run.manifest or images.labelled or not images.answered or _maps(run):
         return None
     names = run.manifest.get("class_names") or []
+    told = tally.counts.told() if tally.counts.others else None
+    ends = {one["class"]: [one["low"], one["high"]] for one in told or ()}
     classes = [
         {
             "class": number,
             "name": class_name(names, number),
             "n": n,
+            "exact_ci95": ends.get(number),
             "share": n / images.answered,
             "mean_score": score / n,
         }
@@ -875,11 +882,6 @@ def _errors(images: ImageTally) -> dict[str, int]:
     """The ten commonest reasons of error rows -> their number."""
     commonest = sorted(images.reasons.items(), key=lambda item: (-item[1], item[0]))[:10]
     return {reason.decode("utf-8", "replace"): n for reason, n in commonest}
-
-
-def class_name(names: Sequence[str], number: int) -> str | None:
-    """The name of a class; None if it has none."""
-    return names[number] if 0 <= number < len(names) else None
 
 
 def cost_of(run: Run) -> Json | None:
