@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 37_022, "analysis": 5_501, "tests": 51_714}
-GUIDE_WORDS = 18_342  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 6_448
+LINES = {"collage_mpi": 37_489, "analysis": 5_598, "tests": 51_941}
+GUIDE_WORDS = 18_565  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 6_459
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
