@@ -56,6 +56,7 @@ from collage_mpi.system.printable import counted
 
 # Known inputs, how long they take at most, and after how many images they are answered again.
 KNOWN, KNOWN_NS, KNOWN_EVERY = 32, 1_000_000_000, 10_000
+WEIGH_EVERY_NS = 60_000_000_000
 LOOK_EVERY_NS = 200_000_000  # for a network in another runtime
 NOT_FINITE = "the network's scores are not finite (NaN or infinite)"
 # Torch's errors (out of memory; a failed GPU, since torch 2.8), and Python's own.
@@ -77,13 +78,15 @@ Clock = Callable[[], int]
 
 @dataclass
 class Watched:
-    """Known inputs, (n, ...), who answered them and what it said, (n, cells, classes); and how many
-    images the network has answered since."""
+    """Known inputs, (n, ...), who answered them and what it said, (n, cells, classes); how many
+    images the network has answered since; and the sum of its weights, and when to look at it."""
 
     inputs: np.ndarray
     runtime: str
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))
     since: int = 0
+    weights: int | None = None
+    weigh_ns: int = 0
 
 
 def known_inputs(size: int, shape: Sequence[int], dtype: np.typing.DTypeLike) -> np.ndarray:
@@ -262,6 +265,7 @@ class Networks:
                 raise
             return ()
         self._watched[kind] = watched
+        self._weigh(kind)
         return watched.scores
 
     def _answer_known(self, kind: str, inputs: np.ndarray) -> np.ndarray:
@@ -271,24 +275,36 @@ class Networks:
 
     def _check(self, kind: str, watched: Watched) -> Iterator[Changed]:
         """Answer the known inputs again. Other answers than at the start end all answers."""
-        answered, watched.since = watched.since, 0
         runtime, scores = self.predictors[kind].runtime, watched.scores
         try:
             found = self._answer_known(kind, watched.inputs)
             if runtime != watched.runtime:
-                watched.runtime, watched.scores = runtime, found
+                watched.runtime, watched.scores, watched.since = runtime, found, 0
+                self._weigh(kind)
                 return
             why = why_unequal((found, {}), (scores, {}))
             why = why and f"{why} than at the start"
         except RAISED as error:
             why = f"the known inputs cannot be answered: {type(error).__name__}: {error}"
         if why:
-            del self._watched[kind]
-            self._unfit[kind] = why = (
-                f"{why}; the last {counted(answered, 'image')} that it answered, since its last "
-                "good check, may have a wrong class"
-            )
-            yield Changed(kind, "", why)
+            yield self._end(kind, why)
+        watched.since = 0
+
+    def _weigh(self, kind: str) -> bool:
+        """Note the sum of a network's weights, if torch holds them. Whether it has changed."""
+        watched, weigh = self._watched[kind], getattr(self.predictors[kind], "weights_sum", None)
+        before, watched.weights = watched.weights, weigh() if weigh else None
+        watched.weigh_ns = self._clock() + WEIGH_EVERY_NS
+        return None not in (before, watched.weights) and before != watched.weights
+
+    def _end(self, kind: str, why: str) -> Changed:
+        """Let a network answer no more."""
+        last = counted(self._watched.pop(kind).since, "image")
+        self._unfit[kind] = why = (
+            f"{why}; the last {last} that it answered, since its last good check, may have a wrong "
+            "class"
+        )
+        return Changed(kind, "", why)
 
     def warm_up(self) -> tuple[dict[str, int], int]:
         """Run each network with one input and with batches.
@@ -352,6 +368,9 @@ class Networks:
         for kind, watched in list(self._watched.items()):
             if watched.since >= KNOWN_EVERY and kind not in self._trials:
                 yield from self._check(kind, watched)
+            elif self._clock() >= watched.weigh_ns and self._weigh(kind):
+                device = self.predictors[kind].device
+                yield self._end(kind, f"its weights have changed in the memory of {device}")
         if not self._awaited or self._clock() < self._look_ns:
             return
         self._look_ns = self._clock() + LOOK_EVERY_NS

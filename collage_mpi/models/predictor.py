@@ -277,6 +277,9 @@ class WithEmbedding(nn.Module):
         return logits, seen.flatten(2).mean(2) if seen.dim() == 4 else seen.flatten(1)
 
 
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
 class TorchPredictor:
     """Answers batches of images or other items; see the `Predictor` protocol.
 
@@ -393,6 +396,19 @@ class TorchPredictor:
         """
         self.launch = launch or self.torch
         self.runtime = runtime or self._began_as
+
+    @torch.inference_mode()
+    def weights_sum(self) -> int | None:
+        """The sum of all weights, their bits taken for integers, so that one bit that flips changes
+        it; None while another runtime answers, which has its own copy of them."""
+        if self.runtime != self._began_as:
+            return None
+        sums = [
+            each.contiguous().view(INTEGERS[each.element_size()]).sum(dtype=torch.int64)
+            for each in (*self.network.parameters(), *self.network.buffers())
+            if each.dim()
+        ]
+        return int(torch.stack(sums).sum()) if sums else 0
 
     @torch.inference_mode()
     def answered(self, found: torch.Tensor) -> Answer:

@@ -246,6 +246,32 @@ def test_known_inputs_are_answered_again_after_so_many_images_and_end_all_answer
     assert not [*found.changes()]  # it is told once
 
 
+def test_weights_that_change_in_memory_end_all_answers_within_a_minute(monkeypatch):
+    """`Noisy` answers as before: the changed weight matters to other images."""
+    own, now_ns = Noisy(), [0]
+    own.weights_sum = lambda: weights[0]
+    weights, minute_ns = [7], networks.WEIGH_EVERY_NS
+    welcome = replace(WELCOME, networks={"single": "mine:net"}, batch=8, stages={})
+    found = networks.Networks(welcome, lambda *a: own, lambda: now_ns[0], lambda: 0)
+    found.hello()
+    answered(found, 24)
+    now_ns[0] = minute_ns
+    assert not [*found.changes()]
+    weights[0] = None  # another runtime answers
+    now_ns[0] = 2 * minute_ns
+    assert not [*found.changes()]
+    weights[0] = 8  # and torch again
+    now_ns[0] = 3 * minute_ns
+    assert not [*found.changes()]
+    weights[0] = 9
+    now_ns[0] = 4 * minute_ns - 1
+    assert not [*found.changes()]
+    now_ns[0] += 1
+    (told,) = found.changes()
+    assert told.why.startswith("its weights have changed in the memory of cpu; the last 24 images")
+    assert not [*found.changes()]
+
+
 def test_another_runtime_gives_new_known_answers_and_a_network_that_varies_has_none(monkeypatch):
     monkeypatch.setattr(networks, "KNOWN_EVERY", 20)
     own, found = held(monkeypatch)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 37_489, "analysis": 5_598, "tests": 51_941}
-GUIDE_WORDS = 18_565  # every page of docs/ but architecture.md
+LINES = {"collage_mpi": 37_515, "analysis": 5_598, "tests": 51_987}
+GUIDE_WORDS = 18_612  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 6_459
 NO_CODE = {
     tokenize.COMMENT,
