@@ -74,10 +74,10 @@ TABLE: dict[str, tuple[str, str]] = {
         "runs of a grid of settings",
         "start each with collage-mpi launch, or use collage-mpi simulate --schemes A B",
     ),
-    "--profile throughput": ("defaults for the most images a second", "use --batch auto"),
-    "--profile latency": (
-        "defaults for a short tail latency with collages",
-        "use --placement fastest --confidence 0.9 --depth 1",
+    "--profile": (
+        "named sets of settings",
+        "use --settings shipped:paper.json for paper, --batch auto for throughput, and "
+        "--placement fastest --confidence 0.9 --depth 1 for latency",
     ),
     "--assign finish": (
         "gave each image to the rank that would end it first",

@@ -132,7 +132,7 @@ def with_shipped(value: str) -> str:
     """
     if not value.startswith(SHIPPED):
         return value
-    data = (".h5", ".safetensors", ".npy", ".npz")
+    data = (".h5", ".safetensors", ".npy", ".npz", ".json")
     names = sorted(path.name for path in DATA.iterdir() if path.suffix in data)
     name = value.removeprefix(SHIPPED)
     if "{side}" not in name and name not in names:
