@@ -155,12 +155,6 @@ class InputSettings(Settings):
         "rank 0 for all workers, ahead of time",
         choices=("rank0", "workers", "auto"),
     )
-    decoder: str = _input(
-        "pillow",
-        "what decodes pictures. pillow: Pillow on the CPU. gpu: not yet",
-        choices=("pillow", "gpu"),
-        hidden=True,  # until there is a choice
-    )
     top_k: int | None = _input(
         None,
         "keep this many classes of each image with their scores, best first, as Parquet files in "
@@ -178,8 +172,6 @@ class InputSettings(Settings):
 
     def _check(self) -> None:
         self.shuffle_seed()
-        if self.decoder == "gpu":
-            raise UsageError("decoder gpu: pictures cannot be decoded on a GPU yet; use pillow")
 
     def picture_shape(self, shape: tuple[int, ...] | None = None) -> tuple[int, int, int]:
         """(H, W, C) to which pictures are converted. `shape`: what the networks need, if known."""
