@@ -84,7 +84,8 @@ JOBS = (
     Job("rank 0 reading", "small", "null", "--scheme none --batch 8 --pixels rank0", 800),
     Job("one rank", "raw.h5", "uneven",
         "--scheme none --assign turn --endgame off --side 2", 400, 5),
-    Job("in flight", "raw.h5", "usual", "--scheme none --profile paper --side 2", 1200, 13),
+    Job("in flight", "raw.h5", "usual",
+        "--scheme none --settings shipped:paper.json --side 2", 1200, 13),
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "a quick network, or the single network in batches, before the single network",
         "use --scheme cascade --first W, or --scheme none --batch 9",
     ),
+    "--decoder": ("what decoded pictures", "leave it out: Pillow does, on the CPU"),
     "--backup": ("quick network of scheme cascade-batch", "use --first W"),
     "--parity": ("network that answers for the sum of several images", _COLLAGE),
     "--parity-k": ("images that were decoded together", _COLLAGE),
@@ -74,10 +75,10 @@ TABLE: dict[str, tuple[str, str]] = {
         "runs of a grid of settings",
         "start each with collage-mpi launch, or use collage-mpi simulate --schemes A B",
     ),
-    "--profile throughput": ("defaults for the most images a second", "use --batch auto"),
-    "--profile latency": (
-        "defaults for a short tail latency with collages",
-        "use --placement fastest --confidence 0.9 --depth 1",
+    "--profile": (
+        "named sets of settings",
+        "use --settings shipped:paper.json for paper, --batch auto for throughput, and "
+        "--placement fastest --confidence 0.9 --depth 1 for latency",
     ),
     "--assign finish": (
         "gave each image to the rank that would end it first",

@@ -27,7 +27,7 @@ COLLAGE = ["--scheme", "collage", "--confidence", "0", "--batch", "auto"]
 SENT, NAMED = ["--pixels", "rank0"], ["--pixels", "workers"]
 OURS = {
     "ours": ["--scheme", "none"],
-    "ours-paper": ["--scheme", "none", "--profile", "paper"],
+    "ours-paper": ["--scheme", "none", "--settings", "shipped:paper.json"],
     "ours-batch-1": [*THROUGHPUT, "--batch", "1", *SENT],
     "ours-throughput": [*THROUGHPUT, *SENT],
     "ours-collage": [*COLLAGE, *SENT],

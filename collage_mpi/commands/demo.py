@@ -34,7 +34,7 @@ COLLAGE = "--collage shipped:fashion_collage_side3"
 # Name in the picture -> its flags. In each scheme all ten workers hold a network.
 SCHEMES = {
     "none": NONE,
-    "the paper's collage": f"--profile paper {COLLAGE}.safetensors --cost-ratio 0.92",
+    "the paper's collage": f"--settings shipped:paper.json {COLLAGE}.safetensors --cost-ratio 0.92",
     "cascade": "--scheme cascade --placement fastest --cost-ratio 0.51 "
     f"{COLLAGE}_balanced.safetensors",
 }

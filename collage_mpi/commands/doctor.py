@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from collage_mpi import __version__
 from collage_mpi.commands.parser import Command, MpiArguments
-from collage_mpi.doctor.examine import BAD, LIMIT_S, WARN, Finding, Wanted, examine, meet
+from collage_mpi.doctor.examine import BAD, LIMIT_S, WARN, Finding, examine, meet
 from collage_mpi.errors import EnvironmentFault, ExitCode
 from collage_mpi.settings.flags import switch
 from collage_mpi.settings.run_settings import NetworkSettings
@@ -59,9 +59,10 @@ def execute(args: DoctorArguments) -> int:
             met = None
         if launcher_rank() not in (None, 0):
             return int(ExitCode.COMPLETE)
-    wanted = Wanted(ranks, args.device, args.mpi, args.mpiexec, args.no_launch)
     findings = []
-    for finding in examine(wanted, met):
+    for finding in examine(
+        ranks, args.device, args.mpi, args.mpiexec, no_launch=args.no_launch, met=met
+    ):
         findings.append(finding)
         if not args.json:
             show(finding)

@@ -25,6 +25,7 @@ from typing import Any
 from collage_mpi.errors import CollageError
 from collage_mpi.launch.ending import TIME_LIMIT
 from collage_mpi.launch.mpiexec import (
+    FIX,
     THREAD_VARIABLES,
     Mpi,
     abi_of,
@@ -246,31 +247,23 @@ TOOL_LIMIT_S = 10.0
 MPI4PY_VARIABLES = ("MPI4PY_MPIABI", "MPI4PY_LIBMPI")  # they choose its library
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The job that the host is examined for.
-
-    Attributes:
-        ranks: of the whole job.
-        device: auto, cpu or cuda.
-        mpi, mpiexec: as of `launch`.
-        no_launch: start no ranks.
-    """
-
-    ranks: int
-    device: str
-    mpi: str
-    mpiexec: str | None
-    no_launch: bool
-
-
 def examine(
-    wanted: Wanted, met: int | None = None, environ: Mapping[str, str] = os.environ
+    ranks: int,
+    device: str,
+    mpi: str,
+    mpiexec: str | None,
+    *,
+    no_launch: bool,
+    met: int | None = None,
+    environ: Mapping[str, str] = os.environ,
 ) -> Iterator[Finding]:
     """All findings about this host, in the order of the screen.
 
     Args:
-        wanted: the job.
+        ranks: of the whole job.
+        device: auto, cpu or cuda.
+        mpi, mpiexec: as of `launch`.
+        no_launch: start no ranks.
         met: size of the world in which this process has met other ranks; None if it is alone.
         environ: variables of this process.
     """
@@ -280,12 +273,12 @@ def examine(
         installed = pool.submit(nvidia_smi)
         told = {name: each.result() for name, each in probes.items()}
     yield from check_packages(told, minimums())
-    findings, library, mpi = look_at_mpi(wanted, environ)
+    findings, library, launcher = look_at_mpi(mpi, mpiexec, environ)
     yield from findings
     visible = next(((name, environ[name]) for name in VISIBLE_VARIABLES if name in environ), None)
-    yield from check_gpus(wanted.device, installed.result(), told["torch"], visible)
+    yield from check_gpus(device, installed.result(), told["torch"], visible)
     size = launcher_size(environ)
-    here = (local_size(environ) if size else None) or -(-wanted.ranks // allocated_hosts(environ))
+    here = (local_size(environ) if size else None) or -(-ranks // allocated_hosts(environ))
     threads = {name: environ[name] for name in THREAD_VARIABLES if name in environ}
     yield from check_cores(allowed_cores(environ), here, threads)
     yield from check_shared_memory(free_bytes(Path("/dev/shm")), here, library)
@@ -293,11 +286,11 @@ def examine(
         None if limit == resource.RLIM_INFINITY else limit
         for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
     )
-    yield from check_open_files(soft, hard, max(here, wanted.ranks))
+    yield from check_open_files(soft, hard, max(here, ranks))
     if met is not None and size is not None:
         yield check_ranks(met, size)
-    elif mpi is not None and not wanted.no_launch:
-        yield try_ranks(mpi)
+    elif launcher is not None and not no_launch:
+        yield try_ranks(launcher)
 
 
 def probe(name: str) -> dict[str, Any]:
@@ -338,7 +331,7 @@ def nvidia_smi() -> tuple[str, ...]:
 
 
 def look_at_mpi(
-    wanted: Wanted, environ: Mapping[str, str]
+    want: str, mpiexec: str | None, environ: Mapping[str, str]
 ) -> tuple[list[Finding], str, Mpi | None]:
     """Findings about MPI, the library that mpi4py loads, and the launcher that `launch` takes.
 
@@ -355,9 +348,9 @@ def look_at_mpi(
     if launcher_size(environ) is not None:
         return findings, library, None
     try:
-        mpi = find_mpi(wanted.mpi, wanted.mpiexec)
+        mpi = find_mpi(want, mpiexec)
     except CollageError as fault:
-        found, _, fix = str(fault).partition(". What to do: ")
+        found, _, fix = str(fault).partition(FIX)
         fix = fix or "leave --mpiexec out, or name the mpiexec of the MPI that mpi4py loads"
         return [*findings, Finding("launcher", BAD, found, fix)], library, None
     findings.append(Finding("launcher", OK, f"{mpi}: fits the library"))

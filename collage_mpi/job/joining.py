@@ -16,7 +16,7 @@ from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.results import has_run
 from collage_mpi.results.manifest import COMPLETE, compose, recorded_settings
 from collage_mpi.results.writer import differences, refuse_foreign
-from collage_mpi.settings.run_settings import FILE_SETTINGS, RunSettings, with_profile
+from collage_mpi.settings.run_settings import FILE_SETTINGS, RunSettings
 from collage_mpi.shards.source import ReadAs
 from collage_mpi.shards.update import Update
 from collage_mpi.system.printable import counted
@@ -42,7 +42,7 @@ def joined_settings(given: Mapping[str, Any], source: str, world_size: int | Non
     out = given["out"]
     # First check whose folder this is: the run may name a network whose code is imported.
     refuse_foreign(Path(out), given.get("shared_out") == "on")
-    values = {**_known(compose(Path(out))), **with_profile(given, source)}
+    values = {**_known(compose(Path(out))), **given}
     settings = RunSettings.from_mapping(values, f"{out} and {source}")
     if world_size is None or "singles" in given:
         return settings

@@ -23,13 +23,7 @@ from collage_mpi.ledger.records import Run
 from collage_mpi.models import describe
 from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.models.asking import Described, ask
-from collage_mpi.models.info import (
-    Geometry,
-    NetworkInfo,
-    check_fit,
-    check_items,
-    class_mismatch,
-)
+from collage_mpi.models.info import Geometry, NetworkInfo, agreed_names, check_fit, check_items
 from collage_mpi.models.named import PREFIXES, is_foreign, is_function, read_spec
 from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.runtimes import candidates
@@ -345,15 +339,11 @@ def check_without_images(settings: RunSettings, world_size: int) -> dict[str, Ne
 
 def _check_names(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> None:
     """Check the class names that are known without images, and `top_k`, against each other."""
-    lists = [(f"the {kind} network", info.class_names) for kind, info in networks.items()]
-    if settings.class_names_file is not None:
-        path = settings.class_names_file
-        lists.insert(0, (f"--class-names-file {path}", read_class_names(Path(path))))
-    for where, names in lists[1:]:
-        if names != lists[0][1]:
-            raise DataFault(class_mismatch(*lists[0], where, names))
-    if lists:
-        check_top_k(settings, len(lists[0][1]))
+    path = settings.class_names_file
+    given = None if path is None else read_class_names(Path(path))
+    theirs = ((f"the {kind} network", info.class_names) for kind, info in networks.items())
+    names = agreed_names([(f"--class-names-file {path}", given), *theirs])
+    check_top_k(settings, None if names is None else len(names))
 
 
 def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
@@ -379,8 +369,7 @@ def _named_by_file(path: Path, shards: ShardSet, names: tuple[str, ...] | None) 
     """
     given = read_class_names(path)
     where = f"--class-names-file {path}"
-    if names is not None and names != given:
-        raise DataFault(class_mismatch(where, given, "the shards and networks", names))
+    agreed_names([(where, given), ("the shards and networks", names)])
     labels = shards.labels()
     highest = -1 if labels is None else int(labels.max())
     if highest >= len(given):

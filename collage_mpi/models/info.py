@@ -518,12 +518,9 @@ def check_fit(
         _check_images(network, tuple(shape), paths)
         if network.side is not None:
             _check_grid(network, side, cell_px)
-    named = [("the shards", class_names), *((_title(one), one.class_names) for one in found)]
-    known = [(where, tuple(names)) for where, names in named if names]
-    for where, names in known[1:]:
-        if names != known[0][1]:
-            raise DataFault(class_mismatch(*known[0], where, names))
-    return known[0][1] if known else None
+    return agreed_names(
+        [("the shards", class_names), *((_title(one), one.class_names) for one in found)]
+    )
 
 
 def _check_images(network: NetworkInfo, shape: Shape, paths: Sequence[Path | str]) -> None:
@@ -567,12 +564,30 @@ def _remake(paths: Sequence[Path | str], shape: tuple[int, ...]) -> str:
     return f"`{made}` makes shards of that shape, or train a network for this one"
 
 
-def class_mismatch(where: str, names: Sequence[str], elsewhere: str, others: Sequence[str]) -> str:
-    """The message about two lists of class names: their lengths, or the first names that differ."""
-    if len(names) != len(others):
-        return f"{len(names)} classes in {where}, {len(others)} in {elsewhere}; they must agree"
-    first = next(i for i, (a, b) in enumerate(zip(names, others, strict=True)) if a != b)
-    return (
-        f"class {first} is {names[first]!r} in {where} and {others[first]!r} in {elsewhere}; "
-        "they must have the same classes in the same order"
-    )
+def agreed_names(
+    lists: Iterable[tuple[str, Sequence[str] | None]],
+) -> tuple[str, ...] | None:
+    """The class names; None if nobody names them.
+
+    Args:
+        lists: who names them, in words, and the names, if any.
+
+    Raises:
+        DataFault: two lists differ: their lengths, or the first names that do.
+    """
+    known = [(whose, tuple(names)) for whose, names in lists if names]
+    if not known:
+        return None
+    where, names = known[0]
+    for elsewhere, others in known[1:]:
+        if len(names) != len(others):
+            raise DataFault(
+                f"{len(names)} classes in {where}, {len(others)} in {elsewhere}; they must agree"
+            )
+        for number, (name, other) in enumerate(zip(names, others, strict=True)):
+            if name != other:
+                raise DataFault(
+                    f"class {number} is {name!r} in {where} and {other!r} in {elsewhere}; "
+                    "they must have the same classes in the same order"
+                )
+    return names

@@ -318,7 +318,9 @@ def about_answers(manifest: Mapping[str, Any]) -> Json:
 
 def recorded_settings(manifest: Mapping[str, Any]) -> Json:
     """The settings that a run recorded; {} if it recorded none."""
-    return dict(manifest.get("settings") or {})
+    settings = dict(manifest.get("settings") or {})
+    settings.pop("decoder", None)  # which had one value, and is gone
+    return settings
 
 
 def class_name(names: Sequence[str], number: int) -> str | None:

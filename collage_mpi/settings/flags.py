@@ -29,6 +29,7 @@ from collage_mpi.system.fields import (
     setting,
     spellings,
     unit,
+    with_shipped,
 )
 from collage_mpi.system.files import reading, require_regular
 
@@ -101,18 +102,11 @@ class _Lines(argparse.HelpFormatter):
 
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting of a run, and --profile and --settings FILE."""
-    from collage_mpi.settings.run_settings import PROFILE, PROFILES, RunSettings
+    """Add a flag for every setting of a run, and --settings FILE."""
+    from collage_mpi.settings.run_settings import RunSettings
 
     parser.formatter_class = _Lines
     add_settings_file(parser)
-    parser.add_argument(
-        "--" + PROFILE,
-        choices=tuple(PROFILES),
-        default=argparse.SUPPRESS,
-        help="paper: use the layout of the paper in place of the defaults below (docs/schemes.md). "
-        "A setting that is given wins over the profile",
-    )
     add_flags(parser, RunSettings)
 
 
@@ -121,8 +115,10 @@ def add_settings_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--" + SETTINGS,
         metavar="FILE",
+        action="append",
         default=argparse.SUPPRESS,
-        help="file with settings: .toml or .json",
+        help="file with settings: .toml or .json; may be given several times, the last one wins. "
+        "shipped:paper.json is the layout of the paper (docs/schemes.md)",
     )
 
 
@@ -240,7 +236,7 @@ def flags_of(settings: Settings) -> list[str]:
 
 
 def words_of(values: Mapping[str, Any]) -> list[str]:
-    """The flags that give these settings, perhaps with a profile, to a run."""
+    """The flags that give these settings to a run."""
     from collage_mpi.settings.run_settings import RunSettings
 
     specs, words = {spec.name: spec for spec in fields(RunSettings)}, []
@@ -253,7 +249,7 @@ def words_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def given_run(given: Mapping[str, Any]) -> RunSettings:
-    """The settings of a run: defaults, then the profile, then the file, then the flags."""
+    """The settings of a run: defaults, then the files in their order, then the flags."""
     from collage_mpi.settings.run_settings import RunSettings
 
     return RunSettings.from_mapping(*over_file(given, RunSettings))
@@ -261,17 +257,17 @@ def given_run(given: Mapping[str, Any]) -> RunSettings:
 
 def over_file(given: Mapping[str, Any], of: type[Settings]) -> tuple[Values, str]:
     """The given settings, by their names, and their source for messages. Flags override the
-    --settings file.
+    --settings files, and a later file an earlier one.
 
     Args:
         given: the values of the flags.
-        of: the class of the settings, which says how a key of the file may be spelled.
+        of: the class of the settings, which says how a key of a file may be spelled.
     """
-    values = {name: value for name, value in given.items() if name != SETTINGS}
-    if not given.get(SETTINGS):
-        return values, "flags"
-    source = str(given[SETTINGS])
-    return by_name(of, read_settings_file(Path(source)), source) | values, source
+    files, values = given.get(SETTINGS, ()), Values()
+    for file in files:
+        values |= by_name(of, read_settings_file(Path(with_shipped(file))), file)
+    values |= {name: value for name, value in given.items() if name != SETTINGS}
+    return values, ", ".join(files) or "flags"
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """The settings of a run: one typed object, built from parts. The numbers of ranks and copies, and
 which rank holds what, follow from them.
 
-Rules between settings of different parts are here, and the profile `paper`: a named set of
-defaults, which settings of the user override. A run does not record its profile; only the effective
-settings are recorded and compared.
+Rules between settings of different parts are here.
 """
 
 from __future__ import annotations
@@ -34,7 +32,6 @@ from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, KINDS, SINGLE, TABLE
 from collage_mpi.models.info import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.models.named import check_trust, is_foreign, is_function, is_null
-from collage_mpi.removed import removed_setting
 from collage_mpi.settings.stages import (
     AGREE_ON,
     BEST,
@@ -47,7 +44,7 @@ from collage_mpi.settings.stages import (
     read_stages,
 )
 from collage_mpi.system.fields import AUTO, Settings, about, by_name, names, setting
-from collage_mpi.system.printable import counted, shown
+from collage_mpi.system.printable import counted
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 if TYPE_CHECKING:
@@ -158,12 +155,6 @@ class InputSettings(Settings):
         "rank 0 for all workers, ahead of time",
         choices=("rank0", "workers", "auto"),
     )
-    decoder: str = _input(
-        "pillow",
-        "what decodes pictures. pillow: Pillow on the CPU. gpu: not yet",
-        choices=("pillow", "gpu"),
-        hidden=True,  # until there is a choice
-    )
     top_k: int | None = _input(
         None,
         "keep this many classes of each image with their scores, best first, as Parquet files in "
@@ -181,8 +172,6 @@ class InputSettings(Settings):
 
     def _check(self) -> None:
         self.shuffle_seed()
-        if self.decoder == "gpu":
-            raise UsageError("decoder gpu: pictures cannot be decoded on a GPU yet; use pillow")
 
     def picture_shape(self, shape: tuple[int, ...] | None = None) -> tuple[int, int, int]:
         """(H, W, C) to which pictures are converted. `shape`: what the networks need, if known."""
@@ -914,64 +903,6 @@ OPEN_WINDOW, OPEN_WINDOW_A_RANK = 4096, 8
 MAX_ATTEMPTS = 3  # tasks of the main kind that may fail for an image before its error row
 AUDIT_SEED = 0  # of the draw of audited images
 R = TypeVar("R", bound="RunSettings")
-PROFILE = "profile"  # the key, in files and for flags
-
-Json = dict[str, Any]
-
-# Every setting of ranks, acceptance, late images and pace: no default of a later version changes
-# the paper's layout.
-PROFILES: dict[str, Json] = {
-    "paper": {
-        "scheme": "collage",
-        "first": (),
-        "side": 3,
-        "singles": None,
-        "collage_ranks": 1,
-        "assign": "turn",
-        "endgame": "off",
-        "placement": "fixed",
-        "confidence": 0.0,
-        "agree": None,
-        "agree_on": CLASS,
-        "deadline_ms": None,
-        "audit": 0.0,
-        "hedge_ms": None,
-        "linger_ms": None,
-        "rate": None,
-        "arrival_file": None,
-        "between": "carry",
-        "depth": 1,
-        "batch": 1,
-        "credit": 2,
-        "warmup_groups": 2,
-    },
-}
-
-
-def profile_of(given: Mapping[str, Any], source: str) -> Json:
-    """The settings of the profile that the given settings name; {} if they name none.
-
-    Raises:
-        UsageError: there is no such profile.
-    """
-    name = given.get(PROFILE)
-    if name is None:
-        return {}
-    if not isinstance(name, str) or name not in PROFILES:
-        gone = isinstance(name, str) and removed_setting(PROFILE, name)
-        known = f"profile is {shown(name)}; known is {', '.join(PROFILES)}"
-        raise UsageError(f"{source}: {gone or known}")
-    return PROFILES[name]
-
-
-def with_profile(given: Mapping[str, Any], source: str) -> Json:
-    """The given settings, completed by those of the profile that they name.
-
-    Raises:
-        UsageError: there is no such profile.
-    """
-    named = {key: value for key, value in given.items() if key != PROFILE}
-    return {**profile_of(given, source), **named}
 
 
 @dataclass(frozen=True, repr=False)
@@ -1053,26 +984,18 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @classmethod
     def from_mapping(cls: type[R], values: Mapping[str, Any], source: str = "settings") -> R:
-        """Build from plain values; `profile` gives defaults for missing ones. The usual scheme is
-        cascade with `agree`, and none without a collage network.
+        """Build from plain values. The usual scheme is cascade with `agree`, and none without a
+        collage network.
 
         Raises:
-            UsageError: as `Settings.from_mapping`; also for an unknown profile, and for values
-                that contradict the profile.
+            UsageError: as `Settings.from_mapping`.
         """
         values = by_name(cls, values, source)
-        sets = profile_of(values, source)
         if values.get("agree") is not None:
             values = {"scheme": "cascade", **values}
-        elif values.get(SINGLE) and not (values.get(COLLAGE) or values.get(PROFILE)):
+        elif values.get(SINGLE) and not values.get(COLLAGE):
             values = {"scheme": "none", **values}
-        try:
-            return super().from_mapping(with_profile(values, source), source)
-        except UsageError as error:
-            theirs = ", ".join(key for key in sets if key not in values)
-            if not theirs:
-                raise
-            raise UsageError(f"{error} (profile {values[PROFILE]} sets {theirs})") from error
+        return super().from_mapping(values, source)
 
     @classmethod
     def for_world(

@@ -247,7 +247,7 @@ class PictureSource(Source):
     def read_into(self, out: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
         """Read and decode rows; see `Source.read_into`.
 
-        A decoder on a GPU would get all files of a call here. `--decoder gpu` waits for it.
+        A decoder on a GPU would get all files of a call here.
         """
         files = self.files(rows)
         start_ns = time.monotonic_ns()

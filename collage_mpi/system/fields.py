@@ -51,8 +51,7 @@ class About:
         rest: it is all words that follow, whatever they are.
         either: of the settings that share this word, only one may be given.
         shipped: a file, or several, that may be named shipped:NAME.
-        hidden: --help does not list it, because it is for commands that start this one, or has
-            no other value yet.
+        hidden: --help does not list it, because it is for commands that start this one.
     """
 
     help: str
@@ -132,7 +131,7 @@ def with_shipped(value: str) -> str:
     """
     if not value.startswith(SHIPPED):
         return value
-    data = (".h5", ".safetensors", ".npy", ".npz")
+    data = (".h5", ".safetensors", ".npy", ".npz", ".json")
     names = sorted(path.name for path in DATA.iterdir() if path.suffix in data)
     name = value.removeprefix(SHIPPED)
     if "{side}" not in name and name not in names:

@@ -33,6 +33,7 @@ from collage_mpi.shards.readahead import Images
 from collage_mpi.simulation.costs import Costs
 from collage_mpi.simulation.simulator import RANK, SimulatedJob, Simulation
 from collage_mpi.system.backoff import COORDINATOR_BACKOFF, Backoff
+from tests.paper import PAPER
 
 FREE = Costs(receive_ns=0, send_ns=0, encode_ns=0, network_ns=0)
 SESSION, FOREVER_NS = 1, 1 << 62
@@ -49,7 +50,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
 }
 OTHERWISE: dict[str, dict[str, Any]] = {
     "batches": {"batch": 4},
-    "batches in the paper's layout": {"profile": "paper", "batch": 4, "assign": "pull"},
+    "batches in the paper's layout": {**PAPER, "batch": 4, "assign": "pull"},
     "open loop": {"batch": 4, "rate": 80.0},
     "audits": {"batch": 2, "audit": 0.2},
 }

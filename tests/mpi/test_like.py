@@ -30,7 +30,7 @@ def test_a_real_run_and_its_simulation_agree(mpiexec, tmp_path: Path) -> None:
     words += ["--single", "null", "--collage", "null", "--side", "2", "--cost-ratio", "1.2"]
     words += ["--straggler", "pinned", "--straggler-median-ms", "40", "--slow-ranks", "1:4"]
     words += ["--between", "drain"]
-    words += ["--warmup-groups", "1", "--profile", "paper"]
+    words += ["--warmup-groups", "1", "--settings", "shipped:paper.json"]
     done = mpiexec(6, words)
     assert done.returncode == 0, done.stderr
     run = read_results(tmp_path / "run")

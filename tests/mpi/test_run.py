@@ -322,7 +322,7 @@ def test_other_settings_are_refused_and_a_finished_run_stays(mpi, both, tmp_path
 def test_idle_ranks_cost_little(mpiexec, programs, data, tmp_path):
     """The network of one rank waits for two seconds; nine ranks wait for it, without an endgame."""
     job = ["--straggler", "pinned", "--straggler-median-ms", "20", "--slow-ranks", "1:100"]
-    job += ["--profile", "paper"]
+    job += ["--settings", "shipped:paper.json"]
     run = ["run", "--shards", data / "a.h5", *NULL, *job, "--limit", "9", "--scheme", "none"]
     done = mpiexec(11, [programs / "cpu.py", tmp_path, *run, "--out", tmp_path / "o"], env=QUICK)
     assert done.returncode == 0, done.stderr

@@ -34,6 +34,7 @@ from collage_mpi.settings.run_settings import RunSettings, with_accept_of, with_
 from collage_mpi.shards.order import Order, Permutation, Shuffle
 from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system import files
+from tests.paper import PAPER
 
 
 def cascade(**more) -> RunSettings:
@@ -84,7 +85,7 @@ def test_auto_stays_where_the_run_chooses() -> None:
         ({"single": "s", "collage": "c", "first": ["q"], "agree": 0.99}, "cascade", ["q"]),
         ({"single": "s", "collage": "c"}, "collage", []),
         ({"single": "s"}, "none", []),
-        ({"single": "s", "profile": "paper"}, "collage", []),
+        ({"single": "s", **PAPER}, "collage", []),
     ],
 )
 def test_the_usual_scheme_and_its_first_network(given, scheme, first) -> None:

@@ -177,11 +177,7 @@ def words_for(spec: dataclasses.Field) -> tuple[str, ...]:
     return (flag(spec), "w")
 
 
-# The only other value of decoder, gpu, is refused.
-SETTABLE = [spec for spec in dataclasses.fields(RunSettings) if spec.name != "decoder"]
-
-
-@pytest.mark.parametrize("spec", SETTABLE, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", dataclasses.fields(RunSettings), ids=lambda spec: spec.name)
 def test_each_setting_that_map_takes_reaches_the_run(spec, started):
     words, needs = words_for(spec), NEEDS.get(spec.name, ())
     if spec.name in NOT_OF_MAP:

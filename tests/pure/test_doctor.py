@@ -27,7 +27,7 @@ from collage_mpi.doctor.examine import (
 )
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.launch.ending import TIME_LIMIT, Ending
-from collage_mpi.launch.mpiexec import Mpi, NoLauncher
+from collage_mpi.launch.mpiexec import FIX, Mpi
 
 MPICH = Mpi(Path("/v/bin/mpiexec"), "mpich", "5.0.2")
 OPENMPI = Mpi(Path("/usr/bin/mpiexec"), "openmpi", "4.1.4")
@@ -179,8 +179,7 @@ def looked(monkeypatch, environ=(), library="MPICH 5.0.2", found=MPICH, typed=MP
     monkeypatch.setattr(looks, "mpi4py_library", lambda: answer(library))
     monkeypatch.setattr(looks, "find_mpi", lambda *_: answer(found))
     monkeypatch.setattr(looks, "inspect_launcher", lambda _: typed)
-    wanted = looks.Wanted(11, "auto", "auto", None, no_launch=False)
-    findings, name, mpi = looks.look_at_mpi(wanted, dict(environ))
+    findings, name, mpi = looks.look_at_mpi("auto", None, dict(environ))
     return [finding for finding in findings if finding.verdict != OK], name, mpi
 
 
@@ -197,7 +196,9 @@ def test_a_library_that_cannot_be_loaded_is_told_with_the_variables_that_choose_
 
 
 def test_a_launcher_that_does_not_fit_is_told_as_launch_tells_it(monkeypatch):
-    (finding,), _, mpi = looked(monkeypatch, found=NoLauncher("every rank would be 0", "do this"))
+    (finding,), _, mpi = looked(
+        monkeypatch, found=EnvironmentFault(f"every rank would be 0{FIX}do this")
+    )
     assert finding == Finding("launcher", BAD, "every rank would be 0", "do this")
     assert mpi is None
 
@@ -210,7 +211,7 @@ def test_another_mpis_mpiexec_on_path_is_a_warning(monkeypatch):
 
 
 def test_a_rank_starts_no_further_ranks(monkeypatch):
-    launcher = looked(monkeypatch, {"PMI_RANK": "0", "PMI_SIZE": "3"}, found=NoLauncher("", ""))
+    launcher = looked(monkeypatch, {"PMI_RANK": "0", "PMI_SIZE": "3"}, found=EnvironmentFault(FIX))
     assert launcher == ([], "MPICH 5.0.2", None)
 
 

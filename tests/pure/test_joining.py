@@ -229,6 +229,16 @@ def test_a_place_that_cannot_be_written_is_named(
         check_place(tmp_path / "rows", shared=False)
 
 
+def test_a_run_that_recorded_the_setting_decoder_is_joined(
+    tmp_path: Path, ask: Callable[..., Json]
+) -> None:
+    recorded = ask()
+    recorded["settings"]["decoder"] = "pillow"
+    SoleWriter(tmp_path / "run", recorded).close("incomplete")
+    joined_settings({"out": str(tmp_path / "run")}, "flags", None)
+    assert differences(recorded, ask()) == []
+
+
 def test_what_does_not_change_rows_may_change(ask: Callable[..., Json]) -> None:
     before = ask()
     free = {"singles": 2, "collage_ranks": 2, "device": "cpu"}

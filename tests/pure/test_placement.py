@@ -169,7 +169,6 @@ def test_the_ranks_of_a_cascade_hold_both_networks_and_any_number_will_do():
     ("settings", "said"),
     [
         ({"assign": "turn"}, "assign is turn with scheme cascade; it takes: pull"),
-        ({"profile": "paper"}, r"assign is turn .* \(profile paper sets"),
         ({"save": "embeddings"}, "save is embeddings with scheme cascade"),
     ],
 )

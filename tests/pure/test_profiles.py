@@ -1,4 +1,5 @@
-"""The profile `paper`: what it sets, that what a user gives wins, how runs that go on take it."""
+"""The file of the paper's layout: what it sets, that what a user gives wins, how runs that go on
+take it."""
 
 from __future__ import annotations
 
@@ -9,19 +10,14 @@ from pathlib import Path
 import pytest
 
 from collage_mpi.cli import main
-from collage_mpi.errors import UsageError
 from collage_mpi.job.joining import joined_settings
 from collage_mpi.results.manifest import compose
 from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
-from collage_mpi.settings.run_settings import (
-    PROFILES,
-    PaceSettings,
-    RedundancySettings,
-    RunSettings,
-)
+from collage_mpi.settings.run_settings import PaceSettings, RedundancySettings, RunSettings
 from collage_mpi.simulation.runs import run_job, simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
 from collage_mpi.system.fields import names
+from tests.paper import PAPER, paper
 
 
 def parse(*argv: str) -> RunSettings:
@@ -30,50 +26,28 @@ def parse(*argv: str) -> RunSettings:
     return given_run(vars(made.parse_args(argv)))
 
 
-def paper(**given) -> RunSettings:
-    return RunSettings.from_mapping({"profile": "paper", **given})
-
-
 def test_paper_sets_every_setting_of_the_schedule_and_no_other():
     """So no later default changes it."""
-    sets = PROFILES["paper"]
-    assert set(sets) == {*names(RedundancySettings), *names(PaceSettings)}
-    assert paper() == replace(RunSettings(), **sets)
+    assert PAPER.keys() == {*names(RedundancySettings), *names(PaceSettings)}
+    assert parse("--settings", "shipped:paper.json") == replace(RunSettings(), **PAPER)
     assert parse() == RunSettings()
 
 
-def test_flags_win_over_the_file_and_the_file_over_the_profile(tmp_path):
+def test_flags_win_over_files_and_a_file_over_those_before_it(tmp_path):
     file = tmp_path / "job.toml"
-    file.write_text('profile = "paper"\nbatch = 4\nassign = "turn"\n')
-    found = parse("--settings", str(file), "--assign", "pull")
+    file.write_text('batch = 4\nassign = "turn"\n')
+    files = "--settings", "shipped:paper.json", "--settings", str(file)
+    found = parse(*files, "--assign", "pull")
     assert (found.endgame, found.batch, found.assign) == ("off", 4, "pull")
 
 
-def test_what_is_given_wins_where_it_is_the_default_too():
-    assert paper(assign="pull", endgame="on").assign == "pull"
-
-
-@pytest.mark.parametrize("value", ["fast", 3, ["paper"]])
-def test_an_unknown_profile_names_the_known(value):
-    with pytest.raises(UsageError, match=r"job: profile is .*known is paper"):
-        RunSettings.from_mapping({"profile": value}, "job")
-
-
-def test_a_profile_that_was_removed_says_what_to_use(tmp_path, capsys):
+def test_a_profile_says_what_to_use(tmp_path, capsys):
     file = tmp_path / "job.toml"
-    file.write_text('profile = "throughput"\n')
+    file.write_text('profile = "paper"\n')
     assert main(["run", "--settings", str(file), "--dry-run"]) == 2
     with pytest.raises(SystemExit):
-        main(["run", "--profile", "throughput"])
-    assert capsys.readouterr().err.count("use --batch auto") == 2
-
-
-def test_a_clash_says_what_the_profile_sets():
-    with pytest.raises(UsageError, match=r"profile paper sets .*side"):
-        paper(window=8)
-    with pytest.raises(UsageError) as plain:
-        paper(side=99)
-    assert "side is 99" in str(plain.value)
+        main(["run", "--profile", "paper"])
+    assert capsys.readouterr().err.count("use --settings shipped:paper.json") == 2
 
 
 def test_a_launch_from_a_program_passes_the_effective_settings_on():
@@ -86,9 +60,9 @@ def test_the_same_command_goes_on_with_its_run(tmp_path):
     run_job(SimulatedJob(replace(run, out=out), 90))
     recorded = compose(Path(out))["settings"]
     assert recorded == {**run.to_dict(), "out": out}
-    given = {"out": out, "profile": "paper", "scheme": "none", "batch": 2}
+    given = {**PAPER, "out": out, "scheme": "none", "batch": 2}
     assert joined_settings(given, "flags", 10).digest() == run.digest()
-    assert joined_settings({"out": out, "profile": "paper"}, "flags", 11).batch == 1
+    assert joined_settings({**PAPER, "out": out}, "flags", 11).batch == 1
 
 
 @pytest.mark.parametrize("scheme", ["none", "collage", "hedge"])

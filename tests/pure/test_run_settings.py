@@ -389,9 +389,3 @@ def test_run_s_help_begins_with_what_is_needed(capsys):
 )
 def test_flags_made_of_settings_give_them_again(settings):
     assert parse(*flags_of(settings)) == settings
-
-
-def test_a_decoder_that_is_not_there_yet_is_refused() -> None:
-    assert RunSettings(decoder="pillow").decoder == "pillow"
-    with pytest.raises(UsageError, match="on a GPU yet; use pillow"):
-        RunSettings(decoder="gpu")

@@ -1,4 +1,4 @@
-"""Simulated runs that are kept: `--profile paper` schedules as it did, byte for byte.
+"""Simulated runs that are kept: the layout of the paper schedules as it did, byte for byte.
 
 `fixtures/simulated_0_1_0/rows.npz` holds the rows that an early version simulated for each case of
 cases.json (numpy 2; no costs of rank 0). It wrote a service time as a delay after the computation,
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
+from tests.paper import paper
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "simulated_0_1_0"
 KEPT = json.loads((FOLDER / "cases.json").read_text())
@@ -27,7 +27,7 @@ KEYS = {"images": ["group", "cell"], "groups": ["group"], "tasks": ["sent_ns", "
 @pytest.mark.parametrize("name", CASES)
 def test_rows_are_those_that_are_kept(name: str) -> None:
     case = CASES[name]
-    settings = RunSettings.from_mapping({"profile": "paper", **case["settings"]})
+    settings = paper(**case["settings"])
     run = simulate_in_memory(SimulatedJob(settings, case["images"]))
     with np.load(FOLDER / "rows.npz") as kept:
         for table in ("images", "groups", "tasks"):

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 37_515, "analysis": 5_598, "tests": 51_987}
-GUIDE_WORDS = 18_612  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 6_459
+LINES = {"collage_mpi": 37_454, "analysis": 5_599, "tests": 51_977}
+GUIDE_WORDS = 18_614  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 6_457
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
