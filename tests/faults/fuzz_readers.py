@@ -381,12 +381,12 @@ def _other_columns(rng: random.Random, raw: bytes) -> bytes:
 
 def _tables(folder: Path) -> list[Reader]:
     """Text of other programs: names of classes, numbers of images, a file of checksums."""
-    from collage_mpi.commands.parser import ClassNamesArguments
+    from collage_mpi.prep.arguments import PrepArguments
     from collage_mpi.shards.order import read_numbers
     from collage_mpi.shards.schema import read_sidecar, sidecar_path
 
     def names(path: Path) -> None:
-        ClassNamesArguments(class_names_file=path).names()
+        PrepArguments(out=path, class_names_file=path).names()
 
     shard = folder / "beside.h5"
     line = f"{'ab' * 32}  beside.h5\n".encode()
