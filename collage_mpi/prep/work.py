@@ -73,6 +73,7 @@ from collage_mpi.shards.schema import (
     ArrayLayout,
     ShardInfo,
     chunk_rows,
+    class_numbers,
     label_problem,
     read_sidecar,
     sha256_of,
@@ -839,68 +840,21 @@ def to_pixels(block: np.ndarray, bounds: tuple[float, float], rows: np.ndarray) 
     return np.rint((block.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
 
 
-def to_labels(
-    values: np.ndarray, names: tuple[str, ...] | None
-) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Convert labels to class numbers. They may be whole numbers, one-hot rows or names.
-
-    Args:
-        values: (n,), (n, 1), (n, 1, 1, 1) or (n, classes).
-        names: the classes in order, if known.
-
-    Returns:
-        (n,) int64, and the class names. If the labels are names whose order is unknown, they are
-        sorted.
-
-    Raises:
-        DataFault: the values have another form.
-    """
-    values = squeezed(values)
-    if values.ndim == 2 and values.dtype.kind in "biuf":
-        ones = (values == 1).sum(axis=1) == 1
-        if not (ones & ((values != 0).sum(axis=1) == 1)).all():
-            raise DataFault(f"labels of shape {values.shape} are not one-hot")
-        return values.argmax(axis=1).astype(np.int64), names
-    if values.ndim == 1 and values.dtype.kind in "OSU":
-        texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.tolist()]
-        known = tuple(sorted(set(texts))) if names is None else names
-        unknown = set(texts) - set(known)
-        if unknown:
-            raise DataFault(f"label {min(unknown)!r} is none of the {len(known)} classes named")
-        numbers = {name: number for number, name in enumerate(known)}
-        return np.array([numbers[text] for text in texts], dtype=np.int64), known
-    if values.ndim == 1 and values.dtype.kind in "biuf":
-        whole = values.astype(np.int64)
-        if (whole == values).all():
-            return whole, names
-    raise DataFault(
-        f"labels are {values.dtype} {values.shape}; needed: whole numbers, names, or one-hot rows"
-    )
-
-
 def labels_for(
     count: int, values: np.ndarray, names: tuple[str, ...] | None, where: str
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Like `to_labels`, with a check that there are `count` labels and that they are in range.
+    """Like `class_numbers`, with a check that there are `count` labels.
 
     Args:
         where: names the source of the labels in messages.
     """
     try:
-        labels, names = to_labels(values.reshape(-1) if values.size == count else values, names)
+        labels, names = class_numbers(values.reshape(-1) if values.size == count else values, names)
     except DataFault as fault:
         raise DataFault(f"{where}: {fault}") from fault
     if len(labels) != count:
         raise DataFault(f"{where}: {len(labels)} labels for {count} images")
-    wrong = label_problem(labels, names)
-    if wrong:
-        raise DataFault(f"{where}: {wrong}")
     return labels, names
-
-
-def squeezed(values: np.ndarray) -> np.ndarray:
-    """(n, 1, ..., 1) -> (n,). Other shapes are unchanged."""
-    return values.reshape(-1) if values.ndim > 1 and values.size == len(values) else values
 
 
 def read_labels(text: str) -> np.ndarray:

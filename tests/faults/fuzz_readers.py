@@ -29,7 +29,7 @@ from collage_mpi.job.joining import joined_settings
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.gate import tensor_files
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
-from collage_mpi.prep.work import read_idx, read_labels, to_labels
+from collage_mpi.prep.work import read_idx, read_labels
 from collage_mpi.report.page import render_page
 from collage_mpi.results import export_run, read_results, render_summary, summarise, verify_run
 from collage_mpi.results.columns import parquet_bytes
@@ -37,6 +37,7 @@ from collage_mpi.results.slow_ranks import trace_of
 from collage_mpi.rows import IMAGES, STORED
 from collage_mpi.settings.flags import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.schema import class_numbers
 from collage_mpi.simulation.costs import costs_of
 from collage_mpi.slurm import SlurmSettings, render
 from collage_mpi.workload.arrivals import load_trace
@@ -241,7 +242,7 @@ def _arrays(folder: Path) -> list[Reader]:
 
 
 def _labels(path: Path) -> None:
-    to_labels(read_labels(str(path)), None)
+    class_numbers(read_labels(str(path)), None)
 
 
 def _npy_header(rng: random.Random, raw: bytes) -> bytes:

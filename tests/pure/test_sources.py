@@ -195,7 +195,7 @@ def test_other_content_has_another_fingerprint(kind, tmp_path, files) -> None:
 
 def test_a_source_above_the_limit_is_known_by_names_and_sizes(tmp_path, files, monkeypatch) -> None:
     monkeypatch.setattr("collage_mpi.shards.source.HASH_LIMIT_BYTES", 10)
-    monkeypatch.setattr("collage_mpi.shards.parquet.HASH_LIMIT_BYTES", 10)
+    monkeypatch.setattr("collage_mpi.shards.tables.HASH_LIMIT_BYTES", 10)
     for kind in ("folder", "tar", "parquet"):
         path = source(kind, tmp_path, files)
         with read(path) as found:
