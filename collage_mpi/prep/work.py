@@ -42,7 +42,7 @@ from collage_mpi.prep.arguments import (
     ShardsArguments,
     TarArguments,
 )
-from collage_mpi.shards.foreign import (
+from collage_mpi.shards.guard import (
     H5_LOCK,
     NO_LABELS,
     ForeignFault,
@@ -53,9 +53,9 @@ from collage_mpi.shards.foreign import (
     named_faults,
     only_axes,
     open_file,
+    opened,
     what,
 )
-from collage_mpi.shards.guard import opened
 from collage_mpi.shards.inputs import expand_paths, ids_of
 from collage_mpi.shards.listing import list_folder, list_tars
 from collage_mpi.shards.members import Listing, Member, Texts, read_member

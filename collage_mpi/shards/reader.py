@@ -27,8 +27,7 @@ from collage_mpi.errors import (
     ShardFault,
     UsageError,
 )
-from collage_mpi.shards.foreign import cause_of
-from collage_mpi.shards.guard import first_of, verify_shard
+from collage_mpi.shards.guard import cause_of, first_of, verify_shard
 from collage_mpi.shards.inputs import (
     examine,
     expand_paths,

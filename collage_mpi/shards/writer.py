@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.shards.foreign import H5_LOCK, FileToWrite, create_file, text_array
+from collage_mpi.shards.guard import H5_LOCK, FileToWrite, create_file, text_array
 from collage_mpi.shards.schema import (
     DTYPES,
     FORMAT,

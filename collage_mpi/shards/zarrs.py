@@ -17,7 +17,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 from collage_mpi.plugins import optional
-from collage_mpi.shards.foreign import (
+from collage_mpi.shards.guard import (
     are_items,
     axes_of,
     named_faults,

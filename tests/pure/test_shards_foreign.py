@@ -18,8 +18,7 @@ from test_shards_readahead import take
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.shards import ReadAhead, ShardSet, inspect_shard, verify_shard, write_shard
-from collage_mpi.shards.foreign import stored_in_full
-from collage_mpi.shards.guard import inspect_here, verify_here
+from collage_mpi.shards.guard import inspect_here, stored_in_full, verify_here
 from collage_mpi.shards.inputs import ids_of
 from collage_mpi.shards.source import ANY_ITEMS
 

@@ -17,8 +17,7 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.rows import reason_bytes
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
-from collage_mpi.shards.foreign import cause_of
-from collage_mpi.shards.guard import inspect_here
+from collage_mpi.shards.guard import cause_of, inspect_here
 from collage_mpi.shards.order import BLOCK, Order, Shuffle
 from collage_mpi.shards.readahead import ImageParts
 
