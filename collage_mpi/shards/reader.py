@@ -49,7 +49,7 @@ from collage_mpi.shards.source import (
     ReadMeter,
     Source,
 )
-from collage_mpi.shards.update import Update, Updated, compare, differences, update
+from collage_mpi.shards.update import Update, compare, differences, update
 from collage_mpi.system.environment import local_size, threads_per_rank
 from collage_mpi.system.printable import storable
 
@@ -75,13 +75,6 @@ class Growth:
     removed: int = 0
     renamed: bool = False
     lines: list[str] = field(default_factory=list)
-
-    def add(self, found: Updated, at: np.ndarray) -> None:
-        """Add what an update does with a source. `at`: (n,) global indices of its known rows."""
-        self.again += at[found.again].tolist()
-        self.touched += at[found.touched].tolist()
-        self.removed += found.removed
-        self.renamed |= found.renamed
 
 
 class ShardSet:
@@ -574,8 +567,11 @@ def as_before(
             growth.lines.append(f"{line} when it is complete")
         found = update(str(info.path), old, now, asked if complete else None)
         if complete:
-            at = [np.arange(*starts[number : number + 2]) for number in numbers]
-            growth.add(found, np.concatenate(at))
+            at = np.concatenate([np.arange(*starts[number : number + 2]) for number in numbers])
+            growth.again += at[found.again].tolist()
+            growth.touched += at[found.touched].tolist()
+            growth.removed += found.removed
+            growth.renamed |= found.renamed
         first = 0
         for number in numbers:
             count = known[number]["count"]
@@ -591,7 +587,8 @@ def as_before(
         elif by_content[entry["fingerprint"]]:
             infos[number] = _fitted(by_content[entry["fingerprint"]].popleft(), entry)
         else:
-            stand_in = _same_name(bad, entry)
+            name = Path(entry.get("path") or "").name
+            stand_in = next((one for one in bad if storable(one.path.name) == name), None)
             if stand_in is None:
                 return shards
             bad.remove(stand_in)
@@ -668,11 +665,6 @@ def _listed(info: ShardInfo, members: MemberIndex, fingerprint: str) -> ShardInf
 def _fitted(info: ShardInfo, entry: Mapping[str, Any]) -> ShardInfo:
     fit = parse_fit(entry["fit"]) if entry.get("fit") else None
     return info.fitted(fit) if fit is not None and fit.shape == info.shape else info
-
-
-def _same_name(bad: Sequence[BadShard], entry: Mapping[str, Any]) -> BadShard | None:
-    name = Path(entry.get("path") or "").name
-    return next((shard for shard in bad if storable(shard.path.name) == name), None)
 
 
 def _unreadable(like: ShardInfo, bad: BadShard, entry: Mapping[str, Any]) -> ShardInfo:
