@@ -64,6 +64,7 @@ from collage_mpi.shards.pictures import (
     TooSmall,
     UnreadablePicture,
     fit_pixels,
+    is_enlarged,
     picture_pixels,
 )
 from collage_mpi.shards.reader import ShardSet
@@ -372,20 +373,39 @@ def make_shard(job: ShardJob, advance: Callable[[int], None] = lambda n: None) -
         return ShardReport(job.path, False, images, bad, 0)
     unreadable: list[tuple[str, str]] = []
     bytes_in = small = 0
-    shape = job.args.picture_fit().shape
+    args, fit = job.args, job.args.picture_fit()
     made = ShardWriter(
         job.path,
-        shape,
-        rows_per_chunk=chunk_rows(math.prod(shape), len(job.members)),
+        fit.shape,
+        rows_per_chunk=chunk_rows(math.prod(fit.shape), len(job.members)),
         class_names=job.class_names,
-        source=job.args.source or "",
+        source=args.source or "",
         recipe=job.digest,
     )
     with writing(job.path), made as writer:
         for start in range(0, len(job.members), BATCH_PICTURES):
             members = job.members[start : start + BATCH_PICTURES]
-            nbytes, found = _append(writer, members, job, unreadable)
-            bytes_in, small = bytes_in + nbytes, small + found
+            good: list[Member] = []
+            pixels: list[np.ndarray] = []
+            for member in members:
+                try:
+                    data = read_member(member)
+                    bytes_in += len(data)
+                    pixels.append(picture_pixels(data, fit, enlarge=args.enlarge))
+                except UnreadablePicture as fault:
+                    if args.unreadable == "stop":
+                        raise DataFault(
+                            f"{member.id}: {fault}. Repair or remove it, or leave unreadable "
+                            "pictures out with --unreadable skip"
+                        ) from fault
+                    small += isinstance(fault, TooSmall)
+                    unreadable.append((member.id, str(fault)))
+                else:
+                    small += args.enlarge and is_enlarged(data, fit)
+                    good.append(member)
+            if good:
+                labels = [member.label for member in good if member.label is not None] or None
+                writer.append(np.stack(pixels), labels, [member.id for member in good])
             advance(len(members))
         _list_unreadable(job, unreadable)
         if writer.count == 0:
@@ -430,49 +450,6 @@ def sweep_drafts(path: Path) -> None:
     if path.parent.is_dir():
         beside = "|".join(re.escape(name.name) for name in names_of(path))
         remove_leftovers(path.parent, beside)
-
-
-def _append(
-    writer: ShardWriter,
-    members: Sequence[Member],
-    job: ShardJob,
-    unreadable: list[tuple[str, str]],
-) -> tuple[int, int]:
-    """Read, decode and append pictures. Returns the bytes read and the number of small pictures.
-
-    Raises:
-        DataFault: a picture is unreadable, and the recipe says "stop".
-    """
-    fit = job.args.picture_fit()
-    good: list[Member] = []
-    pixels: list[np.ndarray] = []
-    nbytes = small = 0
-    for member in members:
-        try:
-            data = read_member(member)
-            nbytes += len(data)
-            try:
-                pixels.append(picture_pixels(data, fit, enlarge=False))
-            except TooSmall:
-                small += 1
-                if not job.args.enlarge:
-                    raise
-                pixels.append(picture_pixels(data, fit))
-        except UnreadablePicture as fault:
-            if job.args.unreadable == "stop":
-                raise DataFault(
-                    f"{member.id}: {fault}. Repair or remove it, or leave unreadable pictures out "
-                    "with --unreadable skip"
-                ) from fault
-            unreadable.append((member.id, str(fault)))
-            continue
-        good.append(member)
-    if not good:
-        return nbytes, small
-    labels = [member.label for member in good if member.label is not None] or None
-    ids = [member.id for member in good]
-    writer.append(np.stack(pixels), labels, ids)
-    return nbytes, small
 
 
 def _list_unreadable(job: ShardJob, unreadable: Sequence[tuple[str, str]]) -> None:

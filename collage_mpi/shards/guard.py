@@ -702,26 +702,22 @@ def _text(value: Any) -> str:
 
 
 def _row_problems(file: Any, about: ShardInfo) -> list[str]:
+    """Lines about rows whose checksum does not match, and about labels out of range."""
+    bad: list[int] = []
     try:
         labels = file["labels"][...] if about.has_labels else None  # (n,) int64
-        problems = _bad_rows(file, labels)
+        rows, stored = file["images"], file["crc32"][...]
+        block = max(1, BLOCK_BYTES // (rows.dtype.itemsize * math.prod(rows.shape[1:])))
+        for start in range(0, len(rows), block):
+            some = slice(start, start + block)
+            tags = None if labels is None else labels[some]
+            wrong = np.flatnonzero(rows_crc32(rows[some], tags) != stored[some])
+            bad.extend((wrong + start).tolist())
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         return [f"rows cannot be read ({type(error).__name__}: {error})"]
-    wrong = None if labels is None else label_problem(labels, about.class_names)
-    return [*problems, wrong] if wrong else problems
-
-
-def _bad_rows(file: Any, labels: np.ndarray | None) -> list[str]:
-    """Lines about rows whose checksum does not match. `labels`: (n,) int64, or None."""
-    rows, stored = file["images"], file["crc32"][...]
-    block = max(1, BLOCK_BYTES // (rows.dtype.itemsize * int(np.prod(rows.shape[1:]))))
-    bad: list[int] = []
-    for start in range(0, len(rows), block):
-        pixels = rows[start : start + block]  # (b, H, W, C) uint8
-        tags = None if labels is None else labels[start : start + block]
-        wrong = np.flatnonzero(rows_crc32(pixels, tags) != stored[start : start + block])
-        bad.extend((wrong + start).tolist())
-    return first_of([f"row {row}: checksum does not match its pixels and label" for row in bad])
+    problems = first_of([f"row {n}: checksum does not match its pixels and label" for n in bad])
+    out = None if labels is None else label_problem(labels, about.class_names)
+    return [*problems, out] if out else problems
 
 
 def first_of(lines: list[str]) -> list[str]:

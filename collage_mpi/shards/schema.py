@@ -157,14 +157,6 @@ class ShardInfo:
         return read_record(cls, record, lambda _, path: path_of(path))
 
 
-@dataclass(frozen=True)
-class BadShard:
-    """A shard of the input that cannot be read. `reason` is a message that names the file."""
-
-    path: Path
-    reason: str
-
-
 def split_part(path: Path) -> tuple[Path, str]:
     """Split `FILE::PART` into the file and the part; the part is "" if there is none."""
     file, mark, part = str(path).partition(PART_MARK)

@@ -332,7 +332,7 @@ def test_a_file_that_is_cut_off_is_a_bad_source_and_the_others_are_read(
     paths = [path, cut]
     with ShardSet.open(paths, skip_bad=True, read_as=AS) as found:
         assert len(found) == COUNT
-        assert [bad.path for bad in found.bad] == [cut]
+        assert [*found.bad] == [cut]
 
 
 def replaced(path: Path, new: bytes) -> None:
