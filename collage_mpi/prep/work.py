@@ -366,11 +366,10 @@ def make_shard(job: ShardJob, advance: Callable[[int], None] = lambda n: None) -
         EnvironmentFault: a shard of another recipe exists, or the shard cannot be written.
     """
     sweep_drafts(job.path)
-    if is_finished(job):
+    images = finished_images(job)
+    if images is not None:
         advance(len(job.members))
-        images = int(_attribute(job.path, "count"))
-        bad = len(job.members) - images
-        return ShardReport(job.path, False, images, bad, 0)
+        return ShardReport(job.path, False, images, len(job.members) - images, 0)
     unreadable: list[tuple[str, str]] = []
     bytes_in = small = 0
     args, fit = job.args, job.args.picture_fit()
@@ -419,30 +418,32 @@ def make_shard(job: ShardJob, advance: Callable[[int], None] = lambda n: None) -
     return ShardReport(job.path, True, images, len(unreadable), bytes_in, small)
 
 
-def is_finished(job: ShardJob) -> bool:
-    """Whether the shard exists, is undamaged, and was made by this recipe. A shard that is damaged
-    or has no SHA-256 file is removed.
+def finished_images(job: ShardJob) -> int | None:
+    """The number of images of a shard that exists, is undamaged, and was made by this recipe; None
+    if it must be made. A shard that is damaged or has no SHA-256 file is removed.
 
     Raises:
         EnvironmentFault: the shard is undamaged but was made by another recipe, and
             --overwrite is not given.
     """
     if not job.path.exists():
-        return False
+        return None
     try:
         whole = read_sidecar(job.path) == sha256_of(job.path)
     except DataFault:
         whole = False
-    found = _attribute(job.path, "recipe") if whole else ""
-    if found == job.digest:
-        return True
+    if whole:
+        with H5_LOCK, open_file(job.path) as file:
+            found = file.attrs.get("recipe", b"")
+            if found in (job.digest, job.digest.encode()):
+                return int(file.attrs["count"])
     if whole and not job.args.overwrite:
         raise EnvironmentFault(
             f"{job.path}: exists and was made with other settings or from other files. Give "
             "another --out or --prefix, or --overwrite to replace it."
         )
     remove_shard(job.path)
-    return False
+    return None
 
 
 def sweep_drafts(path: Path) -> None:
@@ -465,13 +466,6 @@ def _list_unreadable(job: ShardJob, unreadable: Sequence[tuple[str, str]]) -> No
 
 def _cell(text: str) -> str:
     return text.encode("unicode_escape").decode() if not text.isprintable() else text
-
-
-def _attribute(path: Path, name: str) -> str:
-    """An attribute of a shard whose SHA-256 was verified; "" if it has none."""
-    with H5_LOCK, open_file(path) as file:
-        value = file.attrs.get(name, "")
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def make_shards(
@@ -936,12 +930,7 @@ def _parse(stream: BinaryIO, path: Path) -> np.ndarray:
         raise DataFault(f"{path}: ends inside its header")
     shape = tuple(np.frombuffer(sizes, dtype=">u4").tolist())
     dtype = np.dtype(DTYPES[magic[2]])
-    body = _read_exactly(stream, math.prod(shape) * dtype.itemsize, path, shape)
-    return np.frombuffer(body, dtype=dtype).reshape(shape).astype(dtype.newbyteorder("="))
-
-
-def _read_exactly(stream: BinaryIO, needed: int, path: Path, shape: tuple[int, ...]) -> bytearray:
-    body = bytearray()
+    needed, body = math.prod(shape) * dtype.itemsize, bytearray()
     while len(body) <= needed:
         block = stream.read(min(BLOCK_BYTES, needed + 1 - len(body)))
         if not block:
@@ -953,4 +942,4 @@ def _read_exactly(stream: BinaryIO, needed: int, path: Path, shape: tuple[int, .
             f"{path}: the header says {shape}, which is {needed:,} bytes of values; the file "
             f"has {found}. Fetch it again."
         )
-    return body
+    return np.frombuffer(body, dtype=dtype).reshape(shape).astype(dtype.newbyteorder("="))
