@@ -67,22 +67,6 @@ class Images:
         return len(self.index)
 
 
-@dataclass(frozen=True)
-class ImageParts:
-    """The parts of each image that are read.
-
-    Attributes:
-        shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8, makes cells; None for a job without
-            collages.
-        pixels: read pixels. If False, only the labels are read, and rows are not checked.
-        files: keep an encoded image as a file, unless the file is larger than the pixels.
-    """
-
-    shrink: Callable[[np.ndarray], np.ndarray] | None = None
-    pixels: bool = True
-    files: bool = False
-
-
 class ReadAhead:
     """Reads images of `order` in a thread, up to `batch * ahead` in advance, and at most
     AHEAD_BYTES of pixels.
@@ -95,12 +79,15 @@ class ReadAhead:
             positions, or if `growing` of the added ones.
         batch: images read at a time.
         ahead: batches kept ready.
-        parts: the parts of each image to read.
+        shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8, makes cells; None for a job without
+            collages.
+        pixels: read pixels. If False, only the labels are read, and rows are not checked.
+        files: keep an encoded image as a file, unless the file is larger than the pixels.
         growing: begin without images; positions are added by `add` until `close`.
         first: position in the run of the first image of `order`.
 
     Attributes:
-        parts: as above.
+        files: as above.
         remaining: number of images that are not taken yet.
         ready: number of images that can be taken now without waiting.
         cells_ns: time that the thread spent on making cells.
@@ -112,14 +99,18 @@ class ReadAhead:
         order: Order | np.ndarray | Sequence[int],
         batch: int = 64,
         ahead: int = 4,
-        parts: ImageParts = ImageParts(),
+        *,
+        shrink: Callable[[np.ndarray], np.ndarray] | None = None,
+        pixels: bool = True,
+        files: bool = False,
         growing: bool = False,
         first: int = 0,
     ) -> None:
         if batch < 1 or ahead < 1:
             raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
         self.cells_ns = 0
-        self.parts = parts
+        self.files = files
+        self._shrink, self._pixels = shrink, pixels
         self._shards = shards
         self._order = order if isinstance(order, Order) else Order.of_list(order)
         self._ranges: deque[Range] = deque()  # positions whose images are not asked for yet
@@ -130,7 +121,7 @@ class ReadAhead:
         if not growing:
             self._ranges.append((0, len(order)))
             self.remaining = len(order)
-        if parts.pixels:
+        if pixels:
             item_bytes = math.prod(shards.shape) * np.dtype(shards.dtype).itemsize
             batch = max(1, min(batch, AHEAD_BYTES // (ahead * max(1, item_bytes))))
         self._batch = batch
@@ -283,15 +274,15 @@ class ReadAhead:
     def _read(self, positions: np.ndarray, chosen: np.ndarray) -> Images:
         pixels = cells = files = None
         good = np.ones(len(chosen), bool)
-        if not self.parts.pixels:
+        if not self._pixels:
             labels = self._shards.labels_at(chosen)
-        elif self.parts.files:
+        elif self.files:
             files, pixels, labels, good = self._as_stored(chosen)
         else:
             pixels, labels, good = self._shards.read_checked(chosen)
             if pixels.dtype != np.uint8:
                 pixels = pixels.view(np.uint8)  # items travel as bytes until the network gets them
-            start_ns, shrink = time.monotonic_ns(), self.parts.shrink
+            start_ns, shrink = time.monotonic_ns(), self._shrink
             cells = None if shrink is None else shrink(pixels)
             self.cells_ns += time.monotonic_ns() - start_ns
         placed = np.zeros(len(chosen), PLACED)
