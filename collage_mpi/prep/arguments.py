@@ -230,11 +230,10 @@ class ShardsArguments(ResizeArguments):
     """The arguments of `prep shards`."""
 
     paths: tuple[Path, ...] = same(ReadArguments, "paths", shipped=False)
-    size: int | None = setting(
-        None,
-        "resize the images to PX x PX",
+    size: int | None = same(
+        ResizeArguments,
+        "size",
         unset="shards and arrays keep their size, picture files become 224 x 224",
-        metavar="PX",
     )
     channels: int | None = setting(
         None, "with --size: 3 for colour, 1 for grey", unset="as in the shards", choices=(1, 3)
