@@ -302,6 +302,12 @@ def test_prep_takes_labels_of_other_forms(
         ({"x": COLOUR * 1.0}, ["--range=9"], ExitCode.USAGE, "LOW:HIGH"),
         ({"x": COLOUR * 1.0}, ["--range=0:100"], ExitCode.DATA, "outside 0 to 100"),
         ({"x": np.full((3, 4, 4), np.nan)}, ["--range=0:1"], ExitCode.DATA, "image 0 holds nan"),
+        (
+            {"x": np.eye(4)[[0, 1, 2]] * [[1], [1], [2]]},
+            ["--shape=2,2", "--seed=0"],
+            ExitCode.DATA,
+            "image 2 holds 2",
+        ),
         ({"x": COLOUR}, ["--labels=z"], ExitCode.DATA, "has no 'z'"),
         ({"x": COLOUR}, ["--images=g/x"], ExitCode.DATA, "has no 'g/x'"),
         ({"x": COLOUR, "s": 5}, ["--images=s"], ExitCode.DATA, "'s' is a single value, or none"),
@@ -321,6 +327,21 @@ def test_prep_refuses(
     assert main(["prep", "hdf5", str(path), f"--out={tmp_path / 'o'}", *flags]) == code
     assert words in capsys.readouterr().err
     assert list((tmp_path / "o").glob("*")) == []
+
+
+def test_prep_names_the_row_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        x = file.create_dataset("x", data=COLOUR, chunks=(1, 6, 5, 3), compression="gzip")
+        start = x.id.get_chunk_info(3).byte_offset
+    with (tmp_path / "a.h5").open("r+b") as raw:
+        raw.seek(start)
+        raw.write(b"\xff" * 8)
+    code = main(["prep", "hdf5", str(tmp_path / "a.h5"), f"--out={tmp_path / 'o'}"])
+    assert code == ExitCode.DATA
+    assert "a.h5: row 3: cannot be read" in capsys.readouterr().err
+    assert list((tmp_path / "o").glob("*.h5")) == []
 
 
 def test_a_pipe_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
