@@ -417,8 +417,7 @@ def test_a_checksum_file_of_another_program_is_read(tmp_path: Path) -> None:
 
 def test_the_package_does_not_import_h5py() -> None:
     code = (
-        "import sys, collage_mpi.shards, collage_mpi.prep.work, collage_mpi.commands.prep, "
-        "collage_mpi.commands.prep; "
+        "import sys, collage_mpi.shards, collage_mpi.prep.work, collage_mpi.commands.prep; "
         "sys.exit(any(name in sys.modules for name in ('h5py', 'torch', 'mpi4py.MPI', 'rich')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -332,14 +332,11 @@ def test_prep_refuses(
 def test_prep_names_the_row_that_cannot_be_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        x = file.create_dataset("x", data=COLOUR, chunks=(1, 6, 5, 3), compression="gzip")
-        start = x.id.get_chunk_info(3).byte_offset
-    with (tmp_path / "a.h5").open("r+b") as raw:
-        raw.seek(start)
+    path = file_of(tmp_path / "a.h5", {"x": COLOUR}, chunks=(1, 6, 5, 3), compression="gzip")
+    with h5py.File(path) as file, path.open("r+b") as raw:
+        raw.seek(file["x"].id.get_chunk_info(3).byte_offset)
         raw.write(b"\xff" * 8)
-    code = main(["prep", "hdf5", str(tmp_path / "a.h5"), f"--out={tmp_path / 'o'}"])
-    assert code == ExitCode.DATA
+    assert main(["prep", "hdf5", str(path), f"--out={tmp_path / 'o'}"]) == ExitCode.DATA
     assert "a.h5: row 3: cannot be read" in capsys.readouterr().err
     assert list((tmp_path / "o").glob("*.h5")) == []
 

@@ -420,8 +420,7 @@ def test_what_is_wrong_with_a_zarr_folder_is_said(tmp_path) -> None:
     with read(f"{tmp_path / 'a.zarr'}::other") as found:
         assert found.shape == (4, 4, 1)
     del group["images"]
-    labels = group.create_array("y", shape=(3, 1), dtype="i8", chunks=(3, 1))
-    labels[:] = [[2], [0], [1]]
+    group.create_array("y", data=np.array([[2], [0], [1]]))
     with read(tmp_path / "a.zarr") as found:
         assert found.labels().tolist() == [2, 0, 1]
 
