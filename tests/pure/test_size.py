@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 37_022, "analysis": 5_501, "tests": 51_713}
+LINES = {"collage_mpi": 36_815, "analysis": 5_498, "tests": 51_713}
 GUIDE_WORDS = 18_342  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 6_448
+ARCHITECTURE_WORDS = 6_447
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
