@@ -30,7 +30,6 @@ from PIL import Image
 from collage_mpi.encoding.collage import Encoder
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards.pictures import PictureFit
-from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.shards.source import ReadAs
 
 IMAGES = {28: 9_000, 224: 450}
@@ -50,11 +49,10 @@ class Storage(NamedTuple):
 def reader_us(path: Path, encoder: Encoder) -> float:
     """CPU of reading and shrinking, us an image: the whole process, which does nothing else."""
     best = float("inf")
-    parts = ImageParts(shrink=encoder.shrink)
     with ShardSet.open([path], read_as=ReadAs(PictureFit(encoder.shape[0]))) as shards:
         for _ in range(REPEATS):
             start_ns = time.process_time_ns()
-            with ReadAhead(shards, np.arange(len(shards)), parts=parts) as reader:
+            with ReadAhead(shards, np.arange(len(shards)), shrink=encoder.shrink) as reader:
                 while reader.take(9):
                     pass
             best = min(best, (time.process_time_ns() - start_ns) / len(shards) / 1e3)

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from collage_mpi.prep.work import Recipe, make_shard, plan_shards
+from collage_mpi.prep.arguments import ImagesArguments
+from collage_mpi.prep.work import from_folder
 from collage_mpi.shards import ReadAhead, ShardSet, ShardWriter
 from collage_mpi.shards.listing import list_folder
 from collage_mpi.shards.pictures import PictureFit
@@ -85,7 +86,7 @@ def rows(folder: Path) -> Iterator[tuple[object, ...]]:
             path.unlink()
 
 
-def of_each_kind(root: Path, limit: int, fit: PictureFit, folder: Path) -> dict[str, Path]:
+def of_each_kind(root: Path, limit: int, px: int, folder: Path) -> dict[str, Path]:
     """The same pictures as a source of each kind, written to `folder`; their names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -101,19 +102,18 @@ def of_each_kind(root: Path, limit: int, fit: PictureFit, folder: Path) -> dict[
     kinds["Parquet"] = folder / "a.parquet"
     column = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
     pq.write_table(pa.table({"image": column}), kinds["Parquet"], row_group_size=500)
-    recipe = Recipe(
-        fit=fit,
-        images_per_shard=len(paths),
-        seed=None,
-        val_share=0.0,
-        limit=len(paths),
-        unreadable="skip",
-        enlarge=True,
-        source="",
+    from_folder(
+        ImagesArguments(
+            root=root,
+            size=px,
+            in_order=True,
+            limit=len(paths),
+            enlarge=True,
+            images_per_shard=len(paths),
+            out=folder,
+        )
     )
-    (job,) = plan_shards(listing, recipe, folder, "raw")
-    make_shard(job)
-    kinds["shard"] = job.path
+    kinds["shard"] = folder / "shard.h5"
     with ShardSet.open([kinds["shard"]]) as shards:
         pixels = shards.read(np.arange(len(shards)))[0]
     kinds["Zarr"] = folder / "a.zarr"
@@ -133,7 +133,7 @@ def print_each_kind(root: Path, limit: int, px: int) -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         print("source         images  MB on disk  64 in order  64 shuffled  (images/s)")
-        for kind, path in of_each_kind(root, limit, fit, Path(folder)).items():
+        for kind, path in of_each_kind(root, limit, px, Path(folder)).items():
             with ShardSet.open([path], read_as=ReadAs(fit)) as shards:
                 in_order = np.arange(len(shards))
                 shuffled = np.random.default_rng(0).permutation(len(shards))

@@ -47,7 +47,7 @@ from collage_mpi.rows import PLACED
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ReadAhead, write_shard
 from collage_mpi.shards.order import Order, Range
-from collage_mpi.shards.readahead import ImageParts, Images
+from collage_mpi.shards.readahead import Images
 from collage_mpi.system.hard_exit import leave
 from collage_mpi.system.progress import NoLines, StatusReporter
 
@@ -232,8 +232,7 @@ class MeteredSession(TeamSession):
             made = MemoryReader(self.images, encoder.shrink(self.images))
             yield MeteredReader(made, self.meter, size)
             return
-        parts = ImageParts(shrink=encoder.shrink)
-        with ReadAhead(plan.shards, plan.order, parts=parts, growing=True) as reader:
+        with ReadAhead(plan.shards, plan.order, shrink=encoder.shrink, growing=True) as reader:
             yield MeteredReader(reader, self.meter, size)
 
     def build_coordinator(self) -> Coordinator:

@@ -205,7 +205,7 @@ def _reads(plan: Plan, encoder: Encoder, order: Order) -> Reads:
     if not settings.by_place:  # rank 0 reads, and decodes too, or sends files to the ranks
         reading_ns = 0.0
         with open_reader(plan, encoder, ()) as reader:
-            decoding_ns *= reader.sends_files
+            decoding_ns *= reader.files
     ranks = local_size() or len(plan.placement.kinds) * settings.teams
     decoders = min(MOST_DECODERS, threads_per_rank(ranks)) if settings.by_place else 1
     return Reads(rank0_ns, reading_ns, decoding_ns, one_core_ns, decoders)

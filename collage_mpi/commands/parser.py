@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, TextIO
 
 from collage_mpi import __version__
@@ -31,34 +30,6 @@ class MpiArguments(Arguments):
     """The arguments of commands that start ranks."""
 
     mpi: str = setting("auto", "which MPI to use. auto: the one that mpi4py loads", choices=MPIS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassNamesArguments(Arguments):
-    """The class names, as a list or as a file."""
-
-    class_names: str | None = setting(
-        None, "names of classes 0, 1, ...", metavar="A,B,C", either="class names"
-    )
-    class_names_file: Path | None = setting(
-        None,
-        "text file with the class names in order, one a line",
-        metavar="FILE",
-        either="class names",
-    )
-
-    def names(self) -> tuple[str, ...] | None:
-        """The names of either flag; None if neither is given.
-
-        Raises:
-            UsageError: there is no name, or a name is empty.
-            EnvironmentFault: the file cannot be read.
-        """
-        from collage_mpi.shards.schema import read_class_names, told_apart
-
-        if self.class_names is not None:
-            return told_apart([name.strip() for name in self.class_names.split(",")])
-        return None if self.class_names_file is None else read_class_names(self.class_names_file)
 
 
 @dataclass(frozen=True)

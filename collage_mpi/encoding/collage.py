@@ -77,13 +77,10 @@ class Encoder:
         return out
 
     def paste_many(self, cells: np.ndarray) -> np.ndarray:
-        """Make n collages: (n, places, cell_px, cell_px, C) uint8, with blank cells -> (n, P, P, C)
-        uint8."""
-        n, side, (px, _, channels) = len(cells), self.grid.side, self.cell_shape
-        filled = np.full((n, side * side, px, px, channels), BLANK, np.uint8)
-        filled[:, : self.places] = cells
-        rows = filled.reshape(n, side, side, px, px, channels).transpose(0, 1, 3, 2, 4, 5)
-        return np.ascontiguousarray(rows).reshape(n, *self.input_shape)
+        """Make n collages: (n, places, cell_px, cell_px, C) uint8 -> (n, P, P, C) uint8."""
+        side = self.grid.side
+        rows = cells.reshape(-1, side, side, *self.cell_shape).transpose(0, 1, 3, 2, 4, 5)
+        return np.ascontiguousarray(rows).reshape(-1, *self.input_shape)
 
     def shrink(self, images: np.ndarray) -> np.ndarray:
         """Shrink images to cells: (..., H, W, C) uint8 -> (..., cell_px, cell_px, C) uint8.

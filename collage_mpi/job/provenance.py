@@ -98,7 +98,7 @@ def fixed_facts(plan: Plan, shards: int | None = None) -> dict[str, Any]:
             }
             for info in infos
         ],
-        "bad_shards": [{"path": str(bad.path), "reason": bad.reason} for bad in plan.shards.bad],
+        "bad_shards": [{"path": str(p), "reason": why} for p, why in plan.shards.bad.items()],
         "rows": len(plan.order),
         "order": settings.order if settings.only is None else f"{settings.order}, only some",
         **({"permutation": plan.order.permutation} if plan.order.permutation else {}),

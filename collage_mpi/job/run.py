@@ -785,7 +785,7 @@ def _price(plan: Plan, costs: ServiceCosts, change: Changeover, kind: str) -> fl
 
 def warn_of_bad_shards(shards: ShardSet) -> None:
     """Warn at the start, and not only at the end, of shards that the run leaves out."""
-    for reason in (*(shard.reason for shard in shards.bad), *shards.lost.values()):
+    for reason in (*shards.bad.values(), *shards.lost.values()):
         tell(f"warning: {reason}\n  The other images are classified; the exit code will be 4.")
     for path in shards.left_out:
         tell(
@@ -806,7 +806,7 @@ def input_faults(shards: ShardSet, status: str) -> tuple[str, ...]:
         status: of the run.
     """
     lost = () if status in COMPLETE else shards.lost.values()
-    return (*(shard.reason for shard in shards.bad), *lost, *changes(shards))
+    return (*shards.bad.values(), *lost, *changes(shards))
 
 
 def changes(shards: ShardSet) -> list[str]:

@@ -37,7 +37,6 @@ from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.status import ENDING, RUNNING, StatusFiles
 from collage_mpi.settings.run_settings import AUDIT_SEED, RunSettings
 from collage_mpi.shards import ReadAhead
-from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.system.backoff import BATCH_BACKOFF, COORDINATOR_BACKOFF, Backoff
 from collage_mpi.system.bottleneck import Limit, RankUse, Use, limit_of
 from collage_mpi.system.files import writing
@@ -303,13 +302,16 @@ def open_reader(plan: Plan, encoder: Encoder, reading: Collection[int]) -> ReadA
     kinds = [KIND[kind] for rank in others for kind in plan.placement.of_rank[rank]]
     pasted = any(kind.encoded for kind in kinds)
     batched = any(kind.batched for kind in kinds)
-    parts = ImageParts(
+    return ReadAhead(
+        plan.shards,
+        plan.order,
+        SENT_BATCH if others else NAMED_BATCH,
         shrink=encoder.shrink if pasted else None,
         pixels=bool(others),
         files=not (pasted or batched) and plan.shards.fit is not None,
+        growing=True,
+        first=plan.first,
     )
-    batch = SENT_BATCH if others else NAMED_BATCH
-    return ReadAhead(plan.shards, plan.order, batch, parts=parts, growing=True, first=plan.first)
 
 
 def build_book(plan: Plan) -> PairBook | None:

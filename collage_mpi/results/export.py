@@ -726,7 +726,7 @@ def _to_hdf5(run: Run, out: Path, names: NameBook) -> Path:
 
     The images have an additional column wait_ns, which is valid only for answered images.
     """
-    from collage_mpi.shards.foreign import H5_LOCK, FileToWrite, create_file
+    from collage_mpi.shards.guard import H5_LOCK, FileToWrite, create_file
 
     path = out / "run.h5"
     with _replacing(path) as temp, H5_LOCK, FileToWrite(temp, "w+") as stream:
@@ -743,7 +743,7 @@ def _to_hdf5(run: Run, out: Path, names: NameBook) -> Path:
 def _write_table(file: Any, run: Run, table: TableLayout, names: NameBook) -> None:
     """Write a table, and for images a dataset of text for each column of names; "" if an image has
     no name. The rows are read twice, because HDF5 stores texts of one length."""
-    from collage_mpi.shards.foreign import import_h5py
+    from collage_mpi.shards.guard import import_h5py
 
     of_images = table is IMAGES
     count, longest = 0, dict.fromkeys(NAME_COLUMNS if of_images else (), 1)
@@ -774,7 +774,7 @@ def _write_table(file: Any, run: Run, table: TableLayout, names: NameBook) -> No
 
 def _texts(some: SomeRows, names: NameBook) -> dict[str, np.ndarray]:
     """The columns of names as (n,) fixed-length UTF-8."""
-    from collage_mpi.shards.foreign import text_array
+    from collage_mpi.shards.guard import text_array
 
     named = names.of(some.images)
     found = {name: getattr(named, name).filled("").tolist() for name in NAME_COLUMNS}

@@ -22,7 +22,7 @@ HOMES = {  # name of a source -> its class, in the order in which `takes` is cal
     "images": "guard.OpenShard",
     "tar": "listing.TarSource",
     "list": "listing.ListSource",
-    "parquet": "parquet.ParquetSource",
+    "parquet": "tables.ParquetSource",
     "zarr": "zarrs.ZarrSource",
     "folder": "listing.FolderSource",
     "foreign": "guard.ForeignShard",

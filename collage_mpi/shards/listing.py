@@ -385,7 +385,8 @@ def _samples(path: Path, label_key: str | None, picture: str | None) -> Iterator
             if f".{extension}".endswith(SUFFIXES):
                 if picture is not None and extension != picture.lower().lstrip("."):
                     continue
-                _only_one(path, key, extension, pictures)
+                if key in pictures:
+                    raise _two_pictures(path, key, pictures[key][0], extension)
                 name = name_text(f"{path.name}:{info.name}")
                 where = Member(name, str(path), info.size, info.offset_data, time_ns=time_ns)
                 pictures[key] = (extension, where)
@@ -434,19 +435,10 @@ def split_key(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _only_one(
-    path: Path, key: str, extension: str, pictures: dict[str, tuple[str, Member]]
-) -> None:
-    if key in pictures:
-        other = pictures[key][0]
-        how = (
-            "a key names one sample"
-            if other == extension
-            else f"say which is the image with --picture {other} or --picture {extension}"
-        )
-        raise DataFault(
-            f"{path}: key {name_text(key)!r} has two pictures, .{other} and .{extension}: {how}"
-        )
+def _two_pictures(path: Path, key: str, one: str, other: str) -> DataFault:
+    how = f"say which is the image with --picture {one} or --picture {other}"
+    how = "a key names one sample" if one == other else how
+    return DataFault(f"{path}: key {name_text(key)!r} has two pictures, .{one} and .{other}: {how}")
 
 
 def _answer(

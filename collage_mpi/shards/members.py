@@ -31,6 +31,8 @@ MOST_ROWS = 1 << 31  # rank 0 holds some bytes an image
 LARGEST_LIST_BYTES = 1 << 30
 FRESH_NS = 2 * 10**9  # some file systems keep times to 1 or 2 s
 DIGEST_BYTES = 16  # of a member's bytes, BLAKE2b
+MAY_LACK = {"labels": (), "times": (), "digests": (DIGEST_BYTES,), "gone": ()}
+"""Columns that a list may lack -> shape of a member's value."""
 UNDECLARED_BYTES = 64 << 20  # of a list at a URL whose server does not say its size
 
 
@@ -246,7 +248,8 @@ class MemberIndex:
     def content(self) -> str:
         """SHA-256 of all that the list says."""
         found = hashlib.sha256(self.digest().encode())
-        for column in (self.labels, self.times, self.digests, self.gone):
+        for name in MAY_LACK:
+            column = getattr(self, name)
             found.update(b"-" if column is None else column.tobytes())
         found.update(json.dumps([*self.faults.items()]).encode())
         return found.hexdigest()
@@ -275,7 +278,7 @@ class MemberIndex:
         faults = {n + row: why for n, one in zip(starts.tolist(), lists, strict=False)
                   for row, why in one.faults.items()}  # fmt: skip
 
-        def column(name: str, *shape: int) -> np.ndarray | None:
+        def column(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
             found = [getattr(one, name) for one in lists]
             if all(one is None for one in found):
                 return None
@@ -291,18 +294,15 @@ class MemberIndex:
             np.cumsum([len(name) for name in names], dtype=np.int64),
             np.concatenate([one.offsets for one in lists])[rows],
             np.concatenate([one.sizes for one in lists])[rows],
-            column("labels"),
-            {at: faults[row] for at, row in enumerate(rows.tolist()) if row in faults},
-            column("times"),
-            column("digests", DIGEST_BYTES),
-            column("gone"),
+            faults={at: faults[row] for at, row in enumerate(rows.tolist()) if row in faults},
+            **{name: column(name, shape) for name, shape in MAY_LACK.items()},
         )
 
     def save(self, path: Path) -> None:
         """Write the index atomically as .npz. Raises OSError."""
         stream = io.BytesIO()
         arrays = {"ends": self.ends, "offsets": self.offsets, "sizes": self.sizes}
-        more = {name: getattr(self, name) for name in ("labels", "times", "digests", "gone")}
+        more = {name: getattr(self, name) for name in MAY_LACK}
         arrays |= {name: array for name, array in more.items() if array is not None}
         faults = json.dumps(dict(self.faults)).encode()
         texts = {"names": self.names, "faults": faults}
@@ -321,11 +321,8 @@ class MemberIndex:
                     ends=found["ends"],
                     offsets=found["offsets"],
                     sizes=found["sizes"],
-                    labels=found.get("labels"),
                     faults={int(row): str(why) for row, why in faults.items()},
-                    times=found.get("times"),
-                    digests=found.get("digests"),
-                    gone=found.get("gone"),
+                    **{name: found.get(name) for name in MAY_LACK},
                 )
         except UNREADABLE_OR_GONE:
             return None

@@ -46,10 +46,6 @@ class Permutation:
         """(k,) int64 positions of images, (k,) int64."""
         return indices
 
-    def key(self) -> bytes:
-        """Equal for equal permutations only."""
-        return f"file {self.images}".encode()
-
 
 class Listed(Permutation):
     """A permutation that is held in memory: that of a run whose manifest names none."""
@@ -78,10 +74,6 @@ class Listed(Permutation):
             self._positions[self._order] = np.arange(self.images)
         return self._positions[indices]
 
-    def key(self) -> bytes:
-        """See `Permutation`."""
-        return b"listed" + self._order.tobytes()
-
 
 class Shuffle(Permutation):
     """A permutation with a seed, computed by position.
@@ -98,7 +90,6 @@ class Shuffle(Permutation):
 
     def __init__(self, images: int, seed: int) -> None:
         super().__init__(images)
-        self._seed = seed
         root = math.isqrt(max(images, 1) - 1) + 1
         # Of the nearly square tables the one with the fewest places to spare
         rows = min(range(root, root + min(root // 8, 256) + 1), key=lambda rows: -images % rows)
@@ -119,10 +110,6 @@ class Shuffle(Permutation):
         while len(outside := np.flatnonzero(found >= self.images)):
             found[outside] = self._decrypted(found[outside])
         return found
-
-    def key(self) -> bytes:
-        """See `Permutation`."""
-        return f"shuffle {self.version} {self._seed} {self.images}".encode()
 
     def _encrypted(self, numbers: np.ndarray) -> np.ndarray:
         halves = self._halves(numbers)
@@ -202,11 +189,6 @@ class Order:
         """The version of the permutation for the manifest; None for the order of the files, and for
         a run whose manifest names none."""
         return self._permutation.version
-
-    @property
-    def key(self) -> bytes:
-        """Equal for equal orders only."""
-        return self._permutation.key() + repr(self._ranges).encode()
 
     def part(self, ranges: Iterable[Range]) -> Order:
         """The images at ranges of positions, one range after the other."""

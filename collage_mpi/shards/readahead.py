@@ -67,22 +67,6 @@ class Images:
         return len(self.index)
 
 
-@dataclass(frozen=True)
-class ImageParts:
-    """The parts of each image that are read.
-
-    Attributes:
-        shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8, makes cells; None for a job without
-            collages.
-        pixels: read pixels. If False, only the labels are read, and rows are not checked.
-        files: keep an encoded image as a file, unless the file is larger than the pixels.
-    """
-
-    shrink: Callable[[np.ndarray], np.ndarray] | None = None
-    pixels: bool = True
-    files: bool = False
-
-
 class ReadAhead:
     """Reads images of `order` in a thread, up to `batch * ahead` in advance, and at most
     AHEAD_BYTES of pixels.
@@ -95,9 +79,18 @@ class ReadAhead:
             positions, or if `growing` of the added ones.
         batch: images read at a time.
         ahead: batches kept ready.
-        parts: the parts of each image to read.
+        shrink: (n, H, W, C) uint8 -> (n, px, px, C) uint8, makes cells; None for a job without
+            collages.
+        pixels: read pixels. If False, only the labels are read, and rows are not checked.
+        files: keep an encoded image as a file, unless the file is larger than the pixels.
         growing: begin without images; positions are added by `add` until `close`.
         first: position in the run of the first image of `order`.
+
+    Attributes:
+        files: as above.
+        remaining: number of images that are not taken yet.
+        ready: number of images that can be taken now without waiting.
+        cells_ns: time that the thread spent on making cells.
     """
 
     def __init__(
@@ -106,52 +99,41 @@ class ReadAhead:
         order: Order | np.ndarray | Sequence[int],
         batch: int = 64,
         ahead: int = 4,
-        parts: ImageParts = ImageParts(),
+        *,
+        shrink: Callable[[np.ndarray], np.ndarray] | None = None,
+        pixels: bool = True,
+        files: bool = False,
         growing: bool = False,
         first: int = 0,
     ) -> None:
         if batch < 1 or ahead < 1:
             raise ValueError(f"batch {batch} and ahead {ahead} must be at least 1")
-        self.cells_ns = 0  # time that the thread spent on making cells
+        self.cells_ns = 0
+        self.files = files
+        self._shrink, self._pixels = shrink, pixels
         self._shards = shards
-        self._parts = parts
         self._order = order if isinstance(order, Order) else Order.of_list(order)
         self._ranges: deque[Range] = deque()  # positions whose images are not asked for yet
         self._next_read = np.empty((2, 0), np.int64)  # positions, indices
         self._left_out: list[Range] = []  # images of shards that can no longer be read
-        self._remaining = 0
+        self.remaining = 0
         self._growing, self._first = growing, first
         if not growing:
             self._ranges.append((0, len(order)))
-            self._remaining = len(order)
-        if parts.pixels:
+            self.remaining = len(order)
+        if pixels:
             item_bytes = math.prod(shards.shape) * np.dtype(shards.dtype).itemsize
             batch = max(1, min(batch, AHEAD_BYTES // (ahead * max(1, item_bytes))))
         self._batch = batch
         self._room = batch * ahead
         # Each holds the images of one read.
         self._stretches: deque[Images] = deque()
-        self._ready = 0  # images in them
+        self.ready = 0  # images in them
         self._change = threading.Condition()
         self._failure: Exception | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
         self._thread.start()
-
-    @property
-    def remaining(self) -> int:
-        """The number of images that are not taken yet."""
-        return self._remaining
-
-    @property
-    def ready(self) -> int:
-        """The number of images that can be taken now without waiting."""
-        return self._ready
-
-    @property
-    def sends_files(self) -> bool:
-        """Whether encoded images are kept as files, so that other ranks decode them."""
-        return self._parts.files
 
     @property
     def failed(self) -> bool:
@@ -168,7 +150,12 @@ class ReadAhead:
             ValueError: this object is closed.
         """
         with self._change:
-            self._wait_for_any()
+            while not (self.ready or self._failure or self._closed or self.remaining == 0):
+                self._change.wait()
+            if self._closed:
+                raise ValueError("this ReadAhead is closed")
+            if self._failure and not self.ready:
+                raise self._failure
             if not self._stretches:
                 none = np.empty(0, np.int64)
                 return Images(none, none, np.empty(0, PLACED))
@@ -176,24 +163,16 @@ class ReadAhead:
             if len(stretch) > n:
                 self._stretches.appendleft(stretch[n:])
                 stretch = stretch[:n]
-            self._ready -= len(stretch)
-            self._remaining -= len(stretch)
+            self.ready -= len(stretch)
+            self.remaining -= len(stretch)
             self._change.notify_all()
             return stretch
-
-    def _wait_for_any(self) -> None:
-        while not (self._ready or self._failure or self._closed or self.remaining == 0):
-            self._change.wait()
-        if self._closed:
-            raise ValueError("this ReadAhead is closed")
-        if self._failure and not self._ready:
-            raise self._failure
 
     def add(self, ranges: Sequence[Range]) -> None:
         """Read the images at these positions, too, after those before."""
         with self._change:
             self._ranges.extend(ranges)
-            self._remaining += sum(stop - start for start, stop in ranges)
+            self.remaining += sum(stop - start for start, stop in ranges)
             self._change.notify_all()
 
     def close(self) -> None:
@@ -201,7 +180,7 @@ class ReadAhead:
         with self._change:
             self._closed = True
             self._stretches.clear()
-            self._ready = 0
+            self.ready = 0
             self._change.notify_all()
         self._thread.join()
 
@@ -230,7 +209,7 @@ class ReadAhead:
                 with self._change:
                     if not self._closed:
                         self._stretches.append(stretch)
-                        self._ready += count
+                        self.ready += count
                     self._change.notify_all()
         except Exception as error:  # handed to the caller of take
             with self._change:
@@ -276,62 +255,50 @@ class ReadAhead:
         for first, end in self._left_out:
             kept = kept[:, (kept[1] < first) | (kept[1] >= end)]
         with self._change:
-            self._remaining -= images.shape[1] - kept.shape[1]
+            self.remaining -= images.shape[1] - kept.shape[1]
             self._change.notify_all()
         return kept
 
     def _wait_for_room(self) -> int:
         """Waits for room. Returns how many images to read, in whole batches; 0 if closed."""
         with self._change:
-            while not self._closed and self._room - self._ready < self._batch:
+            while not self._closed and self._room - self.ready < self._batch:
                 self._change.wait()
             if self._closed:
                 return 0
-            if not self._ready:
+            if not self.ready:
                 return self._batch  # a caller may be waiting, so read as little as possible
-            batches = (self._room - self._ready) // self._batch
+            batches = (self._room - self.ready) // self._batch
             return self._batch * min(WINDOW, batches)
 
     def _read(self, positions: np.ndarray, chosen: np.ndarray) -> Images:
-        if not self._parts.pixels:
-            placed = self._placed(positions, chosen, self._shards.labels_at(chosen))
-            return Images(positions, chosen, placed)
-        if self._parts.files:
-            return self._as_stored(positions, chosen)
-        return self._decoded(positions, chosen)
-
-    def _placed(
-        self,
-        positions: np.ndarray,
-        chosen: np.ndarray,
-        labels: np.ndarray | None,
-        good: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """(n,) of PLACED; `good`: (n,) bool, whose labels count."""
+        pixels = cells = files = None
+        good = np.ones(len(chosen), bool)
+        if not self._pixels:
+            labels = self._shards.labels_at(chosen)
+        elif self.files:
+            files, pixels, labels, good = self._as_stored(chosen)
+        else:
+            pixels, labels, good = self._shards.read_checked(chosen)
+            if pixels.dtype != np.uint8:
+                pixels = pixels.view(np.uint8)  # items travel as bytes until the network gets them
+            start_ns, shrink = time.monotonic_ns(), self._shrink
+            cells = None if shrink is None else shrink(pixels)
+            self.cells_ns += time.monotonic_ns() - start_ns
         placed = np.zeros(len(chosen), PLACED)
         placed["position"] = positions + self._first
         placed["shard"], placed["row"] = self._shards.locate_each(chosen)
         if labels is not None:
-            known = np.ones(len(chosen), bool) if good is None else good
-            placed["has_label"], placed["label"] = known, np.where(known, labels, 0)
-        return placed
-
-    def _faults(self, chosen: np.ndarray, good: np.ndarray) -> dict[int, str]:
+            placed["has_label"], placed["label"] = good, np.where(good, labels, 0)
         bad = np.flatnonzero(~good).tolist()
-        return {place: self._shards.row_fault(int(chosen[place])) for place in bad}
+        faults = {place: self._shards.row_fault(int(chosen[place])) for place in bad}
+        return Images(positions, chosen, placed, pixels, cells, files, faults)
 
-    def _decoded(self, positions: np.ndarray, chosen: np.ndarray) -> Images:
-        pixels, labels, good = self._shards.read_checked(chosen)
-        if pixels.dtype != np.uint8:
-            pixels = pixels.view(np.uint8)  # items travel as bytes until the network gets them
-        start_ns, shrink = time.monotonic_ns(), self._parts.shrink
-        cells = None if shrink is None else shrink(pixels)
-        self.cells_ns += time.monotonic_ns() - start_ns
-        placed = self._placed(positions, chosen, labels, good)
-        return Images(positions, chosen, placed, pixels, cells, faults=self._faults(chosen, good))
-
-    def _as_stored(self, positions: np.ndarray, chosen: np.ndarray) -> Images:
-        """The encoded files of the images; pixels instead where they are smaller than the file."""
+    def _as_stored(
+        self, chosen: np.ndarray
+    ) -> tuple[list[bytes | None], np.ndarray | None, np.ndarray | None, np.ndarray]:
+        """The encoded files of images, their pixels where these are smaller than the file, their
+        labels, and (n,) bool, which images can be used."""
         files, labels = self._shards.read_files_checked(chosen)
         good = np.array([data is not None for data in files])
         most = math.prod(self._shards.shape)
@@ -342,6 +309,4 @@ class ReadAhead:
             pixels = np.zeros((len(chosen), *self._shards.shape), np.uint8)
             pixels[large] = decoded
             files = [None if big else data for big, data in zip(large, files, strict=True)]
-        placed = self._placed(positions, chosen, labels, good)
-        faults = self._faults(chosen, good)
-        return Images(positions, chosen, placed, pixels, files=files, faults=faults)
+        return files, pixels, labels, good

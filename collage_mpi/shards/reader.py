@@ -5,7 +5,6 @@ gives the shards of a run that goes on the numbers that they have there, and say
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import threading
@@ -27,8 +26,7 @@ from collage_mpi.errors import (
     ShardFault,
     UsageError,
 )
-from collage_mpi.shards.foreign import cause_of
-from collage_mpi.shards.guard import first_of, verify_shard
+from collage_mpi.shards.guard import cause_of, first_of, verify_shard
 from collage_mpi.shards.inputs import (
     examine,
     expand_paths,
@@ -40,7 +38,7 @@ from collage_mpi.shards.inputs import (
 from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.pictures import parse_fit
 from collage_mpi.shards.remote import Stamp
-from collage_mpi.shards.schema import BadShard, ShardInfo, stamp_of
+from collage_mpi.shards.schema import ShardInfo, stamp_of
 from collage_mpi.shards.source import (
     ANY_ITEMS,
     MOST_DECODERS,
@@ -50,7 +48,7 @@ from collage_mpi.shards.source import (
     ReadMeter,
     Source,
 )
-from collage_mpi.shards.update import Update, Updated, compare, differences, update
+from collage_mpi.shards.update import Update, compare, differences, update
 from collage_mpi.system.environment import local_size, threads_per_rank
 from collage_mpi.system.printable import storable
 
@@ -77,13 +75,6 @@ class Growth:
     renamed: bool = False
     lines: list[str] = field(default_factory=list)
 
-    def add(self, found: Updated, at: np.ndarray) -> None:
-        """Add what an update does with a source. `at`: (n,) global indices of its known rows."""
-        self.again += at[found.again].tolist()
-        self.touched += at[found.touched].tolist()
-        self.removed += found.removed
-        self.renamed |= found.renamed
-
 
 class ShardSet:
     """Shards as one list of images, with global indices 0 to len - 1 in file order.
@@ -94,7 +85,8 @@ class ShardSet:
         infos: one description for each shard, in order.
         shape, dtype: of every item, such as (H, W, C) uint8 for pictures.
         class_names: the name of label 0, 1, ...; None if the shards have none.
-        bad: shards that could not be read at the start. Their images do not count.
+        bad: path -> message that names it, for shards that could not be read at the start. Their
+            images do not count.
         lost: shard number -> reason, for shards in `infos` that can no longer be read.
         left_out: shards that a resumed run does not use; see `as_before`.
         growth: what has changed in the sources since the run began; see `as_before`.
@@ -104,10 +96,10 @@ class ShardSet:
         meter: what reading has taken so far.
     """
 
-    def __init__(self, infos: Sequence[ShardInfo], bad: Sequence[BadShard] = ()) -> None:
+    def __init__(self, infos: Sequence[ShardInfo], bad: Mapping[Path, str] | None = None) -> None:
         _check_alike(infos)
         self.infos = tuple(infos)
-        self.bad = tuple(bad)
+        self.bad = dict(bad or {})
         self.lost: dict[int, str] = {}
         self.left_out: tuple[Path, ...] = ()
         self.growth = Growth()
@@ -152,7 +144,7 @@ class ShardSet:
             named = os.path.lexists(place_of(path))  # if not, the user has mistyped the path
             if not (skip_bad and infos and named):
                 raise fault
-        return cls(infos, [BadShard(path, str(fault)) for path, fault in faults])
+        return cls(infos, {path: str(fault) for path, fault in faults})
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -559,7 +551,7 @@ def as_before(
     by_content: dict[str, deque[ShardInfo]] = defaultdict(deque)
     for info in shards.infos:
         by_content[info.fingerprint].append(info)
-    bad = list(shards.bad)
+    bad = dict(shards.bad)
     infos: list[ShardInfo | None] = [None] * len(known)
     lost: dict[int, str] = {}
     growth, more = Growth(), list[ShardInfo]()
@@ -575,8 +567,11 @@ def as_before(
             growth.lines.append(f"{line} when it is complete")
         found = update(str(info.path), old, now, asked if complete else None)
         if complete:
-            at = [np.arange(*starts[number : number + 2]) for number in numbers]
-            growth.add(found, np.concatenate(at))
+            at = np.concatenate([np.arange(*starts[number : number + 2]) for number in numbers])
+            growth.again += at[found.again].tolist()
+            growth.touched += at[found.touched].tolist()
+            growth.removed += found.removed
+            growth.renamed |= found.renamed
         first = 0
         for number in numbers:
             count = known[number]["count"]
@@ -592,12 +587,19 @@ def as_before(
         elif by_content[entry["fingerprint"]]:
             infos[number] = _fitted(by_content[entry["fingerprint"]].popleft(), entry)
         else:
-            stand_in = _same_name(bad, entry)
-            if stand_in is None:
+            name = Path(entry.get("path") or "").name
+            path = next((path for path in bad if storable(path.name) == name), None)
+            if path is None:
                 return shards
-            bad.remove(stand_in)
-            lost[number] = stand_in.reason
-            infos[number] = _unreadable(shards.infos[0], stand_in, entry)
+            lost[number] = bad.pop(path)
+            infos[number] = replace(  # what is not known of it is copied from another shard
+                shards.infos[0],
+                path=path,
+                count=entry["count"],
+                fingerprint=entry["fingerprint"],
+                stamp=None,
+                members=None,
+            )
     rest = {id(info) for left in by_content.values() for info in left}
     new = [info for info in shards.infos if id(info) in rest]
     there = [info for info in infos if info is not None]
@@ -669,21 +671,3 @@ def _listed(info: ShardInfo, members: MemberIndex, fingerprint: str) -> ShardInf
 def _fitted(info: ShardInfo, entry: Mapping[str, Any]) -> ShardInfo:
     fit = parse_fit(entry["fit"]) if entry.get("fit") else None
     return info.fitted(fit) if fit is not None and fit.shape == info.shape else info
-
-
-def _same_name(bad: Sequence[BadShard], entry: Mapping[str, Any]) -> BadShard | None:
-    name = Path(entry.get("path") or "").name
-    return next((shard for shard in bad if storable(shard.path.name) == name), None)
-
-
-def _unreadable(like: ShardInfo, bad: BadShard, entry: Mapping[str, Any]) -> ShardInfo:
-    """The description of a bad shard: path, count and fingerprint are its own, the rest is copied
-    from another shard. It has no members that could be compared."""
-    return dataclasses.replace(
-        like,
-        path=bad.path,
-        count=entry["count"],
-        fingerprint=entry["fingerprint"],
-        stamp=None,
-        members=None,
-    )

@@ -157,14 +157,6 @@ class ShardInfo:
         return read_record(cls, record, lambda _, path: path_of(path))
 
 
-@dataclass(frozen=True)
-class BadShard:
-    """A shard of the input that cannot be read. `reason` is a message that names the file."""
-
-    path: Path
-    reason: str
-
-
 def split_part(path: Path) -> tuple[Path, str]:
     """Split `FILE::PART` into the file and the part; the part is "" if there is none."""
     file, mark, part = str(path).partition(PART_MARK)
@@ -219,6 +211,54 @@ def checked_names(names: Sequence[str]) -> tuple[str, ...]:
     if len(names) == 0 or len(set(names)) != len(names) or not all(names):
         raise DataFault("class names must be one or more, each different and not empty")
     return tuple(names)
+
+
+def class_numbers(
+    values: np.ndarray, names: tuple[str, ...] | None
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Convert labels to class numbers. They may be whole numbers, one-hot rows or names.
+
+    Args:
+        values: (n,), (n, 1), (n, 1, 1, 1) or (n, classes).
+        names: the classes in order, if known.
+
+    Returns:
+        (n,) int64, and the class names. If the labels are names whose order is unknown, they are
+        sorted.
+
+    Raises:
+        DataFault: the values have another form, or are out of range.
+    """
+    if values.ndim > 1 and values.size == len(values):
+        values = values.reshape(-1)  # (n, 1, ..., 1) -> (n,)
+    if values.ndim == 2 and values.dtype.kind in "biuf":
+        ones = (values == 1).sum(axis=1) == 1
+        if not (ones & ((values != 0).sum(axis=1) == 1)).all():
+            raise DataFault(f"labels of shape {values.shape} are not one-hot")
+        labels = values.argmax(axis=1).astype(np.int64)
+    elif values.ndim == 1 and values.dtype.kind in "OSU":
+        texts = [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values.tolist()]
+        names = tuple(sorted(set(texts))) if names is None else names
+        unknown = set(texts) - set(names)
+        if unknown:
+            raise DataFault(f"label {min(unknown)!r} is none of the {len(names)} classes named")
+        numbers = {name: number for number, name in enumerate(names)}
+        labels = np.array([numbers[text] for text in texts], dtype=np.int64)
+    elif (
+        values.ndim == 1
+        and values.dtype.kind in "biuf"
+        and (values.astype(np.int64) == values).all()
+    ):
+        labels = values.astype(np.int64)
+    else:
+        raise DataFault(
+            f"labels are {values.dtype} {values.shape}; needed: whole numbers, names, or one-hot "
+            "rows"
+        )
+    wrong = label_problem(labels, names) if len(labels) else None
+    if wrong:
+        raise DataFault(wrong)
+    return labels, names
 
 
 def label_problem(labels: np.ndarray, class_names: tuple[str, ...] | None) -> str | None:

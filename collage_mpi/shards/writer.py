@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from collage_mpi.errors import DataFault
-from collage_mpi.shards.foreign import H5_LOCK, FileToWrite, create_file, text_array
+from collage_mpi.shards.guard import H5_LOCK, FileToWrite, create_file, text_array
 from collage_mpi.shards.schema import (
     DTYPES,
     FORMAT,
@@ -101,7 +101,12 @@ class ShardWriter:
         pixels = _checked_images(images, self.shape, self.dtype)
         if len(pixels) == 0:
             return
-        tags = self._admit(len(pixels), labels, ids)
+        tags = None if labels is None else _checked_labels(labels, len(pixels), self.class_names)
+        for what, given, before in (("labels", tags, self._labels), ("ids", ids, self._ids)):
+            if self.count and (given is not None) != bool(before):
+                raise DataFault(f"{self.path}: either every batch has {what} or none has")
+        if ids is not None and len(ids) != len(pixels):
+            raise DataFault(f"{self.path}: {len(ids)} ids for {len(pixels)} images")
         self._store(pixels)
         self._crcs.append(rows_crc32(pixels, tags))
         if tags is not None:
@@ -152,20 +157,6 @@ class ShardWriter:
         elif not self._stream.closed:
             self.close()
 
-    def _admit(
-        self,
-        count: int,
-        labels: np.ndarray | Sequence[int] | None,
-        ids: Sequence[str] | None,
-    ) -> np.ndarray | None:
-        """The checked labels of the batch: (count,) int64, or None. Raises DataFault."""
-        tags = None if labels is None else _checked_labels(labels, count, self.class_names)
-        self._check_all_or_none("labels", tags is not None, bool(self._labels))
-        self._check_all_or_none("ids", ids is not None, bool(self._ids))
-        if ids is not None and len(ids) != count:
-            raise DataFault(f"{self.path}: {len(ids)} ids for {count} images")
-        return tags
-
     def _store(self, pixels: np.ndarray) -> None:
         with H5_LOCK:
             dataset = self._file["images"]
@@ -175,10 +166,6 @@ class ShardWriter:
             self.abandon()
             with writing(self.path):
                 raise self._stream.failure
-
-    def _check_all_or_none(self, what: str, given: bool, before: bool) -> None:
-        if self.count and given != before:
-            raise DataFault(f"{self.path}: either every batch has {what} or none has")
 
     def _finish_file(self) -> None:
         with H5_LOCK:

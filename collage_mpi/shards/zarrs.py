@@ -17,7 +17,7 @@ import numpy as np
 
 from collage_mpi.errors import DataFault
 from collage_mpi.plugins import optional
-from collage_mpi.shards.foreign import (
+from collage_mpi.shards.guard import (
     are_items,
     axes_of,
     named_faults,
@@ -56,7 +56,7 @@ class ZarrSource(Source):
         with _still(info.path):
             self._images = _node(info.path, self._layout.images)
             if self._layout.labels is not None:
-                self.labels = _node(info.path, self._layout.labels)[...].astype(np.int64)
+                self.labels = _labels(info.path, self._layout.labels)
         found = (self._images.shape[0], *self._layout.image_shape(self._images.shape))
         if found != (info.count, *info.shape):
             raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
@@ -81,7 +81,9 @@ class ZarrSource(Source):
             if not read_as.labels:
                 layout = replace(layout, labels=None)
             elif layout.labels is not None:
-                _check_labels(_node(path, layout.labels), images.shape[0], path, names)
+                wrong = label_problem(_labels(path, layout.labels), names)
+                if wrong:
+                    raise DataFault(f"{path}: labels: {wrong}. --input-labels none takes no labels")
             return ShardInfo(
                 path=path,
                 count=images.shape[0],
@@ -171,12 +173,10 @@ def find_layout(path: Path) -> ArrayLayout:
     return ArrayLayout(images, labels, axes[0] if axes else "")
 
 
-def _check_labels(labels: Any, count: int, path: Path, names: tuple[str, ...] | None) -> None:
-    wrong: str | None = f"are {labels.dtype} {labels.shape}; needed: whole numbers ({count},)"
-    if labels.shape == (count,) and labels.dtype.kind in "iu":
-        wrong = label_problem(labels[...].astype(np.int64), names)
-    if wrong:
-        raise DataFault(f"{path}: labels: {wrong}. --input-labels none takes no labels")
+def _labels(path: Path, name: str) -> np.ndarray:
+    """(n,) int64; `the_labels` found that there is a whole number for each image."""
+    found: np.ndarray = _node(path, name)[...].reshape(-1).astype(np.int64)
+    return found
 
 
 def _node(path: Path, name: str | None = None) -> Any:

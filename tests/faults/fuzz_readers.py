@@ -29,7 +29,7 @@ from collage_mpi.job.joining import joined_settings
 from collage_mpi.models.architecture import default_architecture
 from collage_mpi.models.gate import tensor_files
 from collage_mpi.models.weights import METADATA_KEY, describe_weights, read_tensors
-from collage_mpi.prep.work import read_idx, read_labels, to_labels
+from collage_mpi.prep.work import read_idx, read_labels
 from collage_mpi.report.page import render_page
 from collage_mpi.results import export_run, read_results, render_summary, summarise, verify_run
 from collage_mpi.results.columns import parquet_bytes
@@ -37,6 +37,7 @@ from collage_mpi.results.slow_ranks import trace_of
 from collage_mpi.rows import IMAGES, STORED
 from collage_mpi.settings.flags import read_settings_file
 from collage_mpi.settings.run_settings import RunSettings
+from collage_mpi.shards.schema import class_numbers
 from collage_mpi.simulation.costs import costs_of
 from collage_mpi.slurm import SlurmSettings, render
 from collage_mpi.workload.arrivals import load_trace
@@ -241,7 +242,7 @@ def _arrays(folder: Path) -> list[Reader]:
 
 
 def _labels(path: Path) -> None:
-    to_labels(read_labels(str(path)), None)
+    class_numbers(read_labels(str(path)), None)
 
 
 def _npy_header(rng: random.Random, raw: bytes) -> bytes:
@@ -381,12 +382,12 @@ def _other_columns(rng: random.Random, raw: bytes) -> bytes:
 
 def _tables(folder: Path) -> list[Reader]:
     """Text of other programs: names of classes, numbers of images, a file of checksums."""
-    from collage_mpi.commands.parser import ClassNamesArguments
+    from collage_mpi.prep.arguments import PrepArguments
     from collage_mpi.shards.order import read_numbers
     from collage_mpi.shards.schema import read_sidecar, sidecar_path
 
     def names(path: Path) -> None:
-        ClassNamesArguments(class_names_file=path).names()
+        PrepArguments(out=path, class_names_file=path).names()
 
     shard = folder / "beside.h5"
     line = f"{'ab' * 32}  beside.h5\n".encode()

@@ -16,7 +16,8 @@ from chunked import write_chunked
 from fuzz import Reader, damage
 
 from collage_mpi.errors import CollageError
-from collage_mpi.prep.work import read_labels, to_labels
+from collage_mpi.prep.work import read_labels
+from collage_mpi.shards.schema import class_numbers
 
 USER = (CollageError,)
 Change = Callable[[random.Random, bytes], bytes]
@@ -41,7 +42,7 @@ def shard_readers(folder: Path) -> list[Reader]:
 
     def read_labels_file(raw: bytes) -> None:
         beside.write_bytes(raw)
-        to_labels(read_labels(str(beside)), None)
+        class_numbers(read_labels(str(beside)), None)
 
     return [
         Reader("labels .h5", [_hdf5_of({"labels": labels})], read_labels_file, USER, _hdf5_values),

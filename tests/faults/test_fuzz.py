@@ -104,7 +104,6 @@ NOT_TRIED = {
     ("results/row_sink", "_write"): OWN,
     ("system/files", "load_json"): "the format of an older run: what cannot be read is unknown",
     ("shards/members", "save"): "writes a list that this process has made",
-    ("shards/writer", "append_files"): "pictures' bytes as they are: pictures are tried",
     ("shards/guard", "main"): "its parent's paths; shards are tried",
     ("shards/schema", "sha256_of"): "any bytes have a hash",
     ("system/environment", "_hosts_of_file"): "a file of hosts, words only",

@@ -19,14 +19,14 @@ from wire_tasks import pack_wire_tasks as pack_tasks
 from wire_tasks import unpack_results
 
 from collage_mpi.cli import main
-from collage_mpi.commands import prep
 from collage_mpi.errors import CollageError, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.faults.process_monitor import STRANGERS
 from collage_mpi.job.joining import joined_settings
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, Score, WireResult, pack_results
 from collage_mpi.mpi.tasks import WireTask, pack_cancel, unpack_cancel, unpack_tasks
-from collage_mpi.prep.work import shard_paths
+from collage_mpi.prep.arguments import IdxArguments
+from collage_mpi.prep.work import from_idx, shard_paths
 from collage_mpi.results import export_run, read_results, verify_run
 from collage_mpi.results.writer import check_place, open_folder
 from collage_mpi.shards import write_shard
@@ -227,7 +227,7 @@ def test_files_are_as_open_as_umask_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_prefix_is_the_start_of_a_file_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(CollageError):  # refused, or no further than the images, which are not there
-        prep.execute(prep.IdxArguments(prefix=name, images=tmp_path / "none.idx", out=tmp_path))
+        from_idx(IdxArguments(prefix=name, images=tmp_path / "none.idx", out=tmp_path))
     if "/" not in name and not name.startswith("."):
         assert all(path.parent == tmp_path for path in shard_paths(tmp_path, name, 20, 5))
 

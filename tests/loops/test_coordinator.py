@@ -281,12 +281,6 @@ def test_a_copy_of_a_run_is_the_attempt_that_answered():
     assert {(row.rank, row.attempt) for row in copied} == {(2, 2)}
 
 
-def sent_together(job: Job) -> list[list[WireTask]]:
-    """The tasks of each message."""
-    tasks = iter(task for _, task in job.cluster.tasks)
-    return [[next(tasks) for _ in range(count)] for _, count in job.cluster.messages]
-
-
 @pytest.mark.parametrize("seed", range(30))
 def test_what_happens_to_some_images_of_a_run_happens_to_them_alone(seed):
     chance = random.Random(f"runs {seed}")

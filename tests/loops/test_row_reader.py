@@ -39,7 +39,6 @@ from collage_mpi.shards import ReadAhead, ShardSet, write_shard
 from collage_mpi.shards import reader as shards_reader
 from collage_mpi.shards.guard import inspect_here
 from collage_mpi.shards.pictures import PictureFit
-from collage_mpi.shards.readahead import ImageParts
 
 HOST = socket.gethostname()
 LABELS = np.arange(10)
@@ -335,8 +334,7 @@ def give_group(
 
 def as_rank_0_would(shards: ShardSet, encoder: Encoder, items: dict[int, int]) -> np.ndarray:
     """The message's pixels where rank 0 reads; items: cell -> index of its image."""
-    parts = ImageParts(shrink=encoder.shrink)
-    with ReadAhead(shards, sorted(items.values()), parts=parts) as reader:
+    with ReadAhead(shards, sorted(items.values()), shrink=encoder.shrink) as reader:
         images, table = reader.take(9), Table(4, 0, 1, 0)
     packer = Packer(table, encoder, 1, lambda: 0, ())
     packer.held.add(0, images)

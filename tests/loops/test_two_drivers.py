@@ -37,7 +37,6 @@ from tests.paper import PAPER
 
 FREE = Costs(receive_ns=0, send_ns=0, encode_ns=0, network_ns=0)
 SESSION, FOREVER_NS = 1, 1 << 62
-NOTHING = np.empty((0, 1, 1), np.uint8)
 CONFIDENT = {"confidence": 0.5}
 SCHEMES: dict[str, dict[str, Any]] = {
     "none": {},

@@ -77,13 +77,6 @@ def test_a_batch_is_its_images_and_pillow_agrees(shape: tuple[int, int, int], px
     assert np.abs(cells[0, 1].squeeze().astype(int) - pillow).max() <= 1
 
 
-def test_images_that_are_not_shrunk_are_no_cells() -> None:
-    encoder = Encoder(Grid(2, 5), (9, 9, 3))
-    images = np.random.default_rng(0).integers(0, 256, (3, 9, 9, 3), dtype=np.uint8)
-    with pytest.raises(DataFault, match="a cell is"):
-        encoder.paste([images[0]])
-
-
 def test_what_does_not_fit_is_refused() -> None:
     encoder = Encoder(Grid(2, 4), (4, 4, 1))
     good = np.zeros((4, 4, 1), dtype=np.uint8)
@@ -93,6 +86,8 @@ def test_what_does_not_fit_is_refused() -> None:
         encoder.shrink(np.zeros((4, 5, 1), dtype=np.uint8))
     with pytest.raises(DataFault, match="float32"):
         encoder.shrink(good.astype(np.float32))
+    with pytest.raises(DataFault, match=r"a cell is \(4, 3, 1\)"):
+        encoder.paste([good[:, :3]])
     with pytest.raises(DataFault, match=r"a cell is .* float32"):
         encoder.paste([good.astype(np.float32)])
     with pytest.raises(DataFault, match="out is"):

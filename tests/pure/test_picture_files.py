@@ -13,7 +13,6 @@ from test_shards_readahead import take
 from collage_mpi.shards import ReadAhead, ShardSet, readahead
 from collage_mpi.shards.listing import FolderSource
 from collage_mpi.shards.pictures import PictureFit, picture_pixels
-from collage_mpi.shards.readahead import ImageParts
 from collage_mpi.shards.source import ReadAs, ReadMeter
 
 
@@ -32,7 +31,7 @@ def test_files_are_left_as_they_are_where_they_are_smaller(
     limit = sorted(map(len, data))[4]
     order = [5, 0, 1, 2, 2, 7, 6]
     monkeypatch.setattr(readahead.math, "prod", lambda shape: limit)
-    with ReadAhead(shards, order, batch=4, parts=ImageParts(files=True)) as reader:
+    with ReadAhead(shards, order, batch=4, files=True) as reader:
         records = [record for _ in order for record in take(reader, 1)]
     assert [r.index for r in records] == order
     assert [r.label for r in records] == shards.labels()[order].tolist()
@@ -49,7 +48,7 @@ def test_a_file_that_is_gone_is_a_fault_of_its_row(folder) -> None:
     shards, data = folder
     shards.infos[0].path.joinpath("ant/001.jpg").unlink()
     shards.shape = (999, 999, 3)  # larger than the files
-    with ReadAhead(shards, range(3), parts=ImageParts(files=True)) as reader:
+    with ReadAhead(shards, range(3), files=True) as reader:
         records = [record for _ in range(3) for record in take(reader, 1)]
     assert [record.file for record in records] == [data[0], None, data[2]]
     assert (records[1].label, records[1].fault is None) == (None, False)

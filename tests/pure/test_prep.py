@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 import collage_mpi
 from collage_mpi.cli import main
-from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode
+from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.prep.work import DTYPES, read_idx
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.guard import inspect_here, verify_here
@@ -229,8 +229,3 @@ def test_left_over_bytes_are_refused(tmp_path: Path) -> None:
     path.write_bytes(idx_bytes(np.zeros(4, dtype=">u1")) + b"x")
     with pytest.raises(DataFault, match="has more"):
         read_idx(path)
-
-
-def test_a_missing_file_is_a_fault_of_the_environment(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="cannot be read"):
-        read_idx(tmp_path / "none")

@@ -329,7 +329,7 @@ def test_pictures_go_as_files_where_a_task_has_one_image(scheme, files, tmp_path
     more = QUICK if scheme == "cascade" else {"scheme": scheme}
     plan = plan_of((str(tmp_path / "photos"),), **more)
     with open_reader(plan, build_encoder(plan), ()) as reader:
-        assert reader._parts.files == files
+        assert reader.files == files
 
 
 def test_a_plan_that_fails_leaves_no_file_open(shards):

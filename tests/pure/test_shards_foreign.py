@@ -18,8 +18,7 @@ from test_shards_readahead import take
 from collage_mpi.cli import main
 from collage_mpi.errors import DataFault, ExitCode
 from collage_mpi.shards import ReadAhead, ShardSet, inspect_shard, verify_shard, write_shard
-from collage_mpi.shards.foreign import stored_in_full
-from collage_mpi.shards.guard import inspect_here, verify_here
+from collage_mpi.shards.guard import inspect_here, stored_in_full, verify_here
 from collage_mpi.shards.inputs import ids_of
 from collage_mpi.shards.source import ANY_ITEMS
 
@@ -303,6 +302,12 @@ def test_prep_takes_labels_of_other_forms(
         ({"x": COLOUR * 1.0}, ["--range=9"], ExitCode.USAGE, "LOW:HIGH"),
         ({"x": COLOUR * 1.0}, ["--range=0:100"], ExitCode.DATA, "outside 0 to 100"),
         ({"x": np.full((3, 4, 4), np.nan)}, ["--range=0:1"], ExitCode.DATA, "image 0 holds nan"),
+        (
+            {"x": np.eye(4)[[0, 1, 2]] * [[1], [1], [2]]},
+            ["--shape=2,2", "--seed=0"],
+            ExitCode.DATA,
+            "image 2 holds 2",
+        ),
         ({"x": COLOUR}, ["--labels=z"], ExitCode.DATA, "has no 'z'"),
         ({"x": COLOUR}, ["--images=g/x"], ExitCode.DATA, "has no 'g/x'"),
         ({"x": COLOUR, "s": 5}, ["--images=s"], ExitCode.DATA, "'s' is a single value, or none"),
@@ -322,6 +327,18 @@ def test_prep_refuses(
     assert main(["prep", "hdf5", str(path), f"--out={tmp_path / 'o'}", *flags]) == code
     assert words in capsys.readouterr().err
     assert list((tmp_path / "o").glob("*")) == []
+
+
+def test_prep_names_the_row_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file_of(tmp_path / "a.h5", {"x": COLOUR}, chunks=(1, 6, 5, 3), compression="gzip")
+    with h5py.File(path) as file, path.open("r+b") as raw:
+        raw.seek(file["x"].id.get_chunk_info(3).byte_offset)
+        raw.write(b"\xff" * 8)
+    assert main(["prep", "hdf5", str(path), f"--out={tmp_path / 'o'}"]) == ExitCode.DATA
+    assert "a.h5: row 3: cannot be read" in capsys.readouterr().err
+    assert list((tmp_path / "o").glob("*.h5")) == []
 
 
 def test_a_pipe_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,9 +147,9 @@ def never_store(file: h5py.File) -> None:
     [
         (break_attribute, "version 99"),
         (drop_format, "format is None"),
-        (drop_checksums, "no dataset 'crc32'"),
+        (drop_checksums, "has no 'crc32'; it holds"),
         (shorten_labels, r"'labels' has shape \(3,\)"),
-        (link_away, "link to elsewhere"),
+        (link_away, "is no dataset of this file itself: a group, or a link"),
         (leave_a_gap, "2 chunks of images are stored; 4 are needed"),
         (cut_images, "cut images"),
         (never_store, "not stored in full"),

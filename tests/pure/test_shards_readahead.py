@@ -17,10 +17,8 @@ from collage_mpi.encoding.grid import Grid
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.rows import reason_bytes
 from collage_mpi.shards import ReadAhead, ShardSet, write_shard
-from collage_mpi.shards.foreign import cause_of
-from collage_mpi.shards.guard import inspect_here
+from collage_mpi.shards.guard import cause_of, inspect_here
 from collage_mpi.shards.order import BLOCK, Order, Shuffle
-from collage_mpi.shards.readahead import ImageParts
 
 
 class Record(NamedTuple):
@@ -76,7 +74,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
 
 def test_cells_are_made_of_the_images_ahead(shards: ShardSet) -> None:
     shrink, order = Encoder(Grid(2, 1), IMAGES.shape[1:]).shrink, [3, 49, 0, 5, 3, 19, 20]
-    with ReadAhead(shards, order, batch=5, parts=ImageParts(shrink=shrink)) as reader:
+    with ReadAhead(shards, order, batch=5, shrink=shrink) as reader:
         records = [record for _ in order for record in take(reader, 1)]
         assert reader.cells_ns > 0
     assert np.array_equal([r.cell for r in records], shrink(IMAGES[order]))
@@ -115,7 +113,7 @@ def test_places_and_labels_alone_read_no_pixels(
 ) -> None:
     monkeypatch.setattr(ShardSet, "read_checked", None)
     order = [30, 3, 19, 20, 49, 3]
-    with ReadAhead(shards, order, batch=2, parts=ImageParts(pixels=False)) as reader:
+    with ReadAhead(shards, order, batch=2, pixels=False) as reader:
         records = [record for _ in order for record in take(reader, 1)]
     assert [(r.index, r.shard, r.row) for r in records] == [(i, *shards.locate(i)) for i in order]
     assert [r.label for r in records] == [LABELS[i] for i in order]
@@ -127,7 +125,7 @@ def test_without_labels_a_lost_shard_is_noticed_all_the_same(tmp_path: Path) -> 
     (tmp_path / "a.h5").unlink()
     with (
         ShardSet(infos) as opened,
-        ReadAhead(opened, range(10), parts=ImageParts(pixels=False)) as reader,
+        ReadAhead(opened, range(10), pixels=False) as reader,
     ):
         records = [record for _ in range(5) for record in take(reader, 1)]
         assert take(reader, 1) == []
@@ -145,8 +143,7 @@ def test_images_of_a_lost_shard_are_left_out_of_all_blocks_that_follow(
     plain = ReadAhead._leave_out
     monkeypatch.setattr(ReadAhead, "_leave_out", lambda s, n: faults.append(n) or plain(s, n))
     order, found = Order(Shuffle(4 * BLOCK, 1)), []
-    parts = ImageParts(pixels=False)
-    with ShardSet(infos) as opened, ReadAhead(opened, order, parts=parts, growing=True) as reader:
+    with ShardSet(infos) as opened, ReadAhead(opened, order, pixels=False, growing=True) as reader:
         for ranges in ([(0, 9), (BLOCK, 3 * BLOCK)], [(3 * BLOCK, 4 * BLOCK), (9, BLOCK)]):
             reader.add(ranges)
             while records := take(reader, 50):

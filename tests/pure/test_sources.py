@@ -195,7 +195,7 @@ def test_other_content_has_another_fingerprint(kind, tmp_path, files) -> None:
 
 def test_a_source_above_the_limit_is_known_by_names_and_sizes(tmp_path, files, monkeypatch) -> None:
     monkeypatch.setattr("collage_mpi.shards.source.HASH_LIMIT_BYTES", 10)
-    monkeypatch.setattr("collage_mpi.shards.parquet.HASH_LIMIT_BYTES", 10)
+    monkeypatch.setattr("collage_mpi.shards.tables.HASH_LIMIT_BYTES", 10)
     for kind in ("folder", "tar", "parquet"):
         path = source(kind, tmp_path, files)
         with read(path) as found:
@@ -332,7 +332,7 @@ def test_a_file_that_is_cut_off_is_a_bad_source_and_the_others_are_read(
     paths = [path, cut]
     with ShardSet.open(paths, skip_bad=True, read_as=AS) as found:
         assert len(found) == COUNT
-        assert [bad.path for bad in found.bad] == [cut]
+        assert [*found.bad] == [cut]
 
 
 def replaced(path: Path, new: bytes) -> None:
@@ -419,6 +419,10 @@ def test_what_is_wrong_with_a_zarr_folder_is_said(tmp_path) -> None:
         read(tmp_path / "a.zarr")
     with read(f"{tmp_path / 'a.zarr'}::other") as found:
         assert found.shape == (4, 4, 1)
+    del group["images"]
+    group.create_array("y", data=np.array([[2], [0], [1]]))
+    with read(tmp_path / "a.zarr") as found:
+        assert found.labels().tolist() == [2, 0, 1]
 
 
 def test_a_folder_stands_for_what_lies_in_it(tmp_path, files) -> None:

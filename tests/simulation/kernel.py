@@ -27,10 +27,6 @@ class Killed(BaseException):
     """Raised in threads of a process that has ended, so that they end without an effect."""
 
 
-class Violation(Exception):
-    """The job did what it must not do."""
-
-
 @dataclass(eq=False)
 class Host:
     """A machine with clocks of its own.
