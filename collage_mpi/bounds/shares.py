@@ -80,6 +80,7 @@ class Differences:
         counts = np.concatenate([counts.reshape(2, -1, counts.shape[-1]), same[:, 0]], axis=1)
         ends, bets = np.stack([self.high, -self.low]), None
         if self._rounds:
+            ends = np.minimum(ends, 1 - 1e-9)  # nobody can win against a mean of 1
             best = [self._alike(end, side).argmax(axis=0) for side, end in enumerate(ends)]
             bets = BETS[np.array(best)]
         self._rounds.append(_Round(np.stack([values, -values]), counts, weights.max(), bets))
@@ -114,23 +115,34 @@ class Differences:
         return high
 
 
-def differing(cheap: np.ndarray, reference: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def differing(
+    cheap: np.ndarray, reference: np.ndarray, asked: np.ndarray, often: np.ndarray | None = None
+) -> np.ndarray:
     """How often two networks differ. Where the reference has no answer, it may have called the
     image anything.
 
     Args:
         cheap, reference: (n,) int64 classes; -1 where the reference has no answer.
         asked: (classes,) int64, their numbers.
+        often: (n,) int64, how many images each pair stands for; None: one each.
 
     Returns:
         (2, 2, classes) int64, for the upper and for the lower end: how many images only the
         reference calls so, and only the cheap network.
     """
-    by_cheap, by_reference = cheap[:, None] == asked, reference[:, None] == asked
-    found = []
-    for maybe in (by_reference | (reference < 0)[:, None], by_reference):
-        found.append([(maybe & ~by_cheap).sum(axis=0), (by_cheap & ~maybe).sum(axis=0)])
-    return np.array(found)
+    often = np.ones(len(cheap), np.int64) if often is None else often
+    known, differ = reference >= 0, cheap != reference
+
+    def count(labels: np.ndarray, some: np.ndarray) -> np.ndarray:
+        place = np.full(max(labels.max(initial=0), asked.max(initial=0)) + 1, len(asked))
+        place[asked] = np.arange(len(asked))
+        sums = np.bincount(place[labels[some]], often[some], len(asked) + 1)[:-1]
+        return np.asarray(sums.astype(np.int64))
+
+    both = count(reference, differ & known)
+    unknown = often[~known].sum() - count(cheap, ~known)
+    upper = [both + unknown, count(cheap, differ & known)]
+    return np.array([upper, [both, count(cheap, differ)]])
 
 
 class Shares:
@@ -151,7 +163,7 @@ class Shares:
         """Divide the images into levels of scores.
 
         Args:
-            cheap: (images,) int64, the cheap network's class of each image.
+            cheap: (images,) int64, the cheap network's class of each image; at least one.
             scores: (images,) float64, its score, 0 to 1.
             asked: numbers of the classes whose shares are asked for.
             sure: probability that the intervals of all these hold, whenever one looks.
@@ -159,7 +171,8 @@ class Shares:
         """
         self.drawn = 0
         self._cheap, self._asked = cheap, np.array(asked)
-        self._own = (cheap[:, None] == self._asked).mean(axis=0)
+        counts = np.bincount(cheap, minlength=self._asked.max() + 1)
+        self._own = counts[self._asked] / len(cheap)
         order = np.argsort(scores, kind="stable")
         self._levels = [each for each in np.array_split(order, LEVELS) if len(each)]
         unsure = [1 - float(scores[each].mean()) for each in self._levels]

@@ -14,9 +14,11 @@ from typing import Any
 from collage_mpi.commands.classify import ClassifyArguments, cheap_settings, input_images, launched
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.errors import UsageError
+from collage_mpi.kinds import SINGLE
+from collage_mpi.models import describe
 from collage_mpi.results import has_run
 from collage_mpi.settings.flags import own_fields, switch
-from collage_mpi.system.fields import REQUIRED, same, setting
+from collage_mpi.system.fields import REQUIRED, same, setting, with_shipped
 from collage_mpi.system.files import save_csv
 from collage_mpi.system.printable import counted, say
 from collage_mpi.system.table import Column, Table, to_text
@@ -73,55 +75,75 @@ class CountArguments(MpiArguments):
 
 
 def execute(args: CountArguments) -> int:
-    """Count, and print. Returns 0, or the exit code of the run that is not complete."""
+    """Count, and print. Returns 0, 5 if pictures have no answer, or the exit code of the run that
+    is not complete."""
+    classes = tuple(dict.fromkeys(args.classes))
     if has_run(args.what):
         if args.network is not None or args.within is not None:
             raise UsageError(f"{args.what} is a run: --network and --within are for pictures")
-        _tell(args, *_of_run(args.what, args.classes))
+        _tell(args, *_of_run(args.what, classes))
         return 0
     if args.network is None or args.within is None or args.out is None:
         raise UsageError(
-            f"{args.what} has no run, so its pictures are to be counted: give --network W, "
+            f"{args.what} has no run. To count the pictures of an input, give --network W, "
             "--within 0.01 and --out FILE.csv"
         )
-    from collage_mpi.commands.counting import Counting
+    from collage_mpi.commands.asking import class_numbers
+    from collage_mpi.commands.counting import LEAST, Counting
 
     shared = {each.name for each in own_fields(CountArguments)}
     shared &= {each.name for each in own_fields(ClassifyArguments)}
     own = {name: getattr(args, name) for name in shared}
     job_args = ClassifyArguments(pictures=args.what, **own)
     first, exact = cheap_settings(job_args, "count")
+    info = describe(with_shipped(args.network), SINGLE, args.trust_network)
+    if info is not None and info.class_names and not args.class_names_file:  # else a run tells
+        class_numbers(classes, info.class_names, args.network, "--class")
+    images = input_images(args.what)
+    if images < LEAST:
+        raise UsageError(
+            f"{args.what} has {counted(images, 'picture')}. For less than {LEAST:,} of them count "
+            "would ask for all: classify them, and count the run"
+        )
     job = Counting(
-        input_images(args.what),
+        images,
         job_args.run,
         first,
         exact,
         lambda values: launched(job_args, values),
-        args.classes,
+        classes,
         args.within,
     )
     if code := job.execute():
         return code
-    _tell(args, *job.told())
-    return 0
+    known = job.known()
+    _tell(args, *known.told())
+    return known.code
 
 
 def _of_run(path: Path, wanted: Sequence[str]) -> tuple[list[Json], str]:
     """A row for each class of a run, as `Counting.told`, and what was audited.
 
     Raises:
-        UsageError: the run's answers were not audited, or it has no such class.
+        UsageError: the run's answers were not audited, it has no such class, it is simulated, or
+            it maps a function.
         CollageError: as `open_run`.
     """
     from collage_mpi.commands.asking import class_numbers
     from collage_mpi.results.class_counts import ClassCounts
     from collage_mpi.results.reader import open_run
+    from collage_mpi.results.vectors import extras_of
     from collage_mpi.rows import IMAGES
 
     run = open_run(path)
-    counts = ClassCounts(run.manifest)
+    if "simulated" in run.manifest or not extras_of(run.manifest).classifies:
+        raise UsageError(f"{path}: nothing was classified in this run")
+    counts, images, done = ClassCounts(run.manifest), run.manifest["rows"], 0
     for rows in run.chunks(IMAGES):
         counts.add(rows)
+        done += int(rows["answered"].sum())
+    if not done:
+        raise UsageError(f"{path}: no image has an answer")
     known = run.manifest.get("class_names") or [*map(str, range(counts.classes))]
     told = counts.told(class_numbers(wanted, known, str(path), "--class") if wanted else None)
     if told is None:
@@ -129,13 +151,13 @@ def _of_run(path: Path, wanted: Sequence[str]) -> tuple[list[Json], str]:
             f"{path}: other networks answered {counts.others:,} images, and the network itself was "
             "asked for none of these. A run with --agree or --audit can be counted"
         )
-    how = "the network answered all images"
+    how = f"{done:,} of {counted(images, 'image')} have an answer"
     if counts.others:
-        how = (
-            f"another network answered {counted(counts.others, 'image')}; the network itself was "
-            f"asked for {counts.audited:,} of these"
+        how += (
+            f", {counts.others:,} by another network; the network itself was asked for "
+            f"{counts.audited:,} of these"
         )
-    return told, how + ("" if run.complete else ". The run is not complete")
+    return told, how
 
 
 def _tell(args: CountArguments, rows: list[Json], how: str) -> None:

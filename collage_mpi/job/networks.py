@@ -254,7 +254,7 @@ class Networks:
             return ()
         size = max(1, min(KNOWN, KNOWN_NS // max(1, took_ns)))
         noise = known_inputs(size, self.input_shapes[kind], self.input_dtypes[kind])
-        watched = Watched(noise, predictor.runtime)
+        watched, weights = Watched(noise, predictor.runtime), self._weights(kind)
         try:
             watched.scores = self._answer_known(kind, watched.inputs)
             again = self._answer_known(kind, watched.inputs)
@@ -264,8 +264,10 @@ class Networks:
             if is_of_device(error):
                 raise
             return ()
+        if weights == self._weights(kind):  # a user's network may change its own
+            watched.weights = weights
+        watched.weigh_ns = self._clock() + WEIGH_EVERY_NS
         self._watched[kind] = watched
-        self._weigh(kind)
         return watched.scores
 
     def _answer_known(self, kind: str, inputs: np.ndarray) -> np.ndarray:
@@ -280,7 +282,6 @@ class Networks:
             found = self._answer_known(kind, watched.inputs)
             if runtime != watched.runtime:
                 watched.runtime, watched.scores, watched.since = runtime, found, 0
-                self._weigh(kind)
                 return
             why = why_unequal((found, {}), (scores, {}))
             why = why and f"{why} than at the start"
@@ -290,12 +291,16 @@ class Networks:
             yield self._end(kind, why)
         watched.since = 0
 
-    def _weigh(self, kind: str) -> bool:
-        """Note the sum of a network's weights, if torch holds them. Whether it has changed."""
-        watched, weigh = self._watched[kind], getattr(self.predictors[kind], "weights_sum", None)
-        before, watched.weights = watched.weights, weigh() if weigh else None
+    def _weights(self, kind: str) -> int | None:
+        """The sum of a network's weights, if torch holds them."""
+        weigh = getattr(self.predictors[kind], "weights_sum", None)
+        return weigh() if weigh else None
+
+    def _changed(self, kind: str, watched: Watched) -> bool:
+        """Whether a network's weights have changed, as far as both sums are known."""
         watched.weigh_ns = self._clock() + WEIGH_EVERY_NS
-        return None not in (before, watched.weights) and before != watched.weights
+        found = self._weights(kind)
+        return None not in (found, watched.weights) and found != watched.weights
 
     def _end(self, kind: str, why: str) -> Changed:
         """Let a network answer no more."""
@@ -368,7 +373,7 @@ class Networks:
         for kind, watched in list(self._watched.items()):
             if watched.since >= KNOWN_EVERY and kind not in self._trials:
                 yield from self._check(kind, watched)
-            elif self._clock() >= watched.weigh_ns and self._weigh(kind):
+            elif self._clock() >= watched.weigh_ns and self._changed(kind, watched):
                 device = self.predictors[kind].device
                 yield self._end(kind, f"its weights have changed in the memory of {device}")
         if not self._awaited or self._clock() < self._look_ns:

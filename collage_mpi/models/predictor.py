@@ -399,14 +399,14 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def weights_sum(self) -> int | None:
-        """The sum of all weights, their bits taken for integers, so that one bit that flips changes
-        it; None while another runtime answers, which has its own copy of them."""
+        """The sum of all parameters, their bits taken for integers, so that one bit that flips
+        changes it; None while another runtime answers, which has its own copy of them."""
         if self.runtime != self._began_as:
             return None
         sums = [
             each.contiguous().view(INTEGERS[each.element_size()]).sum(dtype=torch.int64)
-            for each in (*self.network.parameters(), *self.network.buffers())
-            if each.dim()
+            for each in self.network.parameters()
+            if each.dim() and each.is_floating_point() and each.layout is torch.strided
         ]
         return int(torch.stack(sums).sum()) if sums else 0
 

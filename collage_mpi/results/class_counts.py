@@ -12,10 +12,11 @@ import numpy as np
 
 from collage_mpi.kinds import KIND
 from collage_mpi.results.manifest import Json, class_name
-from collage_mpi.rows import ASKED_FIRST, AUDIT_CODE, KEPT, OTHERS, SOURCE_CODE
+from collage_mpi.rows import ASKED_FIRST, AUDIT_CODE, ENCODED, KEPT, OTHERS, SOURCE_CODE
 
 SURE = 0.95
-_CHEAP = (*ASKED_FIRST, SOURCE_CODE[KEPT])  # sources of answers that are not the exact network's
+_UNSURE = SOURCE_CODE[KEPT]  # the source of answers that nobody audits
+_CHEAP = [*{*ASKED_FIRST, *ENCODED} - {_UNSURE}]  # not the exact network's
 
 
 class ClassCounts:
@@ -29,7 +30,7 @@ class ClassCounts:
     def __init__(self, manifest: Json) -> None:
         self._held = next(iter(manifest.get("thresholds") or []), None)
         self._names = manifest.get("class_names") or []
-        self._exact, self._cheap = Counter[int](), Counter[int]()
+        self._exact, self._cheap = Counter[int](), Counter[int]()  # -1: it may be any class
         self._pairs = Counter[tuple[int, int]]()  # of an audited image; -1: it has no exact answer
         self.others = self.audited = 0
 
@@ -39,6 +40,7 @@ class ClassCounts:
         cheap, exact = rows["predicted"].copy(), rows["predicted"].copy()
         other = np.isin(rows["source"], _CHEAP)
         exact[other] = np.where(rows["audited"] == AUDIT_CODE["done"], rows["other"], -1)[other]
+        exact[rows["source"] == _UNSURE] = -1
         audited = other & (rows["audited"] > 0)
         if self._held is not None and self._held["confidence"] is not None:
             kind, at = KIND[self._held["candidate"]], rows["position"]
@@ -47,7 +49,7 @@ class ClassCounts:
             drawn = later & ~other & (rows["stages"] >> kind.place & 1 == 1)
             drawn &= rows[score] >= self._held["confidence"]
             cheap[drawn] = rows[column][drawn]
-            other, audited = (other & (later | (exact < 0))) | drawn, (audited & later) | drawn
+            other, audited = (other & later) | drawn, (audited & later) | drawn
         self._exact.update(exact[~other].tolist())
         self._cheap.update(cheap[other].tolist())
         self._pairs.update(zip(cheap[audited].tolist(), exact[audited].tolist(), strict=True))
@@ -67,13 +69,16 @@ class ClassCounts:
             return None
         classes = np.arange(self.classes) if numbers is None else np.array(numbers)
         known = np.array([self._exact[number] for number in classes.tolist()], float)
-        low = high = known
-        if self.others:
+        if self.audited == self.others and not any(exact < 0 for _, exact in self._pairs):
+            for (_, exact), count in self._pairs.items():
+                known += count * (classes == exact)
+            low = high = known
+        else:
             own = np.array([self._cheap[number] for number in classes.tolist()], float)
             found = self._differences(classes)
             low = known + np.clip(own + self.others * found.low, 0, self.others)
             high = known + np.clip(own + self.others * found.high, 0, self.others)
-        ends = zip(np.ceil(low - 1e-6), np.floor(high + 1e-6), strict=True)
+        ends = zip(np.ceil(low - 1e-6), np.floor(high + self._exact[-1] + 1e-6), strict=True)
         return [
             {
                 "class": number,
@@ -88,8 +93,9 @@ class ClassCounts:
     def _differences(self, classes: np.ndarray) -> Any:
         from collage_mpi.bounds.shares import Differences, differing
 
-        pairs = np.array([*self._pairs.elements()], np.int64).reshape(-1, 2)
+        pairs = np.array([*self._pairs], np.int64).reshape(-1, 2)
+        often = np.array([*self._pairs.values()], np.int64)
         found = Differences(len(classes), 1 - (1 - SURE) / len(classes))
-        counts = differing(pairs[:, 0], pairs[:, 1], classes)
-        found.add(len(pairs), np.ones(1), counts[:, :, None])
+        counts = differing(pairs[:, 0], pairs[:, 1], classes, often)
+        found.add(self.audited, np.ones(1), counts[:, :, None])
         return found

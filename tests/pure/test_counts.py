@@ -14,10 +14,11 @@ from two_networks import CHEAP, CLASSES, EXACT, Networks
 from collage_mpi.bounds.shares import BETS, FIRST, Differences, Shares, differing
 from collage_mpi.cli import main
 from collage_mpi.commands.counting import Counting
-from collage_mpi.errors import ExitCode, UsageError
+from collage_mpi.errors import DataFault, ExitCode, UsageError
 from collage_mpi.kinds import KIND
 from collage_mpi.results.class_counts import ClassCounts
 from collage_mpi.rows import AUDIT_CODE, IMAGES, SOURCE_CODE
+from collage_mpi.shards.writer import write_shard
 
 ANSWERS = Path(__file__).parents[2] / "analysis" / "answers"
 PLAYS = 60
@@ -132,7 +133,7 @@ def test_pictures_are_counted_with_few_answers(tmp_path: Path) -> None:
     networks = networks_of(unread=40)
     job = job_of(networks, tmp_path / "job")
     assert job.execute() == ExitCode.COMPLETE
-    rows, how = job.told()
+    rows, how = job.known().told()
     assert [row["name"] for row in rows] == CLASSES
     truth = np.bincount(networks.labels[40:], minlength=3)
     for row, true in zip(rows, truth, strict=True):
@@ -141,11 +142,11 @@ def test_pictures_are_counted_with_few_answers(tmp_path: Path) -> None:
     assert 400 < len(networks.asked) < 2_980
     assert set(networks.asked.values()) == {1}
     assert min(networks.asked) >= 40  # whoever cannot be read is not asked for
-    assert f"classified {len(networks.asked):,} of 5,960 pictures" in how
+    assert f"asked for {len(networks.asked):,} of 5,960 pictures" in how
     assert "40 pictures cannot be read" in how
     one = job_of(networks, tmp_path / "one", 0.02, "dog")
     assert one.execute() == ExitCode.COMPLETE
-    assert [row["name"] for row in one.told()[0]] == ["dog"]
+    assert [row["name"] for row in one.known().told()[0]] == ["dog"]
 
 
 def test_a_job_that_was_stopped_asks_for_nothing_twice(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_job_that_was_stopped_asks_for_nothing_twice(tmp_path: Path) -> None:
     assert job.execute() == ExitCode.INCOMPLETE
     assert job.execute() == ExitCode.COMPLETE
     assert stopped.asked == whole.asked
-    assert job.told()[0] == job_of(whole, tmp_path / "whole", 0.01).told()[0]
+    assert job.known().told()[0] == job_of(whole, tmp_path / "whole", 0.01).known().told()[0]
 
 
 def test_where_half_would_be_asked_all_are_and_the_counts_are_exact(tmp_path: Path) -> None:
@@ -165,8 +166,24 @@ def test_where_half_would_be_asked_all_are_and_the_counts_are_exact(tmp_path: Pa
     assert job.execute() == ExitCode.COMPLETE
     assert len(networks.asked) == 1_200
     truth = np.bincount(networks.labels[5:], minlength=3)
-    rows, _ = job.told()
+    rows, how = job.known().told()
     assert [(row["low"], row["high"]) for row in rows] == [(true, true + 5) for true in truth]
+    assert how.endswith("5 pictures could not be answered")
+    assert job.known().code == ExitCode.COMPLETE_WITH_ERRORS
+
+
+def test_pictures_that_nobody_can_read_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataFault, match="no picture has an answer of the first network"):
+        job_of(networks_of(images=300, unread=300), tmp_path / "job").execute()
+
+
+def test_without_names_classes_are_those_that_the_first_network_gives(tmp_path: Path) -> None:
+    networks = networks_of()
+    networks.names = networks.exact_names = None
+    networks.labels[:600] = 5
+    job = job_of(networks, tmp_path / "job")
+    assert job.execute() == ExitCode.COMPLETE
+    assert [row["class"] for row in job.known().told()[0]] == [0, 1, 2]
 
 
 def test_networks_with_other_classes_are_refused(tmp_path: Path) -> None:
@@ -213,6 +230,19 @@ def test_audited_answers_bound_the_others() -> None:
     assert one["high"] - one["low"] < told[2]["high"] - told[2]["low"]
 
 
+def test_an_answer_that_nobody_audits_may_be_any_class_and_what_is_all_audited_is_exact() -> None:
+    kept, collage = SOURCE_CODE["kept"], SOURCE_CODE["collage"]
+    done = [0, AUDIT_CODE["done"], AUDIT_CODE["done"]]
+    rows = rows_of(
+        source=[kept, collage, collage], predicted=[0, 1, 1], other=[9, 2, 1], audited=done
+    )
+    counts = ClassCounts({"class_names": CLASSES})
+    counts.add(rows)
+    told = counts.told() or ()
+    assert [(one["low"], one["high"]) for one in told] == [(0, 1), (1, 2), (1, 2)]
+    assert counts.others == counts.audited == 2
+
+
 def test_with_agree_what_was_drawn_after_the_proof_audits_the_others() -> None:
     """Of 12 positions 2 are proved on, then 4 are drawn, two of them above the threshold."""
     kind = KIND["collage"]
@@ -251,7 +281,7 @@ def test_a_run_is_counted_or_refused_and_the_table_is_written(
     truth = np.bincount(networks.labels)
     assert [one["low"] for one in told["classes"]] == sorted(truth, reverse=True)
     assert [one["high"] for one in told["classes"]] == sorted(truth, reverse=True)
-    assert told["how"] == "the network answered all images"
+    assert told["how"] == "300 of 300 images have an answer"
     with (tmp_path / "c.csv").open() as file:
         assert {row["name"]: int(row["high"]) for row in csv.DictReader(file)} == dict(
             zip(CLASSES, truth, strict=True)
@@ -261,4 +291,7 @@ def test_a_run_is_counted_or_refused_and_the_table_is_written(
     assert main(["count", str(tmp_path / "run"), "--within", "0.1"]) == ExitCode.USAGE
     assert main(["count", str(tmp_path / "run"), "--class", "none"]) == ExitCode.USAGE
     assert main(["count", str(tmp_path / "nothing")]) == ExitCode.USAGE
+    few = ["--network", "null", "--first", "null:wrong=5", "--within", "0.1", "--out", "few.csv"]
+    write_shard(tmp_path / "few.h5", np.zeros((9, 8, 8, 3), np.uint8))
+    assert main(["count", str(tmp_path / "few.h5"), *few]) == ExitCode.USAGE
     assert "give --network W, --within 0.01 and --out FILE.csv" in capsys.readouterr().err

@@ -260,7 +260,7 @@ def test_weights_that_change_in_memory_end_all_answers_within_a_minute(monkeypat
     weights[0] = None  # another runtime answers
     now_ns[0] = 2 * minute_ns
     assert not [*found.changes()]
-    weights[0] = 8  # and torch again
+    weights[0] = 7  # and torch again
     now_ns[0] = 3 * minute_ns
     assert not [*found.changes()]
     weights[0] = 9
@@ -269,6 +269,11 @@ def test_weights_that_change_in_memory_end_all_answers_within_a_minute(monkeypat
     now_ns[0] += 1
     (told,) = found.changes()
     assert told.why.startswith("its weights have changed in the memory of cpu; the last 24 images")
+    assert not [*found.changes()]
+    own.weights_sum = iter(range(99)).__next__  # a network that changes its own weights
+    found = networks.Networks(welcome, lambda *a: own, lambda: now_ns[0], lambda: 0)
+    found.hello()
+    now_ns[0] += minute_ns
     assert not [*found.changes()]
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 37_247, "analysis": 5_596, "tests": 51_977}
-GUIDE_WORDS = 18_614  # every page of docs/ but architecture.md
+LINES = {"collage_mpi": 37_297, "analysis": 5_596, "tests": 52_009}
+GUIDE_WORDS = 18_624  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 6_456
 NO_CODE = {
     tokenize.COMMENT,
