@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.ledger import spans as sp
 from collage_mpi.results import has_run
 from collage_mpi.results.manifest import COMPLETE, compose, recorded_settings
+from collage_mpi.results.parts import read_ledger
 from collage_mpi.results.writer import differences, refuse_foreign
 from collage_mpi.settings.run_settings import FILE_SETTINGS, RunSettings
 from collage_mpi.shards.source import ReadAs
@@ -78,10 +80,13 @@ def finished_status(
     out = Path(settings.out)
     if not has_run(out):
         return None
-    before = compose(out)
-    if redo_rank or (
-        before["status"] != "complete" and (retry_errors or before["status"] not in COMPLETE)
-    ):
+    before = compose(out, ledger := read_ledger(out))
+    # `verify --repair` may have found that rows of a complete run are lost.
+    lacks_rows = sum(sp.count(part.spans) for part in ledger.parts) < before["rows"]
+    unfinished = before["status"] != "complete" and (
+        retry_errors or before["status"] not in COMPLETE
+    )
+    if redo_rank or lacks_rows or unfinished:
         return None
     try:
         with shards_of(settings, before, update, ReadAs(labels=False, pictures=False)) as shards:

@@ -204,6 +204,14 @@ def next_run(
                 "command. Otherwise put back what was there, or choose another --out."
             )
     if store.read(complete_name(last)) is None:
+        if ask.redo_rank and last.number == 1:
+            raise UsageError(
+                f"{plan.settings.out}: --redo-rank needs a complete run. Finish it without "
+                "--redo-rank, then repeat the command"
+            )
+        if ask.redo_rank:
+            text = "an update or another --redo-rank was cut off and goes on: repeat the command"
+            tell(f"{text} if it was not that of rank {ask.redo_rank}", logging.WARNING)
         return there, last
     known, images = so_far.get("images_now") or so_far["images"], len(shards)
     place = np.full(images, -1, np.int64)  # of each image, the position that counts

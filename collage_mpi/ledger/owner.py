@@ -528,10 +528,11 @@ class Owner:
                     self._stays.add(start)
                     self._to_pack.popleft()
                     return
+                self.counts["packed"] += 1
+            if last is None or last[1] == cell.digest:  # else this job has not seen the last record
                 between = [lease_name(start, gen) for gen in range(1, cell.gen)]
                 self._left_over[start] = [*self._spare(cell), *between]
-                self.counts["packed"] += 1
-            self._last(start, cell.digest)
+            self._last(start, cell.digest if last is None else last[1])
         left = self._left_over.get(start, [])
         while left:
             with suppress(PermissionError):  # it is another user's, and stays

@@ -503,6 +503,7 @@ def follow(path: Path | str, *, every_s: float = 0.5) -> Iterator[dict[str, np.n
 def _batch(manifest: Json, part: PartName) -> dict[str, np.ndarray]:
     rows, extras = rows_of_part(part, IMAGES), extras_of(manifest)
     rows = rows[rows["answered"]]
+    rows = rows[np.argsort(flat_keys(rows), kind="stable")]  # as their kept values
     found = {"shard": rows["shard"], "row": rows["row"]}
     if extras.classifies:
         found |= {"class": rows["predicted"], "score": rows["score"]}

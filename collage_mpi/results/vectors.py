@@ -95,7 +95,8 @@ def _kept_in(part: PartName, extras: Extras, only: str = "") -> Any:
 
 
 class KeptValues:
-    """The values that a run keeps of its answered images, in the order of their rows.
+    """The values that a run keeps of its answered images, by file, in the order of the input. Rows
+    that were read before may lie elsewhere by now, in another order.
 
     One file is in memory at a time.
 
@@ -153,7 +154,7 @@ class KeptValues:
         the place in it."""
         keys = []
         for part in self._parts:
-            keys.append(np.concatenate(read_where_it_lies(part, _keys_in)))
+            keys.append(np.sort(np.concatenate(read_where_it_lies(part, _keys_in))))
         whole = np.concatenate([np.empty(0, np.uint64), *keys])
         order = np.argsort(whole, kind="stable")
         files = np.repeat(np.arange(len(keys)), [len(own) for own in keys])
@@ -165,7 +166,9 @@ class KeptValues:
         if self._last[0] != number:
             table = read_kept(self._parts[number], self._extras)
             names = table.column_names[1:]  # without the fingerprint, which is text
-            self._last = number, {name: array_of(table[name]) for name in names}
+            found = {name: array_of(table[name]) for name in names}
+            order = np.argsort(flat_keys(found), kind="stable")
+            self._last = number, {name: values[order] for name, values in found.items()}
         return self._last[1]
 
 

@@ -315,8 +315,10 @@ def repair_run(out: Path) -> list[str]:
             "command."
         )
     with reading(out):
-        for parts_too in (False, True):  # the records first, so that these can be read
-            bad = _bad_parts(out) if parts_too else {}
+        # The records first, so that parts can be read; and where the rows of a part are gone that
+        # had replaced others, these count again, and their file may lack them.
+        bad = dict[str, str]()
+        for _ in range(2 + len(runs)):
             for run in runs:
                 found = examine(store, run, bad)
                 if found.damage or found.orphans:
@@ -327,6 +329,9 @@ def repair_run(out: Path) -> list[str]:
                         f"{counted(len(found.orphans), 'file')} moved to {out / 'orphans'}; "
                         f"{counted(found.again, 'image')} will be done again"
                     )
+            bad = _bad_parts(out)
+            if not bad:
+                break
         told += [*_without_bad_tasks(out, store), *_with_lease_files(out, runs[-1], store)]
         told += _without_spare_parts(out, store)
         folders = [path for path in out.iterdir() if path.is_dir() and path.name != EXPORT]

@@ -17,25 +17,41 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from jobs_by_hand import GOOD, Job
+from jobs_by_hand import GOOD, SETTINGS, Job
 from msgspec import structs
-from results_harness import InlineThread, Kill, fill, kill_at, make_run, manifest
+from results_harness import (
+    InlineThread,
+    Kill,
+    fill,
+    kill_at,
+    layout_of_run,
+    locate,
+    make_run,
+    manifest,
+    vector_of,
+)
+from rows_by_name import add_image
 
 from collage_mpi.cli import main
-from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, UsageError
+from collage_mpi.job.joining import finished_status
 from collage_mpi.ledger.cells import Cell
-from collage_mpi.ledger.owner import join
+from collage_mpi.ledger.jobs import register
+from collage_mpi.ledger.owner import Owner, join
 from collage_mpi.ledger.reading import at_home, runs
 from collage_mpi.ledger.records import Part, Record, Run, news_name
 from collage_mpi.ledger.spans import union
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import lease_files, read_results, row_sink, verify_run
 from collage_mpi.results.columns import Form, as_table, parquet_bytes
+from collage_mpi.results.jobs import entry
 from collage_mpi.results.lease_files import LeaseFiles, closed
 from collage_mpi.results.parts import LedgerReader, read_ledger, write_part
 from collage_mpi.results.reader import open_run, rows_of_part
+from collage_mpi.results.row_sink import RowSink
 from collage_mpi.results.sole import SoleWriter
 from collage_mpi.rows import IMAGES, OTHERS
+from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.update import Update
 from collage_mpi.system import files
 from tests.simulation.laws import run_in, wrong_lease_files
@@ -662,3 +678,80 @@ def test_the_content_that_is_there_first_stays(tmp_path: Path, monkeypatch) -> N
     made.make(lost, cell, lambda: None)
     assert (tmp_path / "rows/0.parquet").read_bytes() == raw
     assert synced == 2 * ["rows/0.parquet"]
+
+
+def test_a_lost_part_of_an_update_leaves_a_run_that_is_incomplete_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows that it had replaced count again, and the file of their lease lacks them."""
+    pictures, out = two_pictures(tmp_path)
+    (pictures / "b.png").write_bytes(GOOD + b"changed")
+    updated(pictures, out)
+    (part,) = (out / "parts").glob("images-0002-*")
+    part.unlink()
+    assert main(["verify", "--repair", str(out)]) == ExitCode.INCOMPLETE
+    assert "incomplete" in capsys.readouterr().out
+    updated(pictures, out)
+    assert verify_run(out).ok
+    assert len(found(out)) == 2
+
+
+def test_rows_of_a_complete_run_that_are_lost_are_not_finished(tmp_path: Path) -> None:
+    pictures, out = two_pictures(tmp_path)
+    (pictures / "b.png").write_bytes(GOOD + b"changed")
+    updated(pictures, out)
+    settings = RunSettings(shards=(str(pictures),), out=str(out), **SETTINGS)
+    assert finished_status(settings, retry_errors=False) == "complete"
+    (out / "rows/0.parquet").unlink()
+    assert main(["verify", "--repair", str(out)]) != 0
+    assert finished_status(settings, retry_errors=False) is None
+    updated(pictures, out)
+    assert verify_run(out).ok
+
+
+def test_answers_of_a_rank_are_given_again_in_a_complete_run_only(tmp_path: Path) -> None:
+    pictures, out = two_pictures(tmp_path)
+    (out / "COMPLETE.1").unlink()
+    with pytest.raises(UsageError, match="--redo-rank needs a complete run"):
+        Job(pictures, out, redo="1")
+
+
+def test_kept_values_go_with_their_images_wherever_they_lie_by_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part has rows of two cells in another order than the files of their leases."""
+    monkeypatch.setattr(row_sink, "PartThread", InlineThread)
+    out, full = tmp_path / "run", manifest(12, extras=EXTRAS)
+    (out / "parts").mkdir(parents=True)
+    store, name = FolderStore(out), "a" * 32
+    store.make()
+    run = join(store, Run(1, 0, 12, 6, name, settings=entry({"started": "now", **full})))
+    session, times = register(store, name, {}), iter(range(99))
+    owner = Owner(store, run, 1, lambda: next(times) / 9, name, files=LeaseFiles(out, run))
+    for _ in range(6):
+        owner.turn(12)
+    sink = RowSink(out, full, session, owner.wrote)
+    sink.keep(layout_of_run(full))
+
+    def write(images: list[int]) -> None:
+        for image in images:
+            shard, row = locate(full, image)
+            place = {"position": image, "shard": shard, "row": row, "source": "single"}
+            said = {"answered": True, "predicted": image % 10, "score": 0.9, "rank": 1}
+            add_image(sink, vector_of(full, image, image % 10), **place, **said)
+        sink.flush()
+        owner.turn()
+
+    write([0, 1, 6, 7, 2, 3])
+    write([8])
+    early = read_results(out)
+    assert [early[image]["class"] for image in (0, 6)] == [0, 8]  # it has learned where they lie
+    write([4, 5, 9, 10, 11])
+    assert sink.drain() is None
+    for _ in range(4):
+        owner.turn()
+    assert sorted(path.name for path in (out / "rows").iterdir()) == ["0.parquet", "6.parquet"]
+    assert not [*(out / "parts").glob("images*")]
+    for image in range(len(early)):
+        answer = early[image]
+        assert answer["scores"].argmax() == answer["class"]
