@@ -16,8 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINES = {"collage_mpi": 37_489, "analysis": 5_598, "tests": 51_941}
-GUIDE_WORDS = 18_565  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 6_459
+GUIDE_WORDS = 18_009  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 2_500
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
