@@ -5,6 +5,11 @@ On a GPU a network uses pinned buffers, two streams, and a CUDA graph for each b
 batches of a job have one image. Launching their hundred or so kernels takes longer than running
 them, and a graph launches them all at once. The GPU computes one batch while the rank copies the
 next batch and handles messages.
+
+A GPU has two batches (`models/predictor`). While it computes one, the worker begins the next: each
+has pinned buffers of its own, is copied in one stream and run in another, and shares the graph.
+Answers keep their order. A service time counts from the end of the batch before. With a credit of
+1, and for networks that compute in the worker's process or wait, there is one batch.
 """
 
 from __future__ import annotations
