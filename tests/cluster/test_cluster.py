@@ -25,6 +25,7 @@ AT_ONCE = 6  # plays; a job's faults come late where many jobs start
 DAY_S = 86_400
 WORK = ("--straggler", "lognormal", "--straggler-median-ms", "20", "--scheme", "none")
 LONG = ("--straggler-median-ms", "210")  # 25 s of two ranks, so that a late fault meets the work
+LONGER = ("--straggler-median-ms", "420")  # so that a silent connection is noticed before the end
 BUSY = (*WORK, *LONG)
 # Three hosts, the last with rank 3; two dates are wrong.
 PLAIN = Play(0, 0, (2, 1, 1), (0, DAY_S, -DAY_S), 0, "continue", WORK, None)
@@ -32,10 +33,10 @@ GONE = Fault("kill", 3, "work", 0.3, None)
 
 PLAYS = {
     "test_a_rank_whose_host_vanishes_is_lost_and_the_others_do_the_rest": replace(
-        PLAIN, fault=GONE, settings=(*BUSY, "--reply-timeout-s", "60")
+        PLAIN, fault=GONE, settings=(*WORK, *LONGER, "--reply-timeout-s", "60")
     ),
     "test_without_continue_others_do_the_images_of_a_host_that_vanishes_too": replace(
-        PLAIN, fault=GONE, on_loss="abort", settings=(*WORK, "--reply-timeout-s", "5")
+        PLAIN, fault=GONE, on_loss="abort", settings=(*BUSY, "--reply-timeout-s", "5")
     ),
     "test_a_rank_that_dies_on_another_host_is_lost_and_the_others_do_the_rest": replace(
         PLAIN,
@@ -65,7 +66,11 @@ PLAYS = {
         PLAIN, fault=Fault("kill", 3, "launch", 0.0, None)
     ),
     "test_when_the_host_of_rank_0_vanishes_the_run_goes_on_elsewhere": replace(
-        PLAIN, fault=Fault("kill first", 1, "work", 0.8, None), slots=(1, 2, 1), back=False
+        PLAIN,
+        fault=Fault("kill first", 1, "work", 0.8, None),
+        slots=(1, 2, 1),
+        back=False,
+        settings=BUSY,
     ),
     "test_a_host_without_the_input_is_named_before_work_begins": replace(
         PLAIN, copies="absent", on_loss="abort", settings=(*WORK, "--pixels", "workers")

@@ -279,7 +279,7 @@ def test_a_rank_that_is_stopped_when_its_work_is_done_does_not_keep_the_job(
     singles = 3 if teams == 1 else 1
     ended = job(f"{rank}:leaving:stop", singles=singles, teams=teams, tolerant=tolerant)
     ended.check()
-    assert (time.monotonic_ns() - ended.death_ns(rank)) / 1e9 < 30
+    assert (time.monotonic_ns() - ended.death_ns(rank)) / 1e9 < 60
     assert ("have not come to leave MPI" in ended.said) == (not tolerant and rank > 0)
 
 
@@ -287,7 +287,7 @@ def test_a_rank_that_is_stopped_when_its_work_is_done_does_not_keep_the_job(
 def test_when_rank_0_dies_all_end_and_resume_is_exact(job, tmp_path, apart):
     ended = job(f"0:images:kill:40{apart}", "--record", str(tmp_path / "record"))
     assert ended.code not in (COMPLETE, int(ExitCode.COMPLETE_WITH_ERRORS))
-    assert (time.monotonic_ns() - ended.death_ns(0)) / 1e9 < 20
+    assert (time.monotonic_ns() - ended.death_ns(0)) / 1e9 < 60
     assert verify_run(ended.out).exit_code is ExitCode.INCOMPLETE
     assert replayed(tmp_path / "record").end == ""
     job("").check()
@@ -301,7 +301,7 @@ def test_a_rank_that_dies_before_mpi_is_up_cannot_keep_the_others(job, monkeypat
     assert ended.code == int(ExitCode.ENVIRONMENT)
     assert f"MPI did not come up on all ranks in time: rank {rank} has ended" in ended.said
     assert "SIGKILL" in ended.said
-    assert (time.monotonic_ns() - ended.death_ns(rank)) / 1e9 < 30
+    assert (time.monotonic_ns() - ended.death_ns(rank)) / 1e9 < 60
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_rank_that_exits_before_mpi_is_up_cannot_keep_the_others(
     ended = job(death, start_limit_s=600.0, forked=False, tolerant=tolerant)
     assert ended.code == int(ExitCode.ENVIRONMENT), ended.said
     assert ended.said.count(said) == 1
-    assert (time.monotonic_ns() - ended.death_ns(int(death[0]))) / 1e9 < 30
+    assert (time.monotonic_ns() - ended.death_ns(int(death[0]))) / 1e9 < 60
 
 
 def test_a_rank_that_is_interrupted_before_mpi_is_up_ends_a_plain_start(job, monkeypatch):
@@ -335,7 +335,7 @@ def test_a_rank_that_is_interrupted_before_mpi_is_up_ends_a_plain_start(job, mon
 def test_a_stopped_rank_does_not_outlive_rank_0(job):
     ended = job("2:receive:stop:3,0:images:kill:40")
     assert ended.code not in (COMPLETE, int(ExitCode.COMPLETE_WITH_ERRORS))
-    assert (time.monotonic_ns() - ended.death_ns(0)) / 1e9 < 30
+    assert (time.monotonic_ns() - ended.death_ns(0)) / 1e9 < 60
     job("").check()
 
 
