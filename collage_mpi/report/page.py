@@ -505,6 +505,7 @@ def _contents(folders: Sequence[Path], shards: Sequence[Path | str] | None) -> J
                 "slow": slow,
                 "ranks": rank_tables,
                 "confusion": tables.confusions(run),
+                "counts": tables.class_counts(tally.counts),
                 "worst": worst_images(run, shards, max(6, PICTURES // len(runs))),
                 "errors": tables.errors(run, summary),
             }

@@ -16,6 +16,7 @@ from collage_mpi.cli import main
 from collage_mpi.commands.counting import Counting
 from collage_mpi.errors import DataFault, ExitCode, UsageError
 from collage_mpi.kinds import KIND
+from collage_mpi.report import tables
 from collage_mpi.results.class_counts import ClassCounts
 from collage_mpi.rows import AUDIT_CODE, IMAGES, SOURCE_CODE
 from collage_mpi.shards.writer import write_shard
@@ -225,6 +226,12 @@ def test_audited_answers_bound_the_others() -> None:
     for one, true in zip(told, np.bincount(exact), strict=True):
         assert one["low"] <= true <= one["high"] < one["low"] + 800
         assert one["images"] == n
+    table = tables.class_counts(counts)
+    assert table is not None
+    assert [row[0] for row in table.rows] == CLASSES
+    assert table.rows[0][1:] == [told[0]["low"], told[0]["high"]]
+    assert table.notes[0].startswith(f"{counts.audited:,} of {counts.others:,} answers of other")
+    assert tables.class_counts(ClassCounts({})) is None
     (one,) = counts.told([2]) or ()
     assert one["name"] == "dog"
     assert one["high"] - one["low"] < told[2]["high"] - told[2]["low"]
