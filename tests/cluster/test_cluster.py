@@ -162,10 +162,13 @@ def test_when_the_launcher_dies_no_rank_stays_on_any_host_and_no_file_on_its_own
 
 
 def test_a_host_that_vanishes_before_mpi_is_up_is_told_by_its_ranks(verdict: Verdict, mpi) -> None:
-    """Open MPI starts no rank before all hosts answer."""
-    assert fine(verdict, 3)
+    """Open MPI starts no rank before all hosts answer. MPICH's launcher may not notice it, and then
+    the user ends the start. On a busy machine the host vanishes later, and its rank is lost."""
+    assert not verdict.wrong, (verdict.wrong, verdict.line(), verdict.said)
     missing = {"mpich": "rank 3", "openmpi": "ranks 0, 1, 2, 3"}[mpi.family]
-    assert f"nothing yet of {missing}" in verdict.said
+    told = {0: "rank 3 (single) is lost", 3: f"nothing yet of {missing}"}
+    told[130] = told[3]  # by the user
+    assert told[verdict.codes[0]] in verdict.said, verdict.line()
 
 
 def test_when_the_host_of_rank_0_vanishes_the_run_goes_on_elsewhere(verdict: Verdict) -> None:
