@@ -253,11 +253,12 @@ def test_an_answer_that_nobody_audits_may_be_any_class_and_what_is_all_audited_i
 def test_with_agree_what_was_drawn_after_the_proof_audits_the_others() -> None:
     """Of 12 positions 2 are proved on, then 4 are drawn, two of them above the threshold."""
     kind = KIND["collage"]
+    single = SOURCE_CODE["single"]
     held = {"confidence": 0.5, "candidate": "collage", "proved": 2, "drawn": 6}
     rows = rows_of(
-        source=[SOURCE_CODE["single"]] * 6 + [kind.source] * 5 + [SOURCE_CODE["single"]],
-        predicted=[1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 2],
-        other=[0, 0, 0, 1, 0, 0] + [9] * 6,
+        source=[single, kind.source, *4 * [single], *5 * [kind.source], single],
+        predicted=[1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 2],
+        other=[0, 1, 0, 1, 0, 0] + [9] * 6,
         other_score=[0.9, 0.9, 0.8, 0.7, 0.4, 0.3] + [0.0] * 6,
         stages=[1 << kind.place] * 6 + [0] * 6,
         audited=[AUDIT_CODE["done"]] * 6 + [0] * 6,

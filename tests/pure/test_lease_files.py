@@ -220,6 +220,27 @@ def test_parts_that_a_killed_job_has_left_do_no_harm_and_a_repair_moves_them(
     assert {path.name for path in left} == {path.name for path in (out / "orphans").iterdir()}
 
 
+def test_parts_go_though_the_folder_failed_when_their_lease_was_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare, failed = Owner._spare, list[int]()
+
+    def fails_once(self: Owner, cell: Cell) -> Any:
+        failed.append(cell.start)
+        if len(failed) == 1:
+            raise OSError(errno.EIO, "it hangs")
+        return spare(self, cell)
+
+    monkeypatch.setattr(Owner, "_spare", fails_once)
+    full, out = manifest(27, extras=EXTRAS), tmp_path / "run"
+    writer = SoleWriter(out, full, rows_per_part=10)
+    fill(writer, full, range(27))
+    writer.close("complete")
+    assert len(failed) == 2
+    assert [*(out / "parts").glob("images-*")] == []
+    assert verify_run(out).ok
+
+
 def test_parts_stay_where_the_file_of_their_lease_is_another_one(tmp_path: Path, capsys) -> None:
     other = make_run(tmp_path / "other", 27, extras=EXTRAS, run_id="another")
     full, out = manifest(27, extras=EXTRAS), tmp_path / "run"
