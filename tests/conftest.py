@@ -78,7 +78,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chaos-seed", type=int, default=1, help="what the rounds are drawn from")
     group.addoption("--fuzz", type=int, default=0, help="damaged inputs for each reader of files")
     group.addoption("--strangers", type=int, default=200, help="connections to a job's ports")
-    group.addoption("--schedules", type=int, default=200, help="plays of teams, in fives")
     parser.addoption("--skipped", type=Path, help="append each test that is skipped, and why")
 
 

@@ -54,6 +54,16 @@ def test_commands_and_their_flags_exist(page):
             assert flag in known, f"{page.name}: collage-mpi {words[0]} has no {flag}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_scripts_and_tests_that_a_page_names_are_there(page):
+    """But for reports whose figures are of a revision that they name."""
+    text = page.read_text()
+    if "Revision `" in text:
+        return
+    for name in re.findall(r"\b(?:analysis|tests|collage_mpi|data_prep)/[\w/]+\.(?:py|sh)\b", text):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
 @pytest.mark.parametrize("page", REPORTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_report_opens_with_its_result(page):
     first = page.read_text().split("\n\n")[1]
