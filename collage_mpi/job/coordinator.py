@@ -15,9 +15,9 @@ import numpy as np
 from collage_mpi.core import events as ev
 from collage_mpi.core.core import Core
 from collage_mpi.core.states import READY
+from collage_mpi.job.leased_images import LeasedImages
 from collage_mpi.job.messages import Bye, Changed, unpack
 from collage_mpi.job.packing import Packer
-from collage_mpi.job.supply import Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import SINGLE
 from collage_mpi.mpi import protocol as wire
@@ -171,7 +171,7 @@ class Coordinator:
         worker_group: WorkerGroup,
         packer: Packer,
         rows: RowSink,
-        supply: Supply,
+        leased: LeasedImages,
         settings: LoopSettings,
     ) -> None:
         self.core, self.rows = core, rows
@@ -192,7 +192,7 @@ class Coordinator:
         self.changes: list[tuple[int, Changed]] = []  # by rank, in order
         self._stop_reason, self._report = settings.stop_reason, settings.report
         self._draw, self._arrivals = settings.draw, settings.arrivals
-        self._packer, self._supply, self._paused = packer, supply, False
+        self._packer, self._leased, self._paused = packer, leased, False
         self._stopped = self._input_closed = self._letting_in = self._stepping = False
         self._report_at_ns = self._write_at_ns = self._release_at_ns = 0
         # Events that arose while others were handled; each entry holds those of one moment.
@@ -205,7 +205,7 @@ class Coordinator:
             ev.Cancel: lambda a: self._cancels.setdefault(a.rank, []).append(a.task),
             **dict.fromkeys((ev.Resolved, ev.Released), packer.held.release),
             ev.Differed: self._differed,
-            ev.Judged: supply.judged,
+            ev.Judged: leased.judged,
             ev.Retire: lambda a: self.retired.update({a.rank: a.reason}),
             ev.Recall: lambda a: self.retired.pop(a.rank, None),
             ev.Finish: self._finished,
@@ -237,7 +237,7 @@ class Coordinator:
                     self.backoff.reset()
                 else:
                     self._pause()
-            self._supply.look_for_pairs()
+            self._leased.look_for_pairs()
             self._report()
         finally:
             # Also after an error: tasks must match the images.
@@ -254,7 +254,7 @@ class Coordinator:
 
     def _pause(self) -> None:
         """Wait a little; longer if no image is in hand."""
-        in_hand = self.core.admission.unresolved or self._supply.remaining
+        in_hand = self.core.admission.unresolved or self._leased.remaining
         if in_hand or self._input_closed:
             self.backoff.pause(self._until_timer_ns())
         else:
@@ -276,7 +276,7 @@ class Coordinator:
             self._step(self.clock(), sign)
             if isinstance(sign, ev.RankLost):
                 self.transport.drop(sign.rank)
-        if now_ns >= self._supply.look_at_ns:
+        if now_ns >= self._leased.look_at_ns:
             self._hear_of_supply(now_ns)
             self._look_for_stop()
         arrived = self._let_in() if self._arrivals.waiting else False
@@ -380,18 +380,18 @@ class Coordinator:
 
     def _hear_of_supply(self, now_ns: int) -> None:
         """Take what the ledger grants, and which first networks to ask."""
-        supply = self._supply
-        supply.look_for_pairs()
+        leased = self._leased
+        leased.look_for_pairs()
         in_hand = self.core.admission.unresolved + self.core.checks.asked
-        if supply.resting(in_hand):
+        if leased.resting(in_hand):
             self.write()
-        came = supply.look(now_ns, in_hand)
+        came = leased.look(now_ns, in_hand)
         if came and isinstance(self._arrivals, ClosedLoop):
             self._arrivals.granted(self.clock())  # latencies of awaited images count from now
         self._note_pause()
         if self._paused and now_ns >= self._release_at_ns:
             self._release()
-        for stages in supply.stages():
+        for stages in leased.stages():
             self._step(self.clock(), stages)
 
     def _look_for_stop(self) -> None:
@@ -401,7 +401,7 @@ class Coordinator:
             self._step(self.clock(), ev.StopRequested(reason))
 
     def _note_pause(self) -> None:
-        paused = self._supply.paused
+        paused = self._leased.paused
         if paused and not self._paused:
             self._step(self.clock(), ev.InputPaused())
             self._release_at_ns = self.clock() + RELEASE_NS
@@ -442,9 +442,9 @@ class Coordinator:
     def _let_in(self) -> bool:
         """Let images arrive that are due and have been read. This never waits for the disk."""
         self._letting_in = True
-        supply, arrived = self._supply, False
-        while not supply.exhausted and (count := self._arrivals.due(self.clock())):
-            found = supply.take(count)
+        leased, arrived = self._leased, False
+        while not leased.exhausted and (count := self._arrivals.due(self.clock())):
+            found = leased.take(count)
             if found is None:
                 break
             now_ns = self.clock()
@@ -452,7 +452,7 @@ class Coordinator:
             came = partial(self._came, *found, t0_ns, now_ns - asked_ns)
             self._step(now_ns, came)
             arrived = True
-        if supply.exhausted and not self._input_closed:
+        if leased.exhausted and not self._input_closed:
             self._input_closed = True
             self._step(self.clock(), ev.InputClosed())
         if arrived:
@@ -467,7 +467,7 @@ class Coordinator:
         known where the next group begins."""
         first = max(first, self.core.next)
         drawn = self._draw.some(images.placed) if self._draw.share else None
-        mine = self._supply.draws(first, images.position)
+        mine = self._leased.draws(first, images.position)
         if mine is not None:
             drawn = mine if drawn is None else drawn | mine
         if images.pixels is not None or images.files is not None:

@@ -23,13 +23,13 @@ from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.coordinator import RELEASED, Coordinator, LoopSettings
 from collage_mpi.job.encoders import make_encoder
 from collage_mpi.job.handshake import handshake, kept_columns, readers, roll_call
+from collage_mpi.job.leased_images import LeasedImages
 from collage_mpi.job.messages import Hello, Start
 from collage_mpi.job.packing import Packer, Reader
 from collage_mpi.job.pairs import AgreementWatch, PairBook
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.record import Record, RecordedCore
 from collage_mpi.job.shared import Share
-from collage_mpi.job.supply import Supply
 from collage_mpi.job.worker_group import WorkerGroup
 from collage_mpi.kinds import COLLAGE, KIND
 from collage_mpi.results.number_sets import Draw
@@ -146,7 +146,7 @@ class TeamSession(ExitStack):
             draw=Draw(settings.audit_share, AUDIT_SEED, plan.shards.fingerprints),
         )
         packer = Packer(table, self.encoder, wire, clock, self.reading)
-        return Coordinator(core, self.worker_group, packer, self.rows, self.supply, loop)
+        return Coordinator(core, self.worker_group, packer, self.rows, self.leased, loop)
 
     def work(self, start: Start, share: Share, rows: RowSink) -> ev.Finish:
         """Classify the images that the ledger grants, until it grants no more.
@@ -168,9 +168,9 @@ class TeamSession(ExitStack):
         self.worker_group.start(start)
         self.reader = self.enter_context(self.open_reader())
         unit = self.plan.settings.group_size * start.batch
-        self.supply = Supply(share, self.reader, rows, unit, build_book(self.plan))
+        self.leased = LeasedImages(share, self.reader, rows, unit, build_book(self.plan))
         self.coordinator = self.build_coordinator()
-        share.begin(self.totals, self.supply)
+        share.begin(self.totals, self.leased)
         self._begin_to_tell()
         ready, lost, unfit = roll_call(self.plan, self.worker_group, self.hellos, start.steady)
         try:

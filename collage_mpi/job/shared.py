@@ -15,8 +15,8 @@ import numpy as np
 
 from collage_mpi.core.outcomes import Totals
 from collage_mpi.job.agreed import Agreed
+from collage_mpi.job.leased_images import Close, Lease, LeasedImages, Pause, Said
 from collage_mpi.job.pairs import Pair
-from collage_mpi.job.supply import Close, Lease, Pause, Said, Supply
 from collage_mpi.ledger.owner import LEASE_S, Owner
 from collage_mpi.ledger.records import Part
 from collage_mpi.ledger.spans import Span, Spans, count
@@ -80,31 +80,31 @@ class Share:
         self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="collage-mpi ledger", daemon=True)
 
-    def begin(self, totals: Totals, supply: Supply) -> None:
-        """Start the thread. `totals`: of the job's core; `supply`: what this link serves. Raises
+    def begin(self, totals: Totals, leased: LeasedImages) -> None:
+        """Start the thread. `totals`: of the job's core; `leased`: what this link serves. Raises
         CollageError."""
-        self._totals, self._supply = totals, supply
+        self._totals, self._leased = totals, leased
         self._bury()
         for _ in range(FIRST_TURNS):  # so that the first images are there
             if self._owner.grants or self._owner.complete:
                 break
             self._turn_of_owner(self._wanted)
         self._turn()
-        supply.hear()
+        leased.hear()
         self._thread.start()
 
-    # ---- for the loop (supply.Link) -------------------------------------------
+    # ---- for the loop (leased_images.Link) -------------------------------------------
 
     def hear(self) -> Said | None:
-        """See `supply.Link`."""
+        """See `leased_images.Link`."""
         if self.fault is not None:
             raise self.fault
-        if not (self._paused or self._closed) and self._supply.remaining < self._wanted / 2:
+        if not (self._paused or self._closed) and self._leased.remaining < self._wanted / 2:
             self._turn_soon()
         return self._said.popleft() if self._said else None
 
     def holds(self, positions: np.ndarray) -> np.ndarray:
-        """See `supply.Link`."""
+        """See `leased_images.Link`."""
         at = positions + self._first
         held = self._owner.held(self._start_of(int(at[0])))
         found = np.zeros(len(at), bool)
@@ -113,12 +113,12 @@ class Share:
         return found
 
     def rested(self, number: int) -> None:
-        """See `supply.Link`."""
+        """See `leased_images.Link`."""
         self._rested = number
         self._turn_soon()
 
     def pairs(self, pairs: tuple[Pair, ...]) -> None:
-        """See `supply.Link`."""
+        """See `leased_images.Link`."""
         if self._agreed is not None:
             self._agreed.pairs(pairs)
             self._wake.set()
@@ -219,7 +219,7 @@ class Share:
     def _lacking(self) -> int:
         """How many images to look for now."""
         waiting = sum(count(said.spans) for said in [*self._said] if isinstance(said, Lease))
-        ahead = self._supply.remaining + waiting
+        ahead = self._leased.remaining + waiting
         return self._wanted - ahead if ahead < self._wanted / 2 else 0
 
     def _measure(self) -> None:
@@ -242,7 +242,7 @@ class Share:
     def _ahead(self) -> dict[int, Span]:
         """Cell -> the positions that this job has not begun and will do last."""
         found: dict[int, Span] = {}
-        for first, stop in self._moved(self._supply.ahead, self._first):
+        for first, stop in self._moved(self._leased.ahead, self._first):
             found[self._start_of(first)] = first, stop
         return found
 

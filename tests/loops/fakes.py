@@ -19,8 +19,8 @@ from rows_by_name import group_rows
 from wire_tasks import pack_wire_tasks, unpack_results
 
 from collage_mpi.job import messages
+from collage_mpi.job.leased_images import Close, Lease, Said
 from collage_mpi.job.messages import Message
-from collage_mpi.job.supply import Close, Lease, Said
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import (
     ANSWERED,

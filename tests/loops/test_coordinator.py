@@ -47,10 +47,10 @@ from collage_mpi.job.coordinator import (
     ReadyRank,
     WorkMeter,
 )
+from collage_mpi.job.leased_images import Close, Lease, LeasedImages, Pause
 from collage_mpi.job.messages import Changed, pack
 from collage_mpi.job.packing import Packer
 from collage_mpi.job.pairs import Heard, Pair, PairBook
-from collage_mpi.job.supply import Close, Lease, Pause, Supply
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.answers import ANSWERED, FAILED, Unread, WireResult
 from collage_mpi.mpi.tasks import WireTask
@@ -160,14 +160,14 @@ class Job:
         self.link = LoneJob(len(self.records)) if ledger is None else ledger(self)
         order, shards = Order(Permutation(len(self.records))), SimpleNamespace(lost={})
         book = PairBook(calibration, order, shards) if calibration else None
-        self.supply = Supply(self.link, reader, self.writer, side * side, book)
-        self.supply.hear()
+        self.leased = LeasedImages(self.link, reader, self.writer, side * side, book)
+        self.leased.hear()
         self.coordinator = Coordinator(
             self.core,
             SimpleNamespace(transport=self.cluster, detector=self.detector, session=SESSION),
             self.packer,
             self.writer,
-            self.supply,
+            self.leased,
             LoopSettings(
                 credit=credit,
                 clock=self.clock,
@@ -345,7 +345,7 @@ def test_the_run_of_a_lost_rank_is_done_by_others(dies_ms):
 def test_the_images_that_both_networks_classify_first_choose_the_threshold(chosen):
     """None is accepted before, and none after where no threshold is found."""
     job = Job(120, scheme="cascade", placement="fastest", calibration=40)
-    book, pairs = job.supply.book, []
+    book, pairs = job.leased.book, []
 
     def hear(new):
         pairs.extend(new)
@@ -862,13 +862,13 @@ class Leases(LoneJob):
 
 def test_the_ledger_is_heard_and_a_stop_looked_for_once_a_ms():
     job, looks, asked = Job(40, depth=2), [], []
-    hear, stop_reason = job.supply.look, job.coordinator._stop_reason
+    hear, stop_reason = job.leased.look, job.coordinator._stop_reason
 
     def look(now_ns: int, unresolved: int) -> bool:
         looks.append(now_ns)
         return hear(now_ns, unresolved)
 
-    job.supply.look = look
+    job.leased.look = look
     job.coordinator._stop_reason = lambda: asked.append(0) or stop_reason()
     job.complete()
     assert len(looks) > 1
@@ -901,7 +901,7 @@ def test_a_job_that_waits_for_long_lets_idle_ranks_go_but_one_of_each_kind(
     caplog.set_level("INFO")
     slow = {"service_ns": lambda rank, task: (busy_ms if rank == 2 else 1) * MS}
     job = Job(8, cluster=slow, ledger=lambda job: Leases(job, 4))
-    job.supply._dry = False  # it does not wait for its first images
+    job.leased._dry = False  # it does not wait for its first images
     gone, sent = [], []
 
     def release(ranks: list[int]) -> None:

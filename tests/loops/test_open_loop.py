@@ -62,7 +62,7 @@ def test_at_a_low_load_the_images_that_choose_a_threshold_meet_both_networks():
     cluster = {"service_ns": lambda rank, task: 4 * MS}
     layout = {"singles": 3, "placement": "fastest", "together": False, "depth": 50, "credit": 1}
     job = open_job(times_ns, scheme="cascade", calibration=40, cluster=cluster, **layout)
-    book, places = job.supply.book, set()
+    book, places = job.leased.book, set()
 
     def hear(pairs):
         places.update(pair.place for pair in pairs)

@@ -2,7 +2,7 @@
 
 Both drive the core. The simulator keeps a loop of its own, because it packs no messages and counts
 rank 0's costs. Here the coordinator works in virtual time on the simulator's worker ranks, with its
-packer, wire format, failure detector and supply.
+packer, wire format, failure detector and leased images.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pytest
 from collage_mpi.core import events as ev
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.job.coordinator import Coordinator, LoopSettings, ReadyRank
+from collage_mpi.job.leased_images import Close, Lease, LeasedImages
 from collage_mpi.job.packing import Packer
-from collage_mpi.job.supply import Close, Lease, Supply
 from collage_mpi.mpi.answers import ANSWERED, SKIPPED, Score, WireResult, pack_results
 from collage_mpi.mpi.protocol import CANCEL, read_header
 from collage_mpi.mpi.tasks import unpack_cancel, unpack_tasks
@@ -102,8 +102,8 @@ class Coordinated(Simulation):
         )
         detector = FailureDetector(self.ranks, 0)
         unit = settings.group_size * settings.batch_size
-        supply = Supply(images, images, SimpleNamespace(idle=True, flush=lambda: None), unit)
-        supply.hear()
+        leased = LeasedImages(images, images, SimpleNamespace(idle=True, flush=lambda: None), unit)
+        leased.hear()
         pauses = Backoff(COORDINATOR_BACKOFF)
         pauses.pause = pauses.rest = self.wait
         loop = LoopSettings(
@@ -119,7 +119,7 @@ class Coordinated(Simulation):
         group = SimpleNamespace(transport=self, detector=detector, session=SESSION)
         ready = [ReadyRank(rank, state.kinds, "") for rank, state in self.ranks.items()]
         packer = Packer(self.table, encoder, SESSION, self.clock, ())
-        return Coordinator(self.core, group, packer, self._writer, supply, loop).run(ready)
+        return Coordinator(self.core, group, packer, self._writer, leased, loop).run(ready)
 
     def clock(self) -> int:
         return self.now_ns

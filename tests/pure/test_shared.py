@@ -9,8 +9,8 @@ import pytest
 
 from collage_mpi.core.outcomes import Totals
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.job.leased_images import Close, Lease, Pause
 from collage_mpi.job.shared import Share
-from collage_mpi.job.supply import Close, Lease, Pause
 from collage_mpi.ledger import spans as sp
 from collage_mpi.ledger.owner import SILENT_S, Owner, join
 from collage_mpi.ledger.reading import View, runs
@@ -37,9 +37,9 @@ class Job:
         self.granted: list[int] = []
         self.heard: list = []
         self.last = -1
-        self.supply = SimpleNamespace(remaining=0, ahead=(), hear=self.hear)
+        self.leased = SimpleNamespace(remaining=0, ahead=(), hear=self.hear)
         self.totals = Totals()
-        self.share.begin(self.totals, self.supply)
+        self.share.begin(self.totals, self.leased)
 
     def hear(self) -> None:
         while (said := self.share.hear()) is not None:
@@ -122,11 +122,11 @@ def test_what_others_do_is_not_among_the_images_that_a_job_is_to_do(tmp_path):
 
 def test_a_job_that_works_learns_which_cells_others_have_closed(tmp_path):
     one, two = (Job(tmp_path, number, cell=8, rate=0.8) for number in (1, 2))
-    two.supply.remaining = 0
+    two.leased.remaining = 0
     for at in two.granted:  # one by one, so that there are records to pack
         two.write((at, at + 1))
         two.turns()
-    one.supply.remaining = IMAGES
+    one.leased.remaining = IMAGES
     assert one.share.total == IMAGES
     one.turns(21)
     assert one.share.total <= IMAGES - 8
@@ -199,7 +199,7 @@ def test_a_job_that_is_not_to_wait_first_finds_out_whether_the_run_is_complete(t
 
 def test_what_is_taken_from_a_job_is_not_held_any_more(tmp_path):
     slow, quick = Job(tmp_path, 1, rate=1.0), Job(tmp_path, 2, rate=100.0)
-    slow.supply.remaining, slow.supply.ahead = IMAGES, ((8, IMAGES),)
+    slow.leased.remaining, slow.leased.ahead = IMAGES, ((8, IMAGES),)
     for _ in range(30):
         slow.turns()
         quick.turns()

@@ -50,7 +50,7 @@ Said = Lease | Pause | Close | Heard
 
 
 class Link(Protocol):
-    """What the supply needs of the job's share in the run (`job/shared`)."""
+    """What the leased needs of the job's share in the run (`job/shared`)."""
 
     def hear(self) -> Said | None:
         """What comes next, or None. Raises CollageError if the job cannot go on."""
@@ -69,7 +69,7 @@ class Link(Protocol):
         ...
 
 
-class Supply:
+class LeasedImages:
     """A job's leases, in its coordinator's loop.
 
     The core counts the images of this job from 0. A lease begins with a whole batch of groups.

@@ -17,8 +17,8 @@ from collage_mpi.core.core import Core
 from collage_mpi.core.schemes import make_scheme
 from collage_mpi.core.table import Table
 from collage_mpi.errors import EnvironmentFault
+from collage_mpi.job.leased_images import Close, Lease, LeasedImages, Pause
 from collage_mpi.job.pairs import Heard, Pair, PairBook
-from collage_mpi.job.supply import Close, Lease, Pause, Supply
 from collage_mpi.rows import CELL, PLACED, PRESENT
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.order import Order, Permutation
@@ -81,17 +81,17 @@ class Link(LoneJob):
 
 
 class Job:
-    """A supply of batches of two images; `look` hears what it was told before."""
+    """Leased images in batches of two images; `look` hears what it was told before."""
 
     def __init__(self, book=None) -> None:
         self.link, self.reader, self.rows = Link(), Reader(), Rows()
-        self.supply = Supply(self.link, self.reader, self.rows, 2, book)
+        self.leased = LeasedImages(self.link, self.reader, self.rows, 2, book)
         self.now_ns = 0
 
     def take(self, count: int) -> list[tuple[int, int]]:
         """(the core's position, image) of the next images."""
         found, at = [], 0
-        while len(found) < count and (came := self.supply.take(count - len(found))) is not None:
+        while len(found) < count and (came := self.leased.take(count - len(found))) is not None:
             first, images = came
             at = max(first, at)
             found += zip(range(at, at + len(images)), images.position.tolist(), strict=True)
@@ -101,7 +101,7 @@ class Job:
     def look(self, *told, unresolved: int = 0) -> bool:
         self.link.told.extend(told)
         self.now_ns += 2 * MS
-        return self.supply.look(self.now_ns, unresolved)
+        return self.leased.look(self.now_ns, unresolved)
 
 
 def lease(number: int, *spans: tuple[int, int], times: int = 0) -> Lease:
@@ -121,15 +121,15 @@ def test_images_that_another_job_has_taken_over_are_left_out():
     job.look(lease(0, (0, 6)), lease(1, (8, 10)))
     assert job.take(1) == [(0, 0)]
     job.link.taken = {1, 2, 4, 8}
-    assert job.supply.ahead == ((1, 6), (8, 10))
+    assert job.leased.ahead == ((1, 6), (8, 10))
     assert [image for _, image in job.take(9)] == [3, 5, 9]
-    assert not job.supply.remaining
+    assert not job.leased.remaining
 
 
 def test_images_that_were_read_when_another_job_takes_them_are_left_out():
     job = Job()
     job.look(lease(0, (0, 2)), lease(1, (2, 6)))
-    _, images = job.supply.take(5)  # the reader gives those of both leases
+    _, images = job.leased.take(5)  # the reader gives those of both leases
     assert images.position.tolist() == [0, 1]
     job.link.taken = {2, 4}
     assert [image for _, image in job.take(9)] == [3, 5]
@@ -138,7 +138,7 @@ def test_images_that_were_read_when_another_job_takes_them_are_left_out():
 def test_images_of_another_cell_are_not_left_out_with_those_that_were_taken():
     job = Job()
     job.look(lease(0, (0, 3)), lease(1, (4, 6)))
-    _, images = job.supply.take(1)
+    _, images = job.leased.take(1)
     assert images.position.tolist() == [0]
     job.link.taken = {1, 2}
     assert [image for _, image in job.take(9)] == [4, 5]
@@ -149,37 +149,37 @@ def test_the_rest_of_a_lease_that_cannot_be_read_is_left_out():
     job.reader.lost = {1, 2, 3}
     job.look(lease(0, (0, 4)), lease(1, (4, 6)), Pause())
     assert job.take(9) == [(0, 0), (4, 4), (5, 5)]
-    assert job.supply.paused
+    assert job.leased.paused
 
 
 @pytest.mark.parametrize(("times", "faulty"), [(0, False), (3, False), (4, True)])
 def test_an_image_that_jobs_died_of_is_asked_for_once_more_alone_and_then_no_more(times, faulty):
     job = Job()
     job.look(lease(0, (3, 4), times=times))
-    _, images = job.supply.take(9)
+    _, images = job.leased.take(9)
     assert bool(images.faults) == faulty
 
 
 def test_input_ends_when_the_ledger_says_so_and_not_before():
     job = Job()
-    assert not job.supply.exhausted
+    assert not job.leased.exhausted
     job.look(lease(0, (0, 2)), Pause())
     job.take(2)
-    assert not job.supply.exhausted
+    assert not job.leased.exhausted
     assert job.look(Close())
-    assert job.supply.exhausted
+    assert job.leased.exhausted
 
 
 def test_the_supply_is_paused_once_all_that_is_in_hand_has_come_in():
     job = Job()
     job.look(lease(0, (0, 2)), Pause())
-    assert not job.supply.paused
+    assert not job.leased.paused
     job.take(2)
-    assert job.supply.paused
+    assert job.leased.paused
     job.look(lease(1, (2, 4)))
-    assert not job.supply.paused
+    assert not job.leased.paused
     job.take(2)
-    assert not job.supply.paused  # the pause was over with the lease
+    assert not job.leased.paused  # the pause was over with the lease
 
 
 def test_in_a_pause_rows_are_flushed_and_it_is_told_once_that_they_are_on_the_disk():
@@ -236,7 +236,7 @@ def test_a_threshold_reaches_a_job_that_pairs_answers_and_no_other():
     assert book.draws(0, np.arange(4)) is None
     job = Job()
     job.look(heard)
-    assert [*job.supply.stages()] == []
+    assert [*job.leased.stages()] == []
 
 
 # ---- the core ---------------------------------------------------------------
