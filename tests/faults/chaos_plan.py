@@ -118,6 +118,12 @@ class Round:
         return " ".join(self.settings[self.settings.index("--scheme") + 1 :])
 
     @property
+    def confidence(self) -> float:
+        """The lowest score with which an answer of the collage network counts at once."""
+        words = self.settings
+        return float(words[words.index("--confidence") + 1]) if "--confidence" in words else 0.0
+
+    @property
     def kinds(self) -> set[str]:
         """The kinds of its faults."""
         return {fault.kind for session in self.sessions for fault in session}
