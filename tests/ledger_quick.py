@@ -60,8 +60,10 @@ class Quick:
             raise Wrong(f"{name} follows {before.gen}")
         assert after.record is not None
         old = before.record.parts if before.record else ()
-        new = [part for part in after.record.parts[len(old) :] if not part.reason]
-        self.counted += sum(sp.count(part.spans) for part in new)
+        new = after.record.parts[len(old) :]
+        if lost := {part.name for part in new} - self.files.keys():
+            raise Wrong(f"{lost} count and are not there")
+        self.counted += sum(sp.count(part.spans) for part in new if not part.reason)
         self.cells[start] = after
         self.on_record(before, after)
 
@@ -78,7 +80,9 @@ class Quick:
     def removed(self, name: str) -> None:
         """Judge a removal."""
         folder, _, last = name.partition("/")
-        spans = json.loads(self.files[name][1]) if folder == "parts" and name in self.files else ()
+        named = {part.file for cell in self.cells.values() for part in cell.parts}
+        counts = folder == "parts" and name in self.files and last in named
+        spans = json.loads(self.files[name][1]) if counts else ()
         for at in (at for span in spans for at in range(*span)):
             start = at - (at - self.run.first) % self.run.cell
             if not self.cells[start].packed or f"rows/{start}.parquet" not in self.files:

@@ -48,6 +48,7 @@ packs a cell looks at the others' marks when its own is on the disk. If a job di
 steps, another one goes on, at the latest before `COMPLETE.N`. The content follows from the records
 alone, so jobs that make the file at the same time make the same. A file that cannot be made (parts
 have different columns) leaves the cell as it is, with its parts. Readers open what the mark says.
+A part that no record names, because its job has lost all positions, is removed by that job.
 A part that is gone when they come to it has been packed meanwhile: they look at the mark again.
 
 A row of a later run that replaces an older one goes into the file of that one: before `COMPLETE.N`

@@ -190,6 +190,8 @@ class Owner:
         self._inbox: deque[Part] = deque()
         self._written: dict[int, list[Part]] = {}
         self._files: set[str] = set()  # of parts that this job has written
+        # Of each, the cells of which a record names it, or may name it
+        self._named: dict[str, set[int]] = {}
         self._rows: dict[int, int] = {}  # start -> rows of this job that count
         self._want = 0
         # What is known of cells
@@ -372,9 +374,17 @@ class Owner:
         self.counts["records"] += 1
         room = b"" if record.gen else b" " * MARK_BYTES  # for the mark
         after = cell.after(raw, record.gen)  # a record that others cannot read is not made
+        for part in change.parts:
+            self._named.setdefault(part.file, set()).add(start)
         if not self._made(lease_name(start, record.gen), raw + room):
             self.counts["failed"] += 1
             self._look(start)
+            there = self._cell(start).record
+            if there is not None and there.gen >= record.gen:  # later ones have all its parts
+                files = {part.file for part in there.parts}
+                for part in change.parts:
+                    if part.file not in files:
+                        self._named[part.file].discard(start)
             return False
         if record.gen == 0 or not self._packed(start):
             self._know(after)
@@ -489,6 +499,7 @@ class Owner:
                 others = sp.minus(part.spans, spans)
                 here = msgspec.structs.replace(part, spans=spans, errors=errors, others=others)
                 self._written.setdefault(start, []).append(here)
+        over: list[Part] = []
         for start in [*self._written]:
             parts = tuple(self._written[start])
             take = self._amount(start) if self._want > 0 else 0
@@ -496,10 +507,15 @@ class Owner:
             cell, held = self._cell(start), self.held(start)
             left = [part for part in self._written[start] if cell.due(part, held)]
             self._written[start] = left
+            over += [part for part in parts if part not in left]
             if not left:
                 del self._written[start]
                 if self._cell(start).closed and not self._cell(start).packed:
                     self._to_pack.append(start)
+        waits = {part.file for parts in self._written.values() for part in parts}
+        for part in over:
+            if part.file not in waits and not self._named.get(part.file):  # others have its rows
+                self._store.remove(part.name)
 
     def _starts_of(self, spans: Spans) -> set[int]:
         """The cells that have some of the positions."""

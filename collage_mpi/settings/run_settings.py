@@ -1186,9 +1186,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
 # Settings that a later session may change: paths, output, numbers of ranks, and how often an image
 # is tried. Shards are compared by content, so they may have moved.
-FREE_SETTINGS = frozenset(
-    {"shards", "device", *NOT_OF_ROWS, *(kind.ranks for kind in TABLE)}
-)
+FREE_SETTINGS = frozenset({"shards", "device", *NOT_OF_ROWS, *(kind.ranks for kind in TABLE)})
 # Settings that name files. Two paths are the same if their content is.
 FILE_SETTINGS = tuple(
     spec.name for spec in fields(RunSettings) if about(spec).shipped and spec.name != "shards"

@@ -330,10 +330,12 @@ def test_a_mark_that_was_cut_does_not_count() -> None:
 def test_a_job_that_leaves_gives_nothing_back_whose_rows_wait_for_their_record() -> None:
     run, now = Run(1, 0, 40, 40), [0.0]
     truth = Quick(run)
+    stores = [QuickStore(truth, lambda operation: None) for _ in range(2)]
     ones = [
-        Owner(QuickStore(truth, lambda operation: None), run, 1, lambda: now[0], name)
-        for name in (ME, OTHER)
+        Owner(store, run, 1, lambda: now[0], name)
+        for store, name in zip(stores, (ME, OTHER), strict=True)
     ]
+    stores[0].replace(part((0, 20)).name, b"[[0, 20]]")
     for one in ones:
         while not one.held(0) and now[0] < 100:
             now[0] += 1
@@ -630,6 +632,42 @@ def test_who_is_known_to_have_died_is_taken_over_at_once(tmp_path: Path) -> None
     now[0] += 1
     second.turn(5)
     assert second.holding
+
+
+ALL, HALF = {"silent": (ME,)}, {"split": (ME, ((5, 10),))}
+
+
+@pytest.mark.parametrize(
+    ("lost", "removed"), [([ALL], False), ([ALL, ALL], True), ([HALF, ALL], False)]
+)
+@pytest.mark.parametrize("told", [False, True])
+def test_a_part_that_no_record_names_is_removed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: list[dict[str, Any]],
+    removed: bool,
+    told: bool,
+) -> None:
+    """Its job was suspended meanwhile, and lost positions of one cell, or of both. `told`: it is
+    told that its records were refused, though they were made."""
+    store, now = FolderStore(tmp_path), [0.0]
+    store.make()
+    (tmp_path / "parts").mkdir()
+    run = join(store, Run(1, 0, 20, 10, by=ME))
+    first, second = (Owner(store, run, 1, lambda: now[0], name * 32) for name in "ab")
+    first.turn(20)
+    for start, how in zip((0, 10), lost, strict=False):
+        second._look(start)
+        second._propose(start, Change(second.name, take=10, **how))
+    mine = part((0, 20))
+    (tmp_path / mine.name).write_text("rows")
+    first.wrote(mine)
+    if told:
+        link = store.link
+        monkeypatch.setattr(store, "link", lambda *args: link(*args) and False)
+    now[0] += 1
+    first.turn()
+    assert (tmp_path / mine.name).exists() is not removed
 
 
 def test_a_server_that_hangs_for_minutes_kills_nobody() -> None:
