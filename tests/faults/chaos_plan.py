@@ -119,9 +119,12 @@ class Round:
 
     @property
     def confidence(self) -> float:
-        """The lowest score with which an answer of the collage network counts at once."""
+        """The lowest score of an answer of the collage network that counts. After a deadline any
+        counts."""
         words = self.settings
-        return float(words[words.index("--confidence") + 1]) if "--confidence" in words else 0.0
+        if "--confidence" not in words or "--deadline-ms" in words:
+            return 0.0
+        return float(words[words.index("--confidence") + 1])
 
     @property
     def kinds(self) -> set[str]:
