@@ -26,7 +26,10 @@ MAP = ("map", "own.py:Map", "--input", "photos", "--out", "o", "--device", "cpu"
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "id": (("--id", "url"), {}),
     "columns": (("--columns", "url"), {}),
-    "labels": (("--labels", "a ship, plane"), {"single": "null,labels=a ship|plane"}),
+    "labels": (
+        ("--network", "hf:a/b", "--labels", "a ship, plane"),
+        {"single": "hf:a/b,labels=a ship|plane"},
+    ),
     "agree": (("--agree", "0.99"), {"agree": 0.99, "scheme": "cascade", "singles": None}),
     "agree_on": (
         ("--agree", "0.99", "--agree-on", "top5"),
@@ -147,8 +150,7 @@ def test_each_option_of_classify_reaches_the_run_and_changes_nothing_else(option
 EMBED = ("embed", "photos", "--network", "hf:a/b", "--out", "e.parquet", "--device", "cpu")
 
 
-def test_what_embed_starts_is_a_map_of_the_network_without_its_last_layer(started, monkeypatch):
-    monkeypatch.setattr(launch, "check_networks", lambda *_: None, raising=False)
+def test_what_embed_starts_is_a_map_of_the_network_without_its_last_layer(started):
     more = ("--image-px", "64", "--ranks", "3", "--retry-errors", "--prune")
     found = run_of(started, *EMBED, *more)
     values = {"shards": "photos", "single": "hf:a/b,embed=l2", "save": "outputs"}
