@@ -22,11 +22,13 @@ import numpy as np
 
 from collage_mpi.encoding.vectors import KEYS, OFFSETS
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.kinds import SINGLE
+from collage_mpi.models.named import embeds
 from collage_mpi.plugins import optional
 from collage_mpi.results import EXPORT, INDEX_FOLDER, MANIFEST
 from collage_mpi.results.columns import ABOUT, KEPT, PRESENT_WITH, as_column
 from collage_mpi.results.input_columns import ID, InputColumns, as_type, of_lists
-from collage_mpi.results.manifest import Json, about_answers
+from collage_mpi.results.manifest import Json, about_answers, recorded_settings
 from collage_mpi.results.vectors import KeptValues, extras_of
 from collage_mpi.rows import (
     IMAGES,
@@ -396,8 +398,10 @@ def export_run(
             files = [WHOLE[to](run, out, names)]
         elif only_predictions:
             outputs = _outputs_of(run, to)
-            if "embedding" in about and outputs:
-                about["embedding"]["dimension"] = outputs["embedding"].shape[1]
+            length = embeds(str(recorded_settings(run.manifest).get(SINGLE)))
+            if length and outputs:
+                size = outputs["embedding"].shape[1]
+                about["embedding"] = {"dimension": size, "normalisation": length}
             answers = (
                 with_input(prediction_columns(some, names.of(some.images), outputs), names, some)
                 for some in in_order(run, outputs)

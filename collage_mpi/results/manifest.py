@@ -16,7 +16,6 @@ import msgspec
 from collage_mpi.errors import DataFault
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.ledger.store import FolderStore
-from collage_mpi.models.named import embeds
 from collage_mpi.results import jobs
 from collage_mpi.results.parts import Ledger, read_ledger
 from collage_mpi.system.bottleneck import Use
@@ -289,9 +288,8 @@ def clock_offsets_ns(manifest: Mapping[str, Any], session: int) -> dict[int, int
 
 def about_answers(manifest: Mapping[str, Any]) -> Json:
     """What the metadata of a table of answers says, so that it tells without the run which networks
-    wrote it: digests of networks and of files, how embeddings are normalised, and the reference,
-    which is the network that all others stand for, with all formats, devices, versions and
-    processors that its jobs had.
+    wrote it: digests of networks and of files, and the reference, which is the network that all
+    others stand for, with all formats, devices, versions and processors that its jobs had.
     """
     settings, told = recorded_settings(manifest), finals(manifest).values()
     asked = [SINGLE, COLLAGE, "first", *(["agree", "agree_on"] if settings.get("agree") else [])]
@@ -300,11 +298,9 @@ def about_answers(manifest: Mapping[str, Any]) -> Json:
     jobs = [entry.get("job") or {} for entry in manifest.get("sessions") or ()]
     versions = [pair for job in jobs for pair in (job.get("versions") or {}).items()]
     found = {name: manifest.get(name) or {} for name in ("inputs", "networks")}
-    length = embeds(str(settings.get(SINGLE)))
     return {
         "run_id": manifest["run_id"],
         **found,
-        **({"embedding": {"normalisation": length}} if length else {}),
         "settings": {name: settings[name] for name in asked if settings.get(name)},
         "reference": {
             "network": settings.get(SINGLE),
