@@ -98,7 +98,7 @@ without_running() {
     check "mypy" $bin/mypy
     check "import-linter" $bin/lint-imports
     # Job scripts as they are rendered; a template alone is no whole script.
-    check "shellcheck" $bin/shellcheck .ci/run tests/run.sh tests/simulate.sh collage_mpi/data/*.sh \
+    check "shellcheck" $bin/shellcheck .ci/run .ci/image tests/run.sh tests/simulate.sh collage_mpi/data/*.sh \
         containers/*.sh data_prep/*.sh data_prep/*/*.sh analysis/*.sh jobs/slurm/*.sbatch \
         tests/pure/golden/*.sbatch
     # The site: every link, anchor and docstring of the API; a warning is an error. Into site/.

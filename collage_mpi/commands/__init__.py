@@ -8,7 +8,7 @@ Heavy packages (numpy, torch, h5py, MPI) are imported inside functions, so that 
 # Command -> its module, if the module has several. Otherwise it has the name of the command.
 MODULES = {
     **dict.fromkeys(("top", "verify", "export", "plot", "ranks", "report"), "look"),
-    **dict.fromkeys(("classify", "map"), "classify"),
+    **dict.fromkeys(("classify", "embed", "map"), "classify"),
     **dict.fromkeys(("train", "weights", "evaluate"), "networks"),
 }
 # name -> line in --help
@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "demo": "classify real images under three schemes; print a table and draw a picture",
     "classify": "classify a folder of pictures and write the classes to a CSV file; resumable",
     "count": "count images by class, in a run or in pictures, with intervals",
+    "embed": "write the embedding of each picture to a Parquet file, by a network of timm or hf",
     "launch": "start ranks with the installed MPI, as in: launch -n 11 -- run",
     "map": "run a Python class of your own on every image: masks, embeddings, any arrays",
     "run": "classify every image of the input. Each MPI rank runs this command: start it with "

@@ -2,6 +2,8 @@
 pictures with one command. It starts a run on this host, which reads the pictures from the folder,
 and exports the predictions.
 
+`collage-mpi embed photos/ --network timm:NAME --out e.parquet` is the same for embeddings.
+
 `collage-mpi map FILE.py:CLASS --input ... --out DIR` runs a class of the user on every image of the
 input, with ranks on this host. The arrays that it returns are stored once for each image.
 """
@@ -23,6 +25,7 @@ from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models import describe
 from collage_mpi.models.info import INT8, Tuning, processor_facts
+from collage_mpi.models.named import BETWEEN, LENGTHS, PREFIXES, read_spec
 from collage_mpi.results import ROWS_FOLDER, has_run
 from collage_mpi.settings.flags import (
     Values,
@@ -50,15 +53,21 @@ if TYPE_CHECKING:
     from collage_mpi.shards.schema import ShardInfo
 
 RUN = ".run"  # the run's folder is called after the output file, with this suffix
+IN_RUN = (
+    f"The run is in FILE{RUN}; repeat the command to continue it, or to take new and changed "
+    "pictures into it"
+)
 FORMATS = ("csv", "parquet")
 RANKS_A_DEVICE = 4  # more of them on a core or GPU only wait for each other
 HINTED = 0.995  # the promise that is forecast
+WHY_NONE = "have the reason in the column error; --retry-errors tries them again"
 BFLOAT16_GAIN = 2  # beside float32, on processors with such instructions (docs/networks.md)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyArguments(MpiArguments):
-    """The arguments of classify. Those with the name of a setting of `run` are that setting."""
+class TableArguments(MpiArguments):
+    """The arguments of commands that make a table of a folder of pictures. Those with the name of a
+    setting of `run` are that setting."""
 
     pictures: Path = setting(
         REQUIRED,
@@ -66,6 +75,40 @@ class ClassifyArguments(MpiArguments):
         metavar="DIR",
         positional=True,
     )
+    id: str | None = same(ExportArguments, "id")
+    columns: tuple[str, ...] = same(ExportArguments, "columns")
+    key: str | None = same(InputSettings, "key", default=None, group="")
+    touched: str = same(RunArguments, "touched")
+    prune: bool = same(RunArguments, "prune")
+    image_px: int | None = same(InputSettings, "image_px", group="")
+    resize_px: int | None = same(InputSettings, "resize_px", group="")
+    fit: str = same(InputSettings, "fit", group="")
+    device: str = same(NetworkSettings, "device", group="")
+    trust_network: str = same(NetworkSettings, "trust_network", group="")
+    precision: str = same(NetworkSettings, "precision", group="")
+    runtime: str = same(NetworkSettings, "runtime", group="")
+    batch: int | None = same(PaceSettings, "batch", default=None, group="")
+    ranks: int | None = setting(
+        None, "worker ranks", unset="one for each GPU, or for each available core", at_least=1
+    )
+    retry_errors: bool = switch("also try the pictures of error rows again")
+    verbose: bool = switch(
+        "print the progress, how the batch was chosen, and the summary of the run",
+        flag="-v --verbose",
+    )
+    network: str
+    out: Path
+
+    @property
+    def run(self) -> Path:
+        """The run's folder, next to --out."""
+        return self.out.with_name(self.out.name + RUN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyArguments(TableArguments):
+    """The arguments of classify."""
+
     network: str = setting(
         REQUIRED,
         "network that classifies the pictures: timm:NAME, hf:ID, FILE.onnx, FILE.pt2, FILE.ts, a "
@@ -75,12 +118,15 @@ class ClassifyArguments(MpiArguments):
     out: Path = setting(
         REQUIRED,
         "file to write, .csv or .parquet: id, class and score of each picture, and the error if "
-        f"there is no answer. The run is in FILE{RUN}; repeat the command to continue it, or to "
-        "take new and changed pictures into it",
+        f"there is no answer. {IN_RUN}",
         metavar="FILE",
     )
-    id: str | None = same(ExportArguments, "id")
-    columns: tuple[str, ...] = same(ExportArguments, "columns")
+    labels: str = setting(
+        "",
+        'classes in words, with commas between them: "ship, plane". A network with a text side, '
+        "such as CLIP, gives each picture the label whose embedding is nearest to its own",
+        metavar="WORDS",
+    )
     agree: float | None = setting(
         None,
         "let a cheaper form of the network, or --first, answer what it is sure of, so that at most "
@@ -100,32 +146,21 @@ class ClassifyArguments(MpiArguments):
         "picture (docs/cascade.md#yes-or-no)",
         metavar="CLASS=SHARE",
     )
-    key: str | None = same(InputSettings, "key", default=None, group="")
-    touched: str = same(RunArguments, "touched")
-    prune: bool = same(RunArguments, "prune")
     top_k: int | None = same(InputSettings, "top_k", group="")
     class_names_file: str | None = same(InputSettings, "class_names_file", group="")
-    image_px: int | None = same(InputSettings, "image_px", group="")
-    resize_px: int | None = same(InputSettings, "resize_px", group="")
-    fit: str = same(InputSettings, "fit", group="")
-    device: str = same(NetworkSettings, "device", group="")
-    trust_network: str = same(NetworkSettings, "trust_network", group="")
-    precision: str = same(NetworkSettings, "precision", group="")
-    runtime: str = same(NetworkSettings, "runtime", group="")
-    batch: int | None = same(PaceSettings, "batch", default=None, group="")
-    ranks: int | None = setting(
-        None, "worker ranks", unset="one for each GPU, or for each available core", at_least=1
-    )
-    retry_errors: bool = switch("also classify the pictures of error rows again")
-    verbose: bool = switch(
-        "print the progress, how the batch was chosen, and the summary of the run",
-        flag="-v --verbose",
-    )
 
     @property
-    def run(self) -> Path:
-        """The run's folder, next to --out."""
-        return self.out.with_name(self.out.name + RUN)
+    def spec(self) -> str:
+        """The network, with the labels that it compares pictures with."""
+        words = [word.strip() for word in self.labels.split(",")] if self.labels else []
+        if self.labels and (
+            len(set(words)) < len(words) or len(words) < 2 or "" in words or BETWEEN in self.labels
+        ):
+            raise UsageError(
+                f"--labels {self.labels!r}: needed are two or more different labels with commas "
+                f'between them, without {BETWEEN}: --labels "ship, plane"'
+            )
+        return f"{self.network},labels={BETWEEN.join(words)}" if words else self.network
 
 
 def execute(args: ClassifyArguments) -> int:
@@ -136,14 +171,9 @@ def execute(args: ClassifyArguments) -> int:
         raise UsageError(f"--out {args.out}: its name must end in .csv or .parquet")
     if args.first and args.agree is None and not args.recall:
         raise UsageError("--first names what answers before the network: add --agree 0.995")
-    if args.id or args.columns:
-        _check_columns(args)
+    _check_columns(args)
     code = _yes_or_no(args) if args.recall else updated(args.run, lambda: launched(args))
-    if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
-        if code == ExitCode.INCOMPLETE:
-            say("repeat the command to continue; it writes the classes when all images are done")
-        elif code == ExitCode.USAGE:
-            say(f"to change the network, remove {args.run} or choose another --out")
+    if not _done(args, code, "classes"):
         return code
     if not args.recall:
         manifest = _export(args)
@@ -151,11 +181,17 @@ def execute(args: ClassifyArguments) -> int:
         if args.agree is None and (hint := agree_hint(manifest, processor_facts())):
             say(hint)
     if code == ExitCode.COMPLETE_WITH_ERRORS:
-        say(
-            "pictures without a class have the reason in the column error; --retry-errors "
-            "classifies them again"
-        )
+        say(f"pictures without a class {WHY_NONE}")
     return code
+
+
+def _done(args: TableArguments, code: int, what: str) -> bool:
+    """Whether the run is complete; otherwise says what to do."""
+    if code == ExitCode.INCOMPLETE:
+        say(f"repeat the command to continue; it writes the {what} when all images are done")
+    elif code == ExitCode.USAGE:
+        say(f"to change the network, remove {args.run} or choose another --out")
+    return code in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS)
 
 
 def updated(run: Path, launch: Callable[[], int]) -> int:
@@ -194,7 +230,7 @@ def _yes_or_no(args: ClassifyArguments) -> int:
         )
     if has_run(args.run):
         raise UsageError(f"{args.run} has a run without --recall: choose another --out")
-    known = describe(with_shipped(args.network), SINGLE, args.trust_network)
+    known = describe(with_shipped(args.spec), SINGLE, args.trust_network)
     if known is not None and known.class_names and not args.class_names_file:
         question.numbers(known.class_names, args.network)  # otherwise the first run tells
     first, exact = cheap_settings(args, "--recall")
@@ -217,7 +253,7 @@ def cheap_settings(args: ClassifyArguments, asker: str) -> tuple[Values, Values]
     """
     exact = {name: value for name, value in _settings(args).items() if name not in ("first", "out")}
     common = {name: value for name, value in exact.items() if name not in ("single", "singles")}
-    network = with_shipped(args.network)
+    network = with_shipped(args.spec)
     (stage, *more) = read_stages(args.first or ("@bfloat16",), network)
     if more or stage.threshold is not None or stage.score is not None:
         raise UsageError(f"{asker} takes one network in --first, without a threshold or a score")
@@ -251,17 +287,20 @@ def input_images(pictures: Path) -> int:
 
 def _settings(args: ClassifyArguments) -> Values:
     """The settings of the run, without those that follow from others."""
-    shared = {spec.name for spec in own_fields(ClassifyArguments)} & {*names(RunSettings)}
+    values = {"scheme": "none", **_common(args), "single": args.spec}
+    return values | ({"singles": _ranks(args)} if args.agree is None else {"scheme": "cascade"})
+
+
+def _common(args: TableArguments) -> Values:
+    """The settings of a run over pictures that do not depend on what is asked of them."""
+    shared = {spec.name for spec in own_fields(type(args))} & {*names(RunSettings)}
     given = {name: getattr(args, name) for name in sorted(shared)}
     return {
         "batch": None,  # auto
-        "scheme": "none" if args.agree is None else "cascade",
         "pixels": "workers",
         "input_labels": "none",
         **{name: value for name, value in given.items() if value not in (None, "", ())},
         "shards": [str(args.pictures)],
-        "single": args.network,
-        **({} if args.agree is not None else {"singles": _ranks(args)}),
         "out": str(args.run),
     }
 
@@ -270,7 +309,7 @@ def _ranks(args: ClassifyArguments) -> int:
     return ranks_here("classify", args.ranks, args.device)
 
 
-def update_words(args: ClassifyArguments | MapArguments) -> tuple[str, ...]:
+def update_words(args: TableArguments | MapArguments) -> tuple[str, ...]:
     """The words of `run` that update a run."""
     how = ("--update", f"--touched={args.touched}", "--prune" if args.prune else "")
     return tuple(filter(None, how))
@@ -305,10 +344,12 @@ def ranks_here(command: str, ranks: int | None, device: str) -> int:
     return ranks or gpus or processes_here()
 
 
-def _check_columns(args: ClassifyArguments) -> None:
+def _check_columns(args: TableArguments) -> None:
     """Raises UsageError if the input has no such columns, or --id cannot name its images."""
     from collage_mpi.results.input_columns import InputColumns
 
+    if not args.id and not args.columns:
+        return
     InputColumns(_infos(str(args.pictures)), args.columns, args.id).check()
 
 
@@ -349,7 +390,7 @@ def agree_hint(manifest: Mapping[str, Any], processor: Mapping[str, str]) -> str
     )
 
 
-def _export(args: ClassifyArguments) -> Mapping[str, Any]:
+def _export(args: TableArguments) -> Mapping[str, Any]:
     """Write --out; the manifest of the run."""
     from collage_mpi.results.export import NameBook, export_run
     from collage_mpi.results.reader import open_run
@@ -369,6 +410,62 @@ CLASSIFY_COMMAND = Command(
     ClassifyArguments,
     epilog="For example: collage-mpi classify photos/ --network timm:mobilenetv3_small_100 "
     "--top-k 5 --out classes.csv",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedArguments(TableArguments):
+    """The arguments of embed."""
+
+    network: str = setting(
+        REQUIRED, "network by name whose embedding is written: timm:NAME or hf:ID", metavar="W"
+    )
+    out: Path = setting(
+        REQUIRED,
+        "file to write, .parquet: id and embedding of each picture, a list of float16 values, and "
+        f"the error if there is none. {IN_RUN}",
+        metavar="FILE",
+    )
+    normalise: str = setting(
+        LENGTHS[0],
+        "l2 divides each embedding by its Euclidean length, so that the sum of products of two is "
+        "their cosine. none writes them as the network gives them",
+        choices=LENGTHS,
+    )
+
+
+def execute_embed(args: EmbedArguments) -> int:
+    """Map the network without its last layer over the pictures, or go on with it, and export the
+    outputs when the run is complete. Returns the exit code of the run."""
+    named = read_spec(args.network)
+    if named is None or named.library not in PREFIXES or args.out.suffix != ".parquet":
+        raise UsageError(
+            f"embed --network {args.network} --out {args.out}: needed are a network by name, "
+            "timm:NAME or hf:ID, and a file whose name ends in .parquet. `map` runs a class of "
+            "your own, and `run --save embeddings` keeps what any network gives that classifies"
+        )
+    _check_columns(args)
+    values = {**_common(args), "scheme": "none", "save": OUTPUTS}
+    values |= {"single": f"{args.network},embed={args.normalise}"}
+    values |= {"singles": ranks_here("embed", args.ranks, args.device)}
+    words = run_words(
+        values, *update_words(args), retry_errors=args.retry_errors, verbose=args.verbose
+    )
+    launch = LaunchArguments(words=words, mpi=args.mpi)
+    code = updated(args.run, lambda: check_and_launch(launch))
+    if _done(args, code, "embeddings"):
+        _export(args)
+        say(f"embeddings in {args.out}; {proof_of(args.run)}")
+    if code == ExitCode.COMPLETE_WITH_ERRORS:
+        say(f"pictures without an embedding {WHY_NONE}")
+    return code
+
+
+EMBED_COMMAND = Command(
+    execute_embed,
+    EmbedArguments,
+    epilog="For example: collage-mpi embed photos/ --network timm:vit_small_patch14_dinov2 --out "
+    "embeddings.parquet",
 )
 
 

@@ -344,7 +344,7 @@ def said_of(record: Record, what: str, where: str) -> str:
             f"takes {record.torch_ms:.3g} ({record.times:.1f} x)"
         )
         changed = True
-    if changed:
+    if changed and record.classes != 1:
         found += f"; {record.changed} of {record.judged} images get another class than in float32"
     return f"{found} ({where})"
 

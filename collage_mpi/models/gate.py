@@ -20,9 +20,9 @@ from pathlib import Path
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.named import (
     ANY,
+    CHOICES,
     ENDINGS,
     FUNCTION,
-    NORMS,
     OPTIONS,
     PACKAGES,
     Named,
@@ -172,10 +172,10 @@ def admit(named: Named, trusted: str = "") -> None:
     """
     known = OPTIONS.get(named.library, ("norm",))
     for key, value in named.options:
-        if key not in known or not value or (key == "norm" and value not in NORMS):
+        if key not in known or not value or value not in CHOICES.get(key, (value,)):
+            may = (f"{k}={'|'.join(CHOICES.get(k, ('...',)))}" for k in known)
             raise UsageError(
-                f"{named.spec}: {key}={value} is unknown; it may have "
-                + " and ".join(f"{k}={'|'.join(NORMS) if k == 'norm' else 'FILE'}" for k in known)
+                f"{named.spec}: {key}={value} is unknown; it may have {' and '.join(may)}"
             )
     package = PACKAGES.get(named.library)
     if package is not None and find_spec(package) is None:

@@ -260,9 +260,9 @@ class Loading:
     delays: StragglerSettings = NO_DELAYS
 
     @property
-    def embed(self) -> bool:
-        """Whether the network returns embeddings too."""
-        return self.save == EMBEDDINGS
+    def embed(self) -> str:
+        """The dtype of the embeddings that a network returns too, or ""."""
+        return {EMBEDDINGS: "float32", OUTPUTS: "float16"}.get(self.save, "")
 
     @property
     def names_columns(self) -> bool:

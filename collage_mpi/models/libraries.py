@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault
+from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
 from collage_mpi.models.asking import fetch_advice
 from collage_mpi.models.backbones import fold_norms
 from collage_mpi.models.gate import require_trust, sha256_of_network
 from collage_mpi.models.info import TOLERANCE, Declared, Loading
-from collage_mpi.models.named import NORMS, PREFIXES, Named, NotInCache
+from collage_mpi.models.named import BETWEEN, NORMS, PREFIXES, Named, NotInCache
 from collage_mpi.models.predictor import WithEmbedding
 from collage_mpi.shards.pictures import FILTERS
 from collage_mpi.shards.schema import told_apart
@@ -160,6 +160,55 @@ class Called(nn.Module):
         self.tried = True
 
 
+class Embedding(nn.Module):
+    """Gives the embedding of a network, as the only thing that is told of an image: (n, C, H, W)
+    float -> logits of one class (n, 1), which are 0, and embeddings (n, d) float32."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], *, normalised: bool) -> None:
+        """`normalised`: each embedding is divided by its Euclidean length."""
+        super().__init__()
+        self.network, self.normalised = network, normalised
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.network(x).flatten(1).float()
+        found = nn.functional.normalize(found) if self.normalised else found
+        return found.new_zeros(len(found), 1), found
+
+
+class Pooled(nn.Module):
+    """Gives the embedding of a network of transformers, (n, d): its image features if it has a text
+    side, else its pooler's output, else the mean of its last hidden state."""
+
+    def __init__(self, network: Any, pools: bool) -> None:
+        """`pools`: the weights of the network's pooler are there, or it has none."""
+        super().__init__()
+        self.network, self.pools = network, pools
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = getattr(self.network, "get_image_features", self.network)(pixel_values=x)
+        if isinstance(out, Tensor):  # image features, before transformers 5
+            return out
+        pooled = out.get("pooler_output") if self.pools else None
+        if pooled is not None:
+            return pooled.flatten(1)
+        hidden: Tensor = out.last_hidden_state  # (n, tokens, d) or (n, d, h, w)
+        return hidden.mean(1) if hidden.dim() == 3 else hidden.mean((2, 3))
+
+
+class ZeroShot(nn.Module):
+    """Classifies by texts: the logits of an image are the cosines of its embedding and those of the
+    labels, times the scale that the network was trained with (CLIP, arXiv 2103.00020)."""
+
+    def __init__(self, pooled: Pooled, labels: Tensor, scale: Tensor) -> None:
+        """`labels`: (classes, d) float32, the embeddings of the labels. `scale`: (), its log."""
+        super().__init__()
+        self.pooled = pooled
+        self.register_buffer("labels", scale.exp() * nn.functional.normalize(labels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(self.pooled(x)) @ self.labels.T
+
+
 def _logits(out: Any) -> Tensor:
     """The logits in the output of a network: the tensor named "logits", or the first one."""
     if isinstance(out, dict):
@@ -189,6 +238,9 @@ def load_named(named: Named, how: Loading) -> tuple[nn.Module, Declared]:
         facts = replace(facts, fingerprint=sha256_of_network(Path(named.name)))
     if network is not None and how.tuning and named.library in PREFIXES and facts.shape:
         fold_norms(network, (facts.shape[2], *facts.shape[:2]))
+    length = named.option("embed")
+    if length is not None:
+        return Embedding(call, normalised=length == "l2"), facts
     module = Called(None if network is None else network.eval(), call)
     return WithEmbedding(module) if how.embed and named.library in PREFIXES else module, facts
 
@@ -222,22 +274,28 @@ def _from_hub(named: Named) -> Iterator[None]:
 
 
 def load_timm(named: Named, how: Loading) -> Made:
-    """Load a network of timm, with its trained weights or with those of a checkpoint."""
+    """Load a network of timm, with its trained weights or with those of a checkpoint; for its
+    embedding without its classifier, which is what timm does for no classes."""
     import timm
 
     file = named.option("weights")
+    classless = {} if named.option("embed") is None else {"num_classes": 0}
     if file is None:
         with _from_hub(named):
-            network = timm.create_model(named.name, pretrained=True)
-        names = timm_names(network)
+            network = timm.create_model(named.name, pretrained=True, **classless)
+        names = None if classless else timm_names(network)
     else:
         state, names = read_state(Path(file)), None
         network = timm.create_model(named.name, pretrained=False)
         heads = network.pretrained_cfg["classifier"]
-        head = f"{heads if isinstance(heads, str) else heads[0]}.weight"
-        if head not in state:
+        heads = (heads,) if isinstance(heads, str) else heads
+        head = f"{heads[0]}.weight"
+        if not classless and head not in state:
             raise DataFault(f"{file} has no {head!r}: it is of another network than {named.name}")
-        network.reset_classifier(len(state[head]))
+        network.reset_classifier(0 if classless else len(state[head]))
+        if classless:
+            left_out = {f"{each}.{kind}" for each in heads for kind in ("weight", "bias")}
+            state = {name: tensor for name, tensor in state.items() if name not in left_out}
         network.load_state_dict(state)
     told = timm.data.resolve_model_data_config(network)
     channels, height, width = told["input_size"]
@@ -258,30 +316,32 @@ def timm_names(network: Any) -> tuple[str, ...] | None:
 
 
 def load_hf(named: Named, how: Loading) -> Made:
-    """Load an image classifier of transformers, from a folder, the cache or the hub."""
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    """Load an image classifier of transformers, from a folder, the cache or the hub; or a network
+    for its embedding, or to compare it with those of labels."""
+    from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
     remote: dict[str, Any] = {"trust_remote_code": False}
+    texts = named.option("labels")
+    headless = texts is not None or named.option("embed") is not None
+    maker = AutoModel if headless else AutoModelForImageClassification
     try:
         with _from_hub(named):
-            network, found = AutoModelForImageClassification.from_pretrained(
-                named.name, output_loading_info=True, **remote
-            )
+            network, found = maker.from_pretrained(named.name, output_loading_info=True, **remote)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         remote = _code_of_hub(named, how.trusted)
-        network, found = AutoModelForImageClassification.from_pretrained(
-            named.name, output_loading_info=True, **remote
-        )
+        network, found = maker.from_pretrained(named.name, output_loading_info=True, **remote)
     lacking = [str(key) for name in ("missing", "mismatched") for key in found[f"{name}_keys"]]
-    if lacking:
+    needed = [key for key in lacking if not headless or "pooler." not in key]
+    if needed:
         raise DataFault(
-            f"{named.spec} has no weights of {', '.join(sorted(lacking)[:3])}, which would be "
-            "random: name one that was trained to classify"
+            f"{named.spec} has no weights of {', '.join(sorted(needed)[:3])}, which would be "
+            f"random: name one that was trained{'' if headless else ' to classify'}"
         )
-    labels = [str(network.config.id2label[i]) for i in range(network.config.num_labels)]
-    unnamed = all(label == f"LABEL_{i}" for i, label in enumerate(labels))
+    config = network.config
+    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
+    unnamed = headless or all(label == f"LABEL_{i}" for i, label in enumerate(labels))
     facts = Declared(None if unnamed else told_apart(labels))
     if named.norm is None:
         try:
@@ -291,8 +351,39 @@ def load_hf(named: Named, how: Loading) -> Made:
                 f"{named.spec} has no image processor, which says how pixels are normalised: save "
                 f"it beside the network, or append ,norm={'|'.join(NORMS)}"
             ) from error
-        facts = processed(facts, told, network.config)
-    return network, lambda x: network(pixel_values=x), facts
+        facts = processed(facts, told, getattr(config, "vision_config", config))
+    if not headless:
+        return network, lambda x: network(pixel_values=x), facts
+    pooled: nn.Module = Pooled(network.eval(), pools=not lacking)
+    if texts is not None:
+        names = tuple(texts.split(BETWEEN))
+        pooled, facts = _zero_shot(named, pooled, names, remote), replace(facts, class_names=names)
+    for name in ("text_model", "text_projection"):  # ranks need not hold it
+        if hasattr(network, name):
+            delattr(network, name)
+    return pooled, pooled, facts
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _zero_shot(
+    named: Named, pooled: Pooled, labels: Sequence[str], remote: dict[str, Any]
+) -> ZeroShot:
+    """The network that compares images with labels. Raises UsageError if it has no text side."""
+    from transformers import AutoTokenizer
+
+    network = pooled.network
+    if not hasattr(network, "get_text_features") or not hasattr(network, "logit_scale"):
+        raise UsageError(
+            f"{named.spec}: labels need a network with a text side, such as CLIP or SigLIP, and "
+            f"{type(network).__name__} has none"
+        )
+    length = network.config.text_config.max_position_embeddings
+    how = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
+    tokens = AutoTokenizer.from_pretrained(named.name, **remote)([*labels], **how)
+    found = network.get_text_features(**tokens)
+    found = found if isinstance(found, Tensor) else found.pooler_output
+    return ZeroShot(pooled, found, network.logit_scale.reshape(()))
 
 
 def _code_of_hub(named: Named, trusted: str) -> dict[str, Any]:

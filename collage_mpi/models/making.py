@@ -196,6 +196,7 @@ def make(
         own_ms=torch_ms,
         changed=int(changed_classes(ours, wanted).sum()),
         judged=len(inputs),
+        classes=exact.classes,
         why="",
         processor=processor(),
     )

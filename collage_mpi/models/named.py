@@ -30,7 +30,11 @@ PACKAGES = {"timm": "timm", "hf": "transformers", "onnx": "onnxruntime"}
 SLOW = {"timm": "timm", "hf": "transformers.models.auto"}  # modules whose import takes seconds
 ANY = "any"  # in place of a digest
 HEX_DIGITS = 64  # of a SHA-256
-OPTIONS = {"timm": ("weights", "norm"), FUNCTION: ()}  # other libraries have the option norm
+# Other libraries have the option norm.
+OPTIONS = {"timm": ("weights", "norm", "embed"), "hf": ("norm", "embed", "labels"), FUNCTION: ()}
+LENGTHS = ("l2", "none")  # of an embedding: 1 (divided by its Euclidean length), or as it is
+CHOICES = {"norm": (*NORMS,), "embed": LENGTHS}  # values of options
+BETWEEN = "|"  # labels
 
 
 class NotInCache(EnvironmentFault):
@@ -99,6 +103,13 @@ def is_function(spec: str) -> bool:
 def is_foreign(spec: str) -> bool:
     """Whether a network is from another library or from the user's code."""
     return read_spec(spec) is not None
+
+
+def embeds(spec: str) -> str | None:
+    """Which of LENGTHS the embedding has that a network gives in place of classes; None if it gives
+    classes."""
+    named = read_spec(spec)
+    return named and named.option("embed")
 
 
 def is_onnx(spec: str) -> bool:

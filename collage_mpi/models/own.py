@@ -69,7 +69,7 @@ from collage_mpi.models.info import (
     item_mismatch,
     own_info,
 )
-from collage_mpi.models.named import FUNCTION, HOW, is_function, read_spec
+from collage_mpi.models.named import FUNCTION, HOW, embeds, is_function, read_spec
 
 UNKNOWN_CLASSES = (
     "classes is None where nobody names the classes and no label shows how many there are: "
@@ -119,11 +119,12 @@ def load_foreign(spec: str, kind: str, how: Loading) -> tuple[Predictor, Declare
             height, width, channels = geometry.image_shape
             facts = replace(facts, shape=(height, width, channels))
         geometry = replace(geometry, image_shape=facts.shape or geometry.image_shape)
-    own = MappedFunction if how.save == OUTPUTS else OwnPredictor
+    mapped = how.save == OUTPUTS and named.library == FUNCTION
+    own = MappedFunction if mapped else OwnPredictor
     if callable(getattr(made, own.method, None)):
         predictor = own(spec, kind, geometry, made, how.device)
         try:
-            predictor.first_call(how.embed)
+            predictor.first_call(bool(how.embed))
         except CollageError:
             raise
         except RAISED as error:
@@ -236,7 +237,10 @@ def find_function(spec: str) -> Callable[..., Any]:
 
 
 def check_mapped(spec: str) -> None:
-    """Raise UsageError unless the spec names a function, or a class with `__call__`."""
+    """Raise UsageError unless the spec names a function, a class with `__call__`, or a network by
+    name that gives its embedding."""
+    if embeds(spec):
+        return
     if not is_function(spec):
         raise UsageError(f"{spec} names no class: FILE.py:CLASS or MODULE:CLASS. {MAP_HOW}")
     made = find_function(spec)

@@ -307,13 +307,14 @@ class TorchPredictor:
         network: torch.nn.Module,
         device: torch.device,
         tuning: Tuning | None,
-        embed: bool,
+        embed: str,
     ) -> None:
         """Place the network on the device.
 
         Args:
             tuning: None for PLAIN.
-            embed: the network returns (outputs, embeddings (n, d)).
+            embed: if not "", the network returns (outputs, embeddings (n, d)), and answers have the
+                latter in this dtype.
         """
         self.info = info
         self.kind = info.kind
@@ -384,7 +385,8 @@ class TorchPredictor:
         return self.answer(batch)[0]
 
     def answer(self, batch: np.ndarray) -> Answer:
-        """Like `predict`, with the embeddings, (n, d) float32, if they are wanted."""
+        """Like `predict`, with the embeddings, (n, d), if they are wanted. An image whose embedding
+        is not finite in its dtype has no finite scores either, so that it fails."""
         return self.begin(batch).finish()
 
     def begin(self, batch: np.ndarray) -> Computation[Answer]:
@@ -421,7 +423,10 @@ class TorchPredictor:
         if not self._embeds:
             return self.reading(found, self.temperature), {}
         scores = self.reading(found[:, :, : self.classes], self.temperature)
-        return scores, {"embedding": found[:, 0, self.classes :].numpy().copy()}
+        with np.errstate(over="ignore"):
+            embedding = found[:, 0, self.classes :].numpy().astype(self._embeds)
+        scores[~np.isfinite(embedding).all(axis=1)] = np.nan
+        return scores, {"embedding": embedding}
 
     @torch.inference_mode()
     def outputs(self, batch: np.ndarray) -> torch.Tensor:
@@ -609,7 +614,7 @@ class _Shaped(nn.Module):
     """
 
     def __init__(
-        self, spec: str, module: nn.Module, cells: int, classes: int | None, embed: bool
+        self, spec: str, module: nn.Module, cells: int, classes: int | None, embed: str
     ) -> None:
         super().__init__()
         self.spec, self.module, self.cells, self.classes = spec, module, cells, classes

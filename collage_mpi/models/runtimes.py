@@ -77,6 +77,7 @@ class Record:
         shape, dtype: of an input.
         torch_ms, own_ms: processor time of an input, in torch and in the runtime.
         changed: of the judged inputs, those with another class than by torch in float32.
+        classes: of the network; 1 if it names none, and 0 if a former version made it.
         digest: of the network's file, if it depends on the pictures that it was made with, as in
             int8; otherwise "".
         judged: number of judged inputs.
@@ -96,6 +97,7 @@ class Record:
     why: str
     processor: str
     digest: str = ""
+    classes: int = 0
 
     @property
     def answerer(self) -> str:
@@ -345,7 +347,7 @@ def why_unequal(found: Answer, wanted: Answer) -> str:
     """How a runtime's answers differ from those of torch in float32; "" if they are equal.
 
     Equal means that no class differs, no probability by more than MOST_APART, and no other output
-    by more than that share of its largest value.
+    by more than that share of its largest value, or by the last digit of its dtype.
     """
     changed = int(changed_classes(found, wanted).sum())
     if changed:
@@ -355,7 +357,7 @@ def why_unequal(found: Answer, wanted: Answer) -> str:
         return f"a probability differs by {apart:.1g}"
     for name, values in wanted[1].items():
         apart = float(np.abs(found[1][name] - values).max() / max(1e-30, np.abs(values).max()))
-        if not apart <= MOST_APART:
+        if not apart <= max(MOST_APART, float(np.finfo(values.dtype).eps)):
             return f"{name} differs by {apart:.1g} of its largest value"
     return ""
 

@@ -108,8 +108,7 @@ def _kept(
     """Yields the names and pyarrow.Arrays of kept columns; null for images without an answer."""
     import pyarrow as pa
 
-    places = numbers(np.cumsum(answered, dtype=np.int64) - 1, answered)
-    varied = varied_in(layout)
+    places, varied = _places(answered), varied_in(layout)
     for name, values in unpack(layout, vectors).items():
         if is_text(layout, name):
             column = pa.array(values, pa.string())
@@ -118,6 +117,16 @@ def _kept(
         else:
             column = _nested(values, values.shape[1:])
         yield name, column if answered.all() else column.take(places)
+
+
+def _places(there: np.ndarray) -> Any:
+    """For each image its number among those that are there, as a pyarrow.Array; null for others."""
+    return numbers(np.cumsum(there, dtype=np.int64) - 1, there)
+
+
+def as_column(values: np.ndarray, there: np.ndarray) -> Any:
+    """(n, ...) numbers as a pyarrow.Array, see `_nested`; null where `there`, (n,), is false."""
+    return _nested(values[there], values.shape[1:]).take(_places(there))
 
 
 def numbers(values: np.ndarray, there: np.ndarray | None = None) -> Any:

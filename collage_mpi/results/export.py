@@ -22,11 +22,13 @@ import numpy as np
 
 from collage_mpi.encoding.vectors import KEYS, OFFSETS
 from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
+from collage_mpi.kinds import SINGLE
+from collage_mpi.models.named import embeds
 from collage_mpi.plugins import optional
 from collage_mpi.results import EXPORT, INDEX_FOLDER, MANIFEST
-from collage_mpi.results.columns import ABOUT, PRESENT_WITH
+from collage_mpi.results.columns import ABOUT, KEPT, PRESENT_WITH, as_column
 from collage_mpi.results.input_columns import ID, InputColumns, as_type, of_lists
-from collage_mpi.results.manifest import Json, about_answers
+from collage_mpi.results.manifest import Json, about_answers, recorded_settings
 from collage_mpi.results.vectors import KeptValues, extras_of
 from collage_mpi.rows import (
     IMAGES,
@@ -306,6 +308,7 @@ _BEHIND = {
 _TOP = "top_"  # prefix of the columns of --top-k
 PREDICTIONS = "predictions"  # file name of --predictions, without suffix
 WINDOW = 1 << 17  # images sorted at a time, for the order of the input: about 70 MB
+OUTPUT_BYTES = 256 << 20  # at most so many bytes of their outputs
 _CHUNK_ROWS = 1 << 14  # rows turned into Python objects at a time
 _GROUP_ROWS, _GROUP_BYTES = 1 << 17, 64 << 20  # the most of a row group of Parquet
 _TOP_COLUMNS = ("top_classes", "top_scores")
@@ -394,9 +397,14 @@ def export_run(
         if write is None:
             files = [WHOLE[to](run, out, names)]
         elif only_predictions:
+            outputs = _outputs_of(run, to)
+            length = embeds(str(recorded_settings(run.manifest).get(SINGLE)))
+            if length and outputs:
+                size = outputs["embedding"].shape[1]
+                about["embedding"] = {"dimension": size, "normalisation": length}
             answers = (
-                with_input(prediction_columns(some, names.of(some.images)), names, some)
-                for some in in_order(run)
+                with_input(prediction_columns(some, names.of(some.images), outputs), names, some)
+                for some in in_order(run, outputs)
             )
             return [write(out / PREDICTIONS, answers, raw, about)]
         else:
@@ -407,6 +415,25 @@ def export_run(
         if out.resolve() != run.path.resolve():
             write_atomic(manifest, (_manifest_text(run).encode(),))
     return [*files, manifest]
+
+
+def _outputs_of(run: Run, to: str) -> dict[str, np.ndarray]:
+    """Name -> (0, ...) of its dtype, of what a mapped run keeps; {} of a run that classifies.
+
+    Raises:
+        UsageError: the format has no column for them.
+    """
+    if extras_of(run.manifest).classifies:
+        return {}
+    found = run.kept_values.empty
+    varied = [name for name, values in found.items() if values.dtype == object]
+    if varied or to != "parquet":
+        why = f"{', '.join(varied)} varies in length" if varied else f"{to} has no lists"
+        raise UsageError(
+            f"{run.path} maps a function, and {why}: leave out --predictions; --to zarr writes "
+            "what the function returned"
+        )
+    return found
 
 
 def _manifest_text(run: Run) -> str:
@@ -447,41 +474,50 @@ def _excerpt(
 _Placed = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
-def in_order(run: Run) -> Iterator[SomeRows]:
+def in_order(run: Run, outputs: Mapping[str, np.ndarray] | None = None) -> Iterator[SomeRows]:
     """Yields the images of a run in the order of the input, some at a time, after an empty excerpt.
 
-    The input is gone through in windows of WINDOW images. Parts are nearly in the order of the
-    input, so each is read once or twice; after a shuffle, once for each window.
+    The input is gone through in windows of WINDOW images, or of fewer that have OUTPUT_BYTES of
+    outputs. Parts are nearly in the order of the input, so each is read once or twice; after a
+    shuffle, once for each window.
+
+    Args:
+        outputs: name -> (0, ...) of its dtype, of kept values that the excerpts have too.
     """
-    yield _excerpt(run, {})
+    like = dict(outputs or {})
+    yield _excerpt(run, {}, like)
+    each_bytes = sum(one.dtype.itemsize * int(np.prod(one.shape[1:])) for one in like.values())
+    window = max(1, min(WINDOW, OUTPUT_BYTES // max(1, each_bytes)))
     starts = np.cumsum([0, *(shard["count"] for shard in run.manifest["shards"])])  # (shards + 1,)
     total = int(starts[-1])
     pieces = run.pieces(IMAGES)
-    top = _TOP_COLUMNS if extras_of(run.manifest).top_k else ()
+    kept_names = _TOP_COLUMNS if extras_of(run.manifest).top_k else tuple(like)
     spans = [(0, total + 1)] * len(pieces)  # the places of the piece's images: (first, last + 1)
-    for low in range(0, total + 1, WINDOW):
+    for low in range(0, total + 1, window):
         found: list[_Placed] = []
         for number, piece in enumerate(pieces):
             first, end = spans[number]
-            if first >= low + WINDOW or end <= low:
+            if first >= low + window or end <= low:
                 continue
             images = piece()
             shards = np.minimum(images["shard"], len(starts) - 1)  # larger ones are damage
             place = np.minimum(starts[shards] + images["row"].astype(np.int64), total)
             spans[number] = (int(place.min()), int(place.max()) + 1) if len(place) else (0, 0)
-            own = (place >= low) & (place < low + WINDOW)
+            own = (place >= low) & (place < low + window)
             if own.any():
-                values = run.kept_of_piece(number, images, top)
+                values = run.kept_of_piece(number, images, kept_names)
                 kept = {name: array[own] for name, array in values.items()}
                 found.append((place[own], images[own], kept))
         if found:
-            yield from _sorted(run, found)
+            yield from _sorted(run, found, like)
 
 
-def _sorted(run: Run, found: Sequence[_Placed]) -> Iterator[SomeRows]:
-    """Yields at most _CHUNK_ROWS images at a time, by place."""
+def _sorted(
+    run: Run, found: Sequence[_Placed], like: Mapping[str, np.ndarray]
+) -> Iterator[SomeRows]:
+    """Yields at most _CHUNK_ROWS images at a time, by place. `like`: as outputs of `in_order`."""
     places, images = (np.concatenate([each[i] for each in found]) for i in (0, 1))
-    shapes = {name: values[:0] for *_, kept in found for name, values in kept.items()}
+    shapes = dict(like) | {name: array[:0] for *_, kept in found for name, array in kept.items()}
     whole = {
         name: np.concatenate(
             [
@@ -498,30 +534,28 @@ def _sorted(run: Run, found: Sequence[_Placed]) -> Iterator[SomeRows]:
         yield _excerpt(run, {"images": images[chosen]}, kept)
 
 
-def prediction_columns(results: SomeRows, names: ImageNames) -> dict[str, np.ma.MaskedArray]:
-    """The answers of images: column name -> (n,) masked array.
+def prediction_columns(
+    results: SomeRows, names: ImageNames, outputs: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The answers of images: column name -> (n,) masked array, or Arrow array of an output.
 
     id: the image's id, or SHARD:ROW if it has none. class, score: the answer, as the name of the
     class or its number; masked if there is no answer. class_2, score_2, ...: the next best, if the
-    run was made with --top-k. source, runtime: the stage that answered, with the runtime and format
-    of its network. error: the reason why there is no answer; masked if there is one.
-
-    Raises:
-        UsageError: the run maps a function, so it has no classes.
+    run was made with --top-k. If the run maps a function, its `outputs` stand in their place; the
+    prefix KEPT tells them from the next columns. source, runtime: the stage that answered, with the
+    runtime and format of its network. error: the reason why there is no answer; masked if there is
+    one.
     """
-    if not extras_of(results.manifest).classifies:
-        raise UsageError(
-            f"{results.path} maps a function, which names no classes: leave out --predictions; "
-            "--to zarr writes what the function returned"
-        )
     images, answered = results.images, results.images["answered"]
     places = [f"{shard}:{row}" for shard, row in zip(names.shard_name, images["row"], strict=True)]
     known = np.ma.getmaskarray(names.id)
-    found = {
-        "id": np.ma.array(np.where(known, np.array(places, object), names.id.data)),
-        "class": _class_of(names.predicted_name, images["predicted"], answered),
-        "score": np.ma.array(images["score"], mask=~answered),
-    }
+    found = {"id": np.ma.array(np.where(known, np.array(places, object), names.id.data))}
+    if extras_of(results.manifest).classifies:
+        found["class"] = _class_of(names.predicted_name, images["predicted"], answered)
+        found["score"] = np.ma.array(images["score"], mask=~answered)
+    for name in outputs:
+        of_ours = name in ("source", "runtime", "error")
+        found[f"{KEPT}{name}" if of_ours else name] = as_column(results.kept(name), answered)
     if extras_of(results.manifest).top_k:
         top = _top_columns(results)
         for k in range(2, len(top) // 3 + 1):

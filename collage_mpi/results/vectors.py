@@ -20,6 +20,7 @@ from collage_mpi.results.columns import (
     is_kept,
     kept_name,
     numbers,
+    read_end,
     read_table,
     rows_of,
 )
@@ -112,6 +113,19 @@ class KeptValues:
             raise UsageError("the run has no vectors: it was made without --top-k and --save")
         self._parts = [part for part in found if part.table == IMAGES.name]
         self._last: tuple[int, dict[str, np.ndarray]] = (-1, {})
+
+    @cached_property
+    def empty(self) -> dict[str, np.ndarray]:
+        """Kept column -> (0, ...) of its dtype, and of objects if values vary in length; {} if no
+        image is answered."""
+        import pyarrow as pa
+
+        for part in self._parts:
+            for schema in read_where_it_lies(part, lambda one: read_end(one.path)[0]):
+                if kept := [each for each in schema if is_kept(each)]:
+                    values = [pa.chunked_array([], each.type) for each in kept]
+                    return dict(zip(map(kept_name, kept), map(array_of, values), strict=True))
+        return {}
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields for each part: column -> (n, ...), also the images' shard, row and session."""

@@ -31,7 +31,7 @@ from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE, OUTPUTS, SAVES, Ex
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, KINDS, SINGLE, TABLE
 from collage_mpi.models.info import PRECISIONS, RUNTIMES, Tuning
-from collage_mpi.models.named import check_trust, is_foreign, is_function, is_null
+from collage_mpi.models.named import check_trust, embeds, is_foreign, is_function, is_null
 from collage_mpi.settings.stages import (
     AGREE_ON,
     BEST,
@@ -166,7 +166,8 @@ class InputSettings(Settings):
         "none",
         "what else to keep of each image, in OUT/rows. scores: the scores of all classes. "
         "embeddings: the network's embedding; needs scheme none, replicate or hedge. outputs: "
-        "what a Python class of your own returns, as with `collage-mpi map`",
+        "what a Python class of your own returns, as with `collage-mpi map`, or what `collage-mpi "
+        "embed` writes",
         choices=SAVES,
     )
 
@@ -942,6 +943,12 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 "answers have no embedding of a single image: choose --save scores, or scheme "
                 "none, replicate or hedge"
             )
+        for spec in (self.single, self.collage, *(stage.network for stage in self.stages)):
+            if spec and embeds(spec) and (self.save != OUTPUTS or spec != self.single):
+                raise UsageError(
+                    f"{spec} gives an embedding, which names no class: collage-mpi embed writes "
+                    "embeddings; leave out embed= for classes"
+                )
         if self.save == OUTPUTS:
             self._check_map(encoded)
         five = self.agree_on == TOP5 and self.top_k in (None, 1, BEST)
@@ -971,7 +978,8 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 )
 
     def _check_map(self, encoded: str | None) -> None:
-        if self.top_k or (self.single and not is_function(self.single)):
+        mapped = not self.single or is_function(self.single) or embeds(self.single)
+        if self.top_k or not mapped:
             raise UsageError(
                 f"save is outputs with single {self.single} and top_k {self.top_k}: outputs come "
                 "from a Python class of your own, FILE.py:CLASS, which gives no classes of images"

@@ -65,6 +65,44 @@ def save_hf(folder: Path, names: tuple[str, ...] = ("a", "b", "c", "d"), head: b
     return folder
 
 
+def save_vit(folder: Path, pooler: bool) -> Path:
+    """A transformer and its image processor; without `pooler` these weights are left out."""
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    torch.manual_seed(0)
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = ViTConfig(image_size=PX, patch_size=14, num_attention_heads=2, **tiny)
+    ViTModel(config, add_pooling_layer=pooler).save_pretrained(folder)
+    ViTImageProcessor(size={"height": PX, "width": PX}).save_pretrained(folder)
+    return folder
+
+
+def save_clip(folder: Path) -> Path:
+    """A network with a text side that knows the words ship, plane and a; its embeddings have 12
+    values."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, ViTImageProcessor
+
+    torch.manual_seed(0)
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    tiny |= {"num_attention_heads": 2, "projection_dim": 12}
+    text = {"vocab_size": 8, "max_position_embeddings": 6, "pad_token_id": 0, "bos_token_id": 5}
+    config = CLIPConfig(
+        text_config={**tiny, **text, "eos_token_id": 4},
+        vision_config={**tiny, "image_size": PX, "patch_size": 14},
+        projection_dim=12,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    words = ("[PAD]", "ship", "plane", "a", "[EOS]")
+    tokens = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, "a"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens.post_processor = processors.TemplateProcessing("$A [EOS]", None, [("[EOS]", 4)])
+    named = {"pad_token": "[PAD]", "eos_token": "[EOS]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokens, **named).save_pretrained(folder)
+    ViTImageProcessor(size={"height": PX, "width": PX}).save_pretrained(folder)
+    return folder
+
+
 def save_onnx(
     path: Path, batch: int | str = "n", softmax: bool = False, last: bool = False, dtype: str = ""
 ) -> Path:

@@ -14,11 +14,13 @@ import torch
 from library_files import (
     CLASSES,
     PX,
+    save_clip,
     save_exported,
     save_hf,
     save_onnx,
     save_scripted,
     save_timm,
+    save_vit,
     tiny,
 )
 from PIL import Image
@@ -210,6 +212,123 @@ def test_hf(tmp_path: Path) -> None:
         loaded(f"hf:{folder},norm=half")
 
 
+def embedded(spec: str, batch: np.ndarray = NOISE) -> np.ndarray:
+    """(n, d) float16. The network names no class."""
+    predictor = loaded(spec, save="outputs")
+    scores, given = predictor.answer(batch)
+    assert predictor.classes == 1
+    assert (scores == 1).all()
+    assert {name: values.dtype for name, values in given.items()} == {"embedding": np.float16}
+    assert [(one.dtype, one.shape) for one in predictor.columns] == [
+        ("<f2", given["embedding"].shape[1:])
+    ]
+    assert loaded(spec).predict(batch).shape == (len(batch), 1, 1)  # as rank 0 asks what it is
+    return given["embedding"]
+
+
+def alike(found: np.ndarray, expected: torch.Tensor, length: str = "l2") -> None:
+    """Up to the rounding to float16."""
+    wanted = expected / expected.norm(dim=1, keepdim=True) if length == "l2" else expected
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-3, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_the_embedding_of_a_network_of_timm_is_what_its_classifier_gets(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    file = save_timm(tmp_path / "w.pth")
+    network = timm.create_model("test_resnet", num_classes=CLASSES, checkpoint_path=file).eval()
+    noise = np.random.default_rng(1).integers(0, 256, (2, 160, 160, 3), np.uint8)
+    given = network.forward_features(pixels(noise, "half"))
+    expected = network.forward_head(given, pre_logits=True)
+    for length in ("l2", "none"):
+        spec = f"timm:test_resnet,weights={file},embed={length}"
+        alike(embedded(spec, noise), expected, length)
+    state = torch.load(file)
+    headless = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    torch.save(headless, tmp_path / "headless.pth")
+    alike(
+        embedded(f"timm:test_resnet,weights={tmp_path / 'headless.pth'},embed=l2", noise), expected
+    )
+    torch.save({**headless, "other": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(DataFault, match=r"cannot be loaded .*other"):
+        loaded(f"timm:test_resnet,weights={tmp_path / 'other.pth'},embed=l2", save="outputs")
+
+
+@torch.inference_mode()
+def test_the_embedding_of_a_network_of_transformers(tmp_path: Path) -> None:
+    """Image features, or the pooler's output if it was trained, or the mean of what is hidden."""
+    transformers = pytest.importorskip("transformers")
+    given = pixels(NOISE, "half")
+    folder = save_hf(tmp_path / "resnet")  # whose pooler has no weights
+    network = transformers.AutoModel.from_pretrained(folder).eval()
+    noise = (given / 2 + 0.5 - torch.tensor([0.4, 0.5, 0.6]).reshape(1, 3, 1, 1)) / 0.5
+    processor = transformers.AutoImageProcessor.from_pretrained(folder).to_dict()
+    noise = noise * 0.5 / torch.tensor(processor["image_std"]).reshape(1, 3, 1, 1)
+    alike(embedded(f"hf:{folder},embed=none"), network(noise).pooler_output.flatten(1), "none")
+    for pooler in (True, False):
+        folder = save_vit(tmp_path / f"vit{pooler}", pooler)
+        network = transformers.AutoModel.from_pretrained(folder).eval()
+        out = network(given)
+        wanted = out.pooler_output if pooler else out.last_hidden_state.mean(1)
+        alike(embedded(f"hf:{folder},embed=l2"), wanted)
+    assert {"pooler.dense.weight"} <= {*network.state_dict()}  # random ones
+    weights = folder / "model.safetensors"
+    state = libraries.read_state(weights)
+    lacking = {name: state[name] for name in state if "layernorm.weight" not in name}
+    __import__("safetensors.torch").torch.save_file(lacking, weights, {"format": "pt"})
+    with pytest.raises(DataFault, match=r"no weights of .*layernorm.weight, which would be random"):
+        loaded(f"hf:{folder},embed=l2", save="outputs")
+
+
+@torch.inference_mode()
+def test_labels_are_classes_of_a_network_with_a_text_side(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder, given = save_clip(tmp_path / "clip"), pixels(NOISE, "half")
+    network = transformers.CLIPModel.from_pretrained(folder).eval()
+    labels = ["a ship", "plane", "a"]
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)(
+        labels, padding=True, return_tensors="pt"
+    )
+    told = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    out = network(pixel_values=given, **told)
+    predictor = loaded(f"hf:{folder},labels={'|'.join(labels)}")
+    same(predictor, out.logits_per_image)
+    assert predictor.info.class_names == tuple(labels)
+    held = {name.split(".")[2] for name in predictor.network.state_dict() if "network" in name}
+    assert "text_model" not in held
+    alike(embedded(f"hf:{folder},embed=l2"), out.image_embeds)
+    other = loaded(f"hf:{folder},labels=plane|a ship|a")
+    assert other.fingerprint != predictor.fingerprint
+    with pytest.raises(UsageError, match=r"need a network with a text side.*ViTModel has none"):
+        loaded(f"hf:{save_vit(tmp_path / 'vit', True)},labels=ship|plane")
+
+
+@torch.inference_mode()
+def test_an_embedding_that_float16_does_not_hold_is_no_answer(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    spec = f"timm:test_resnet,weights={save_timm(tmp_path / 'w.pth')},embed=none"
+    predictor = loaded(spec, save="outputs")
+    noise = np.random.default_rng(1).integers(0, 256, (2, 160, 160, 3), np.uint8)
+    noise[1] = 128
+    largest = np.abs(predictor.answer(noise)[1]["embedding"].astype(np.float64)).max(1)
+    fails = largest > largest.mean()
+    assert fails.sum() == 1
+    embedding = predictor.network.module
+    embedding.network = torch.nn.Sequential(embedding.network, Times(65_504 / largest.mean()))
+    scores, given = predictor.answer(noise)
+    assert np.isnan(scores[:, 0, 0]).tolist() == fails.tolist()
+    assert np.isinf(given["embedding"]).any(1).tolist() == fails.tolist()
+
+
+class Times(torch.nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.by * x
+
+
 @pytest.mark.parametrize(
     ("told", "shape", "resize_px"),
     [
@@ -280,6 +399,8 @@ def test_bad_onnx_files_are_refused(tmp_path: Path) -> None:
     [
         ("n.onnx,norm=other", UsageError, "norm=other is unknown; .*norm=imagenet.half.none"),
         ("n.onnx,weights=x", UsageError, "weights=x is unknown"),
+        ("timm:resnet18,labels=a|b", UsageError, "labels=a|b is unknown".replace("|", "[|]")),
+        ("hf:a/b,embed=l1", UsageError, "embed=l1 is unknown; .*embed=l2.none and labels=..."),
         ("timm:resnet18,weights=", UsageError, "weights= is unknown"),
         ("none.onnx", EnvironmentFault, "network none.onnx: cannot be read: No such file"),
         ("timm:resnet18,weights=none.pth", EnvironmentFault, "none.pth: cannot be read"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import codes, run_many
+from PIL import Image
+from pyarrow import parquet
 
+from collage_mpi.cli import main
 from collage_mpi.errors import ExitCode
 from collage_mpi.results import read_results, verify_run
 from collage_mpi.shards import write_shard
@@ -58,3 +62,52 @@ def test_networks_of_other_libraries_are_begun_and_gone_on_with(mpi, tmp_path: P
     assert report.ok, report.problems
     assert report.vectors == 8
     assert results.kept("scores").shape == (8, 4)
+
+
+@pytest.mark.usefixtures("torch_once")
+def test_embeddings_by_name_and_classes_by_labels(tmp_path: Path, monkeypatch, capfd) -> None:
+    pytest.importorskip("transformers")
+    from library_files import PX, save_clip
+
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+
+    def picture(name: str) -> None:
+        Image.fromarray(random.integers(0, 256, (PX, PX, 3), np.uint8)).save(f"photos/{name}")
+
+    Path("photos").mkdir()
+    for name in ("a.png", "c.png", "d.png"):
+        picture(name)
+    Path("photos/damaged.png").write_bytes(b"")
+    common = ["--network", f"hf:{save_clip(Path('clip'))}", "--device", "cpu", "--ranks", "1"]
+    words = ["embed", "photos", *common, "--out", "e.parquet"]
+    assert main(words) == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
+    said = capfd.readouterr().out
+    assert "embeddings in e.parquet" in said
+    assert "pictures without an embedding have the reason in the column error" in said
+    before = parquet.read_table("e.parquet")
+    kind = before.schema.field("embedding").type
+    assert str(kind) == "fixed_size_list<element: halffloat>[12]"
+    rows = {row["id"]: row for row in before.to_pylist()}
+    assert {name for name, row in rows.items() if row["error"]} == {"damaged.png"}
+    assert rows["damaged.png"]["embedding"] is None
+    length = np.linalg.norm(np.float32(rows["a.png"]["embedding"]))
+    assert abs(length - 1) < 2e-3
+    about = json.loads(before.schema.metadata[b"collage_mpi"])
+    assert about["embedding"] == {"normalisation": "l2", "dimension": 12}
+    assert len(about["reference"]["digest"]) == 64
+    assert verify_run("e.parquet.run").ok
+
+    picture("b.png")
+    assert main(words) == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
+    after = {row["id"]: row for row in parquet.read_table("e.parquet").to_pylist()}
+    assert {name: after[name] for name in rows} == rows
+    assert {*after} - {*rows} == {"b.png"}
+    assert main([*words, "--normalise", "none"]) == ExitCode.USAGE
+    assert "remove e.parquet.run or choose another --out" in capfd.readouterr().out
+
+    labels = ["--labels", "a ship, plane", "--out", "c.parquet"]
+    code = main(["classify", "photos", *common, *labels])
+    assert code == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
+    classes = parquet.read_table("c.parquet").to_pylist()
+    assert {row["class"] for row in classes if not row["error"]} <= {"a ship", "plane"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,10 @@ MAP = ("map", "own.py:Map", "--input", "photos", "--out", "o", "--device", "cpu"
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "id": (("--id", "url"), {}),
     "columns": (("--columns", "url"), {}),
+    "labels": (
+        ("--network", "hf:a/b", "--labels", "a ship, plane"),
+        {"single": "hf:a/b,labels=a ship|plane"},
+    ),
     "agree": (("--agree", "0.99"), {"agree": 0.99, "scheme": "cascade", "singles": None}),
     "agree_on": (
         ("--agree", "0.99", "--agree-on", "top5"),
@@ -140,6 +145,44 @@ def test_each_option_of_classify_reaches_the_run_and_changes_nothing_else(option
     assert found.run.retry_errors == (option == "retry_errors")
     assert found.run.brief == (option != "verbose")
     assert found.mpi == ("openmpi" if option == "mpi" else "auto")
+
+
+EMBED = ("embed", "photos", "--network", "hf:a/b", "--out", "e.parquet", "--device", "cpu")
+
+
+def test_what_embed_starts_is_a_map_of_the_network_without_its_last_layer(started):
+    more = ("--image-px", "64", "--ranks", "3", "--retry-errors", "--prune")
+    found = run_of(started, *EMBED, *more)
+    values = {"shards": "photos", "single": "hf:a/b,embed=l2", "save": "outputs"}
+    values |= {"out": "e.parquet.run", "scheme": "none", "batch": None, "device": "cpu"}
+    values |= {"pixels": "workers", "input_labels": "none", "singles": 3, "image_px": 64}
+    assert found.settings == RunSettings.from_mapping(values)
+    assert (found.run.retry_errors, found.run.brief) == (True, True)
+    assert found.run.asked == Update(prune=True)
+    other = run_of(started, *EMBED, "--normalise", "none")
+    assert other.settings.single == "hf:a/b,embed=none"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((*EMBED, "--network", "n.onnx"), "needed are a network by name, timm:NAME or hf:ID"),
+        ((*EMBED, "--out", "e.csv"), "a file whose name ends in .parquet"),
+        ((*CLASSIFY, "--labels", "ship"), "needed are two or more different labels"),
+        ((*CLASSIFY, "--labels", "ship, ship"), "needed are two or more different labels"),
+        ((*CLASSIFY, "--labels", "ship,,plane"), "needed are two or more different labels"),
+        ((*CLASSIFY, "--labels", "a|b,c"), "without |"),
+        ((*CLASSIFY, "--network", "hf:a/b,embed=l2"), "an embedding, which names no class"),
+        (
+            (*CLASSIFY, "--agree", "0.9", "--first", "hf:a/b,embed=l2"),
+            "an embedding, which names no class",
+        ),
+    ],
+)
+def test_what_cannot_be_embedded_or_labelled_is_refused(words, said, started):
+    command, args = read_command(words)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        command.execute(args)
 
 
 # Settings of a run whose value cannot be made from their bounds.

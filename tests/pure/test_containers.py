@@ -42,6 +42,22 @@ def test_the_extras_and_the_python_are_the_packages_own():
     assert int(found) >= int(least)
 
 
+@pytest.mark.parametrize("given", [{}, {"MPI": "mpich", "ENGINE": "podman"}])
+def test_the_image_is_built_and_tried_by_one_script(tmp_path, given):
+    log, engine = tmp_path / "log", given.get("ENGINE", "docker")
+    (tmp_path / engine).write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+    (tmp_path / engine).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", **given}
+    subprocess.run(["bash", ROOT / ".ci" / "image"], env=env, check=True)
+    built, version, demo = log.read_text().splitlines()
+    mpi = given.get("MPI", "openmpi")
+    file = "-f containers/Containerfile"
+    assert built.startswith(f"build {file} -t collage-mpi:{mpi} --build-arg MPI={mpi} ")
+    assert version == f"run --rm collage-mpi:{mpi} --version"
+    assert demo.startswith("run --rm --shm-size=")
+    assert demo.endswith(f"collage-mpi:{mpi} demo --out /tmp/demo")
+
+
 @pytest.mark.parametrize("words", [(), ("lam",)])
 def test_install_says_which_mpi_it_knows(words):
     done = subprocess.run(

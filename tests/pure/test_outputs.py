@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import results_harness
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 from results_harness import fill, make_run, manifest
 from wire_tasks import unpack_results
 
@@ -39,6 +41,7 @@ from collage_mpi.mpi.answers import (
 from collage_mpi.mpi.protocol import WireFault
 from collage_mpi.report.page import worst_images
 from collage_mpi.results import (
+    export,
     export_run,
     follow,
     lease_files,
@@ -334,7 +337,6 @@ def test_what_varies_and_was_damaged_is_told(
     varied_run: Path, tmp_path: Path, name: str, value: Any, inner: str, says: str
 ) -> None:
     import pyarrow as pa
-    from pyarrow import parquet
 
     path = next((varied_run / "rows").glob("*.parquet"))
     table = parquet.read_table(path)
@@ -540,9 +542,51 @@ def test_large_outputs_make_smaller_parts_which_are_read_as_one(
     assert np.array_equal(results.kept("share"), np.arange(27) / 2)
 
 
+def test_predictions_of_a_map_are_its_outputs(run: Path, monkeypatch) -> None:
+    """In the order of the input, whatever is read at a time; null for error rows."""
+    monkeypatch.setattr(export, "OUTPUT_BYTES", 100)  # 6 images of 16 bytes
+    for some in (read_results(run), open_run(run)):
+        (path,) = export_run(some, "parquet", only_predictions=True)
+        table = parquet.read_table(path)
+        names = ["id", "mask", "share", "seen", "source", "runtime", "error"]
+        assert table.column_names == names
+        assert [str(table.schema.field(name).type) for name in ("mask", "share")] == [
+            "fixed_size_list<element: fixed_size_list<element: uint8>[3]>[2]",
+            "double",
+        ]
+        for index, row in enumerate(table.to_pylist()):
+            kept = [[index] * 3] * 2, index / 2, [bool(index % 2), True]
+            wanted = (None, None, None) if index in ERRORS else kept
+            assert (row["mask"], row["share"], row["seen"]) == wanted
+            assert bool(row["error"]) == (index in ERRORS)
+    assert "embedding" not in json.loads(table.schema.metadata[b"collage_mpi"])
+
+
+def test_predictions_of_a_map_without_any_answer_or_with_lists(tmp_path: Path, monkeypatch) -> None:
+    failed = {"errors": frozenset(range(9)), "status": "complete_with_errors"}
+    none = make_run(tmp_path / "none", 9, extras=OUTPUTS, labels=False, **failed)
+    (path,) = export_run(open_run(none), "parquet", only_predictions=True)
+    assert parquet.read_table(path)["mask"].null_count == 9
+
+    columns = (KeptColumn("runtime", "<f4", ()), KeptColumn("error", "text", (None,)))
+    values = {"runtime": np.ones(1, "f4"), "error": objects(["why"])}
+
+    def exported(name: str, count: int) -> Any:
+        layout = layout_of(columns[:count])
+        packed = Extras(**OUTPUTS).pack(layout, np.ones((1, 1), np.float32), values)[0]
+        monkeypatch.setattr(results_harness, "layout_of_run", lambda full: layout)
+        monkeypatch.setattr(results_harness, "vector_of", lambda *_: packed)
+        found = open_run(make_run(tmp_path / name, 9, extras=OUTPUTS))
+        return parquet.read_table(export_run(found, "parquet", only_predictions=True)[0])
+
+    assert exported("taken", 1)["kept_runtime"].to_pylist() == [1.0] * 9
+    with pytest.raises(UsageError, match="error varies in length: leave out --predictions"):
+        exported("lists", 2)
+
+
 def test_no_reader_shows_a_class_of_a_map(run: Path) -> None:
     results = read_results(run)
-    with pytest.raises(UsageError, match="leave out --predictions"):
+    with pytest.raises(UsageError, match="csv has no lists: leave out --predictions"):
         export_run(results, "csv", only_predictions=True)
     path = export_run(results, "csv")[0]
     for row in csv.DictReader(path.open()):
