@@ -199,6 +199,8 @@ class ZeroShot(nn.Module):
     """Classifies by texts: the logits of an image are the cosines of its embedding and those of the
     labels, times the scale that the network was trained with (CLIP, arXiv 2103.00020)."""
 
+    labels: Tensor
+
     def __init__(self, pooled: Pooled, labels: Tensor, scale: Tensor) -> None:
         """`labels`: (classes, d) float32, the embeddings of the labels. `scale`: (), its log."""
         super().__init__()
@@ -354,14 +356,15 @@ def load_hf(named: Named, how: Loading) -> Made:
         facts = processed(facts, told, getattr(config, "vision_config", config))
     if not headless:
         return network, lambda x: network(pixel_values=x), facts
-    pooled: nn.Module = Pooled(network.eval(), pools=not lacking)
+    pooled = Pooled(network.eval(), pools=not lacking)
+    made: nn.Module = pooled
     if texts is not None:
         names = tuple(texts.split(BETWEEN))
-        pooled, facts = _zero_shot(named, pooled, names, remote), replace(facts, class_names=names)
+        made, facts = _zero_shot(named, pooled, names, remote), replace(facts, class_names=names)
     for name in ("text_model", "text_projection"):  # ranks need not hold it
         if hasattr(network, name):
             delattr(network, name)
-    return pooled, pooled, facts
+    return made, made, facts
 
 
 @torch.inference_mode(False)

@@ -109,7 +109,7 @@ def embeds(spec: str) -> str | None:
     """Which of LENGTHS the embedding has that a network gives in place of classes; None if it gives
     classes."""
     named = read_spec(spec)
-    return named and named.option("embed")
+    return None if named is None else named.option("embed")
 
 
 def is_onnx(spec: str) -> bool:
