@@ -324,8 +324,8 @@ class ThresholdArguments(Arguments):
     )
     agree: float = setting(
         0.99,
-        "share of all images, if they are like these, that get the single network's class: promised "
-        "with a probability of 95 %",
+        "share of all images, if they are like these, that get the single network's class, "
+        "promised with a probability of 95 %",
         metavar="A",
         above=0,
         below=1,

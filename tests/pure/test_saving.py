@@ -118,7 +118,7 @@ def test_too_few_images_prove_nothing():
     few = stages_of(np.full(699, 0.9), np.zeros(699, bool), None)
     assert few.lowest_score(0.99) is None
     assert few.lowest_score(0.98) == 0.8999
-    with pytest.raises(DataFault, match="699 different images: .* --agree 0.99 needs 700"):
+    with pytest.raises(DataFault, match=r"699 different images: .* --agree 0.99 needs 700"):
         choose_threshold(few, "s", 0.99)
     found = find_savings(stages_of(np.ones(100), np.zeros(100, bool), None), RATIO)
     assert (found["thresholds"], found["in_file"]) == ([], None)
