@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from savings import read, threshold
+from savings import both, read
 
 from collage_mpi.rows import KIND_CODE, SOURCE_CODE
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.simulation.runs import simulate_in_memory
 from collage_mpi.simulation.simulator import SimulatedJob
-from collage_mpi.training.threshold import saving_of
+from collage_mpi.training.threshold import TwoStages, saving_of
 from collage_mpi.workload.straggler_settings import make_delays
 
 Json = dict[str, Any]
@@ -43,6 +43,7 @@ SHOWN = {  # column -> its form, in the tables by load
     "points": "{:+.2f}",
     "first_stage": "{:.0%}",
 }
+AGREE = 0.99  # what the thresholds promise
 WARM = 300  # images before the latencies that count
 COSTS = ("float32", "bfloat16", "products")  # columns of ratios.csv: what a collage is said to cost
 DEADLINES_MS = (150, 200, 300)  # swept, not chosen: after it a kept unsure cell answers
@@ -64,8 +65,8 @@ class Network:
         ratio: service time of a collage, or of that batch, over the single's for an image.
         confidence: the score from which on an answer counts.
         further: what a further image of a batch takes over the first; None for a collage network.
-        saving: images a rank-second over those of the single network, on the groups that did not
-            choose the score.
+        saving: images a rank-second over those of the single network, on the groups that chose the
+            score.
     """
 
     name: str
@@ -92,12 +93,21 @@ def networks(folder: Path, precision: str) -> list[Network]:
         name = row["network"]
         known = read(folder / f"{name}.npz")
         side = known.side
-        accept = threshold(known, side)
+        chosen = threshold(both(known))
         further = row[f"further_{precision}"]
         ratio, cost = float(row[precision]), float(further) if further else None
-        saving = saving_of(ratio, side**2, accept.share)
-        found.append(Network(name, side, ratio, accept.confidence, saving, cost))
+        saving = saving_of(ratio, side**2, chosen["share"])
+        found.append(Network(name, side, ratio, chosen["confidence"], saving, cost))
     return found
+
+
+def threshold(stages: TwoStages) -> Json:
+    """The threshold for AGREE that every other group proves, and what it does to them."""
+    chooses = np.arange(len(stages.single)) // stages.cells % 2 == 0
+    half = TwoStages(stages.single[chooses], stages.first[chooses], None, stages.cells)
+    confidence = half.lowest_score(AGREE)
+    assert confidence is not None
+    return half.at(confidence)
 
 
 @dataclass(frozen=True)

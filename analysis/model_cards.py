@@ -21,7 +21,7 @@ from collage_mpi.settings.flags import flag, own_fields
 from collage_mpi.system.fields import about, default_of
 from collage_mpi.system.files import save_file, writing
 from collage_mpi.training.settings import DISTILLATION, TRAINING, TrainSettings
-from collage_mpi.training.threshold import AT, told_errors
+from collage_mpi.training.threshold import AT
 
 Report = Mapping[str, Any]
 
@@ -336,14 +336,12 @@ def _calibration(entry: Mapping[str, Any]) -> str:
 
 
 def _accept(found: Mapping[str, Any]) -> str:
-    errors = found.get("errors")
-    asked = "" if errors is None else f", chosen with {told_errors(errors)}"
     return (
-        f"Accept threshold {found['confidence']:g}{asked} with single network "
-        f"`{found['single'][:12]}...`: if every cell with at least this score counts, "
-        f"{found['chosen_points']:+.2f} points of accuracy are lost on the "
-        f"{found['chosen_on']:,} test images that chose it and {found['measured_points']:+.2f} on "
-        f"the {found['measured_on']:,} others, of which {found['share']:.0%} count."
+        f"Accept threshold {found['confidence']:g} with single network "
+        f"`{found['single'][:12]}...`: with a probability of 95 % at least {found['agree']:g} of "
+        f"all images, if they are like the {found['drawn']:,} that chose it, get the single "
+        f"network's class. Of those that proved it {found['share']:.1%} count and "
+        f"{found['changed']:.2%} get another class. Agreement is not accuracy."
     )
 
 

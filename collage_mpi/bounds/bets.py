@@ -1,5 +1,5 @@
-"""Tests by betting, without replacement: whether few enough answers at or above a threshold differ,
-and whether audits refute that.
+"""Tests by betting: whether few enough answers at or above a threshold differ, and whether audits
+refute that. Answers are drawn without replacement, from a population that may be endless.
 
 A bettor who bets against a true hypothesis multiplies his money by 20 with a probability of at most
 1/20, however long he plays (Ville 1939; Waudby-Smith and Ramdas 2020, arXiv 2006.04347). So the
@@ -8,6 +8,7 @@ sample may be looked at after each answer.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,11 @@ class Money(NamedTuple):
 
 
 def money_of(
-    differs: np.ndarray, looks: np.ndarray, population: int, differing: int | np.ndarray, bets: Bets
+    differs: np.ndarray,
+    looks: np.ndarray,
+    population: float,
+    differing: float | np.ndarray,
+    bets: Bets,
 ) -> Money:
     """The money that bettors hold after answers that were drawn one by one.
 
@@ -56,9 +61,10 @@ def money_of(
         differs: (n, g) bool, by the order of the draw: whether the answer counts at the threshold
             and differs.
         looks: (k,) int64 ascending, numbers of drawn answers, 0 to n.
-        population: number of answers that the n are drawn from.
-        differing: how many of the population differ by the hypothesis; one number, or (g,) int64.
-            At least as many with `PROVE`, at most as many with `REFUTE`.
+        population: number of answers that the n are drawn from; math.inf if it has no end.
+        differing: how many of the population differ by the hypothesis, of an endless one which
+            share; one number, or (g,). At least as many with `PROVE`, at most as many with
+            `REFUTE`.
         bets: the bettors.
     """
     # Between two answers that differ only the number of answers still to come changes, so that the
@@ -71,13 +77,19 @@ def money_of(
     counts, event = counts[order], event[order]  # (p,)
     hit = np.zeros((len(counts), differs.shape[1]), bool)  # (p, g)
     hit[event] = differs[counts[event]]
-    left = (differing - np.cumsum(hit, axis=0) + hit)[..., None]  # (p, g, 1), before the answer
     begun = np.concatenate([[0], (counts + event)[:-1]])
-    first, last = (
-        each.astype(np.float64)[:, None, None] for each in (population - begun, population - counts)
-    )
+    # No draw changes an endless population: it counts as one answer to come, a share of which
+    # differs.
+    endless = math.isinf(population)
+    drawn, seen = (each * (not endless) for each in (counts, np.cumsum(hit, axis=0) - hit))
+    left = (differing - seen)[..., None]  # (p, g, 1), before the answer
+    last = ((1.0 if endless else float(population)) - drawn)[:, None, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        held = _unchanged(first, last, left, bets.f)  # (p, g, b), since the point before
+        if endless:
+            held = (counts - begun)[:, None, None] * _factor(left, last, bets.f)
+        else:
+            held = _unchanged(last + (counts - begun)[:, None, None], last, left, bets.f)
+        # held: (p, g, b), since the point before
         one = left[event], last[event]
         answer = np.where(hit[event, :, None], np.log(bets.f), _factor(*one, bets.f))
         after = np.flatnonzero(event[:-1])

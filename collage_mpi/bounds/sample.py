@@ -42,13 +42,14 @@ class Asked:
     `agree` of the images get the class that the reference gives.
 
     Attributes:
-        images: number of images. One that cannot be read counts as unchanged.
+        images: number of images. One that cannot be read counts as unchanged. math.inf for a
+            threshold that is for other images, too.
         agree: 0 to 1, exclusive.
         image_s: core-seconds of the reference for each image.
         sure: 0 to 1, exclusive.
     """
 
-    images: int
+    images: float
     agree: float
     image_s: float
     sure: float = 0.95
@@ -59,9 +60,14 @@ class Asked:
         return math.floor((1 - self.agree) * self.images + 1e-9)
 
     @property
+    def too_many(self) -> float:
+        """How many changed images break the promise; of endless images, which share."""
+        return 1 - self.agree if math.isinf(self.images) else self.may_differ + 1
+
+    @property
     def planned(self) -> int:
         """How many answers are planned to prove a threshold, after those that choose."""
-        return min(MOST, math.ceil(max(5 / (1 - self.agree), 0.02 * self.images) - 1e-9))
+        return math.ceil(min(MOST, max(5 / (1 - self.agree), 0.02 * self.images) - 1e-9))
 
     @property
     def audits(self) -> int:
@@ -80,7 +86,7 @@ def front(asked: Asked) -> int:
     them; 0 if it is too small for any candidate."""
     if asked.images < CHOOSING + asked.planned:
         return 0
-    return min(CHOOSING + MOST + asked.audits, asked.images)
+    return min(CHOOSING + MOST + asked.audits, int(asked.images))
 
 
 def least_images(asked: Asked, candidate: Candidate) -> int | None:
@@ -192,17 +198,41 @@ class Proved(NamedTuple):
     deepest: int
 
 
-def prove(
-    asked: Asked, candidate: Candidate, thresholds: np.ndarray, pairs: Pairs
-) -> Proved | None:
-    """Test the thresholds on answers that were drawn after those that chose.
+class Tested(NamedTuple):
+    """What answers that were drawn after those that chose prove, at k looks.
+
+    Attributes:
+        deepest: (k,) int64, index of the lowest threshold that is proved; -1 if none is.
+        held: (k, g, b) float64, logarithms of the money that each bettor holds; see `Money`.
+    """
+
+    deepest: np.ndarray
+    held: np.ndarray
+
+
+def tested(asked: Asked, differs: np.ndarray, looks: np.ndarray) -> Tested:
+    """Test thresholds on answers that were drawn after those that chose.
 
     Each threshold is tested at the full level. An answer that counts at a threshold counts at each
     lower one, so that the bettors against a lower one never hold more: it is proved after all
     higher ones. So only the first threshold with too many differing answers must not be proved by
     chance (fixed-sequence testing; Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052).
-    Any rule may end the sample. This one ends it when no lower threshold is forecast to save more
-    than its proof costs.
+    Any rule may end the sample.
+
+    Args:
+        asked: the job.
+        differs: (n, g) bool, whether the answer counts at the threshold and differs.
+        looks: (k,) int64 ascending, numbers of answers.
+    """
+    money = money_of(differs, looks, asked.images - CHOOSING, asked.too_many, PROVE)
+    return Tested((money.highest >= asked.needed).sum(axis=1) - 1, money.held)
+
+
+def prove(
+    asked: Asked, candidate: Candidate, thresholds: np.ndarray, pairs: Pairs
+) -> Proved | None:
+    """The threshold that a job proves (see `tested`). Its sample ends when no lower threshold is
+    forecast to save more than its proof costs.
 
     Args:
         asked: the job.
@@ -214,22 +244,21 @@ def prove(
         None if more answers are needed.
     """
     population = asked.images - CHOOSING
-    most = min(MOST, population)
+    most = int(min(MOST, population))
     looks = looks_at(min(len(pairs.scores), most), most)
     if not len(looks):
         return None
     n = looks[-1]
     counts = pairs.scores[:n, None] >= thresholds  # (n, g)
     differs = counts & pairs.differs[:n, None]
-    money = money_of(differs, looks, population, asked.may_differ + 1, PROVE)
-    deepest = (money.highest >= asked.needed).sum(axis=1) - 1  # (k,)
+    deepest, held = tested(asked, differs, looks)
     shares, differing = (share_at(looks, each) for each in (counts, differs))  # (k, g)
     # What each further image of the job saves now, beside the exact run. As much is what one of the
     # sample costs. A threshold that saves less than the candidate costs is worth nothing.
     padded = np.append(shares, np.zeros((len(looks), 1)), axis=1) * asked.image_s
     saves = np.take_along_axis(padded, deepest[:, None], axis=1)  # (k, 1)
     now = np.maximum(saves, candidate.image_s)
-    more = _more_answers(asked, looks, differing, money.held)
+    more = _more_answers(asked, looks, differing, held)
     rest = population - looks[:, None] - more
     with np.errstate(invalid="ignore"):
         gain = rest * (shares * asked.image_s - now) - more * now

@@ -311,7 +311,9 @@ EVALUATE_COMMAND = Command(evaluate, EvaluateArguments)
 class ThresholdArguments(Arguments):
     """The arguments of `weights threshold`."""
 
-    shards: tuple[Path, ...] = same(EvaluateArguments, "shards")
+    shards: tuple[Path, ...] = setting(
+        REQUIRED, "shards, of images that neither network was trained on", shipped=True
+    )
     single: str = setting(
         REQUIRED, "weights of the single network", metavar="WEIGHTS", shipped=True
     )
@@ -320,19 +322,13 @@ class ThresholdArguments(Arguments):
     out: Path | None = setting(
         None, "weights file to write", unset="the file of --collage or --first", metavar="FILE"
     )
-    aim: str = setting(
-        "share",
-        "what the threshold optimises. share: as many answers as possible count, for a loss of at "
-        "most 0.1 points of accuracy. accuracy: the score that gives the highest accuracy; choose "
-        "this if the network is worse than the single network but better where its score is high",
-        choices=("share", "accuracy"),
-    )
-    errors: float = setting(
-        2.0,
-        "number of standard errors that are added to the loss when the score is chosen. A larger "
-        "number is safer, but fewer answers count",
-        metavar="N",
-        at_least=0,
+    agree: float = setting(
+        0.99,
+        "share of all images, if they are like these, that get the single network's class, "
+        "promised with a probability of 95 %",
+        metavar="A",
+        above=0,
+        below=1,
     )
     device: str = setting("cpu", "cpu, cuda", metavar="DEVICE")
     precision: str = setting(PLAIN.precision, "number format of the networks", choices=PRECISIONS)
@@ -355,26 +351,21 @@ def threshold(args: ThresholdArguments) -> int:
     """
     from collage_mpi.models.weights import with_accept
     from collage_mpi.training.measure import service_ratio
-    from collage_mpi.training.threshold import (
-        Aim,
-        choose_threshold,
-        find_savings,
-        told_errors,
-        told_savings,
-    )
+    from collage_mpi.training.threshold import choose_threshold, find_savings, told_savings
 
     single, first = _described(args.networks)
     stages, (alone, asked) = _ask_both(args, [single, first])
-    aim = Aim(share=args.aim == "share", errors=args.errors)
-    found = choose_threshold(stages, single.fingerprint, aim)
+    found = choose_threshold(stages, single.fingerprint, args.agree)
     made = with_accept(first, found, args.out or Path([*args.networks.values()][1]))
     print(
-        f"{made.path}: answers count from a score of {found.confidence:g}, chosen with "
-        f"{told_errors(args.errors)}, which changes accuracy "
-        f"by {0 - found.chosen_points:+.2f} points on {found.chosen_on:,} images and by "
-        f"{0 - found.measured_points:+.2f} on {found.measured_on:,} others, where "
-        f"{found.share:.0%} of the answers count; sha256 {made.fingerprint[:12]}"
+        f"{made.path}: answers count from a score of {found.confidence:g}. With a probability of "
+        f"95 % at least {found.agree:g} of all images, if they are like these, get the single "
+        f"network's class. {found.drawn:,} images were drawn; of those that proved the score "
+        f"{found.share:.1%} are sure and {found.changed:.2%} get another class. "
+        f"sha256 {made.fingerprint[:12]}"
     )
+    if stages.labels is not None:
+        print(stages.told_accuracy(found.confidence))
     ratio, timed = service_ratio(alone, asked, stages.cells)
     print(told_savings(find_savings(stages, ratio, found), timed))
     return 0
@@ -397,24 +388,30 @@ def _described(specs: Mapping[str, str]) -> tuple[NetworkInfo, NetworkInfo]:
 def _ask_both(
     args: ThresholdArguments, infos: Sequence[NetworkInfo]
 ) -> tuple[TwoStages, list[Any]]:
-    """The answers of both networks to all images of the shards, and the two networks."""
+    """The answers of both networks to all images of the shards, and the two networks. Of images
+    with equal pixels only the first counts: a copy proves nothing.
+    """
     import numpy as np
 
     from collage_mpi.shards import ShardSet
-    from collage_mpi.training.measure import ask_each, images_a_call, labelled
+    from collage_mpi.training.measure import AskedImages, ask_each, distinct, images_a_call
     from collage_mpi.training.threshold import TwoStages, require_images
 
     with ShardSet.open(args.shards) as shards:
         check_fit(infos, shards.shape, shards.class_names, args.shards)
-        labels = labelled(shards, "a threshold")
-        require_images(len(labels))
+        order = distinct(AskedImages(shards, np.arange(len(shards))))
+        if len(order) < len(shards):
+            say(f"{counted(len(shards) - len(order), 'image')} left out: copies of others")
+        require_images(len(order), args.agree)
         how = Loading(device=args.device, tuning=replace(PLAIN, precision=args.precision))
         networks: dict[str, Any] = {
             kind: load_predictor(spec, KIND[kind].network, how)
             for kind, spec in args.networks.items()
         }
-        single, first = ask_each(networks, shards, np.arange(len(shards))).values()
-    return TwoStages(single, first, labels, images_a_call(infos[1])), [*networks.values()]
+        single, first = ask_each(networks, shards, order).values()
+        labels = shards.labels()
+    known = None if labels is None else labels[order]
+    return TwoStages(single, first, known, images_a_call(infos[1])), [*networks.values()]
 
 
 CACHE = ("HF_HOME", "~/.cache/huggingface")
@@ -469,8 +466,8 @@ WEIGHTS_COMMAND = Commands(
             threshold,
             ThresholdArguments,
             "find the score from which a network's answers count, for its weights file",
-            epilog="The score is chosen on one half of labelled images that neither network was "
-            "trained on, and measured on the other half. `run` uses it by default.",
+            epilog="The score is chosen and proved as `run --agree` does it, for images like those "
+            "of --shards. No labels are needed. `run` uses it by default.",
         ),
     },
 )
@@ -594,8 +591,8 @@ def _saving(args: TrainArguments, info: NetworkInfo, data: TrainData) -> str:
 
     if args.teacher is None:
         return (
-            "Saving at no loss: n/a, because it needs the single network to compare with: give "
-            "--teacher, or use evaluate or weights threshold."
+            "Saving: n/a, because it needs the single network to compare with: give --teacher, or "
+            "use evaluate or weights threshold."
         )
     how = teacher_loading(args, data.images.shape[1:], data.classes)
     told = told_savings(*held_savings(args.teacher, info, data, how))

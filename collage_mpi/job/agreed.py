@@ -191,7 +191,7 @@ def _too_small(promise: Promise) -> str:
         ratio = min(each.image_s for each in candidates) / asked.image_s
         return f"an image takes {ratio:.2f} times as long on the first network: {ALONE}"
     return (
-        f"the job has {counted_words(asked.images, 'image')}, and a first network pays from "
+        f"the job has {counted_words(int(asked.images), 'image')}, and a first network pays from "
         f"{images:,} on: {ALONE}"
     )
 

@@ -152,16 +152,12 @@ def pairs_of(rows: np.ndarray, kinds: Sequence[str]) -> list[Pair]:
 
 
 class AgreementWatch:
-    """Warns once if accepted answers agree less often than when the threshold was measured."""
+    """Warns once if more of the accepted answers differ than the weights file promises."""
 
     def __init__(self, spec: AcceptSpec | None) -> None:
         """`spec`: the threshold in the collage network's file, if the run uses it; else None."""
-        self._most: float | None = None
-        if spec is not None and spec.agreeing is not None:
-            counted_then = round(spec.share * spec.measured_on)
-            self._was = 1 - spec.agreeing
-            # The measured share has an interval, too. Its upper end is what is tolerated.
-            self._most = differing_interval(round(self._was * counted_then), counted_then)[1]
+        # The promise is about all images. Only accepted answers are audited.
+        self._most = None if spec is None else (1 - spec.agree) / spec.share
 
     def look(self, audited: int, differing: int) -> None:
         """Check the counts of audited answers so far, and of those that differ."""
@@ -172,10 +168,10 @@ class AgreementWatch:
         low, high = map(_percent, differing_interval(differing, audited))
         tell(
             f"warning: {differing:,} of {audited:,} audited answers of the first stage differ from "
-            f"the single network's (95 % interval {low} to {high}). When the threshold was "
-            f"measured, {_percent(self._was)} differed. These images may be unlike those of the "
-            "measurement: measure a new threshold with `collage-mpi weights threshold`, or let the "
-            "run choose one with --agree 0.99"
+            f"the single network's (95 % interval {low} to {high}). The threshold in the weights "
+            f"file promises at most {_percent(most)}. These images may be unlike those that chose "
+            "it: choose a new one with `collage-mpi weights threshold`, or let the run choose one "
+            "with --agree 0.99"
         )
 
 

@@ -305,9 +305,7 @@ def _fitted(
     known = with_accept_of(settings, networks)
     if settings.confidence is None and known.confidence == 1:
         measure = (
-            ""
-            if any_foreign(settings)
-            else ("`collage-mpi weights threshold` finds a threshold from labelled images; ")
+            "" if any_foreign(settings) else ("`collage-mpi weights threshold` finds a threshold; ")
         )
         tell(
             "confidence auto: the collage network has no threshold for this single network, so its "

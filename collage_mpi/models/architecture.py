@@ -80,30 +80,25 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class AcceptSpec:
-    """A threshold for the scores of a collage network, chosen for one single network.
+    """A threshold for the scores of a network that is asked before the single network. With a
+    probability of 95 % at least a share `agree` of all images, if they are like those that chose
+    it, get the class that the single network gives.
 
     Attributes:
         confidence: the lowest score that counts, 0 to 1.
         single: fingerprint of the single network.
-        chosen_on, measured_on: number of images on which the threshold was chosen, and of other
-            images on which it was measured.
-        chosen_points, measured_points: loss of accuracy on these images, in percentage points, if
-            every cell with at least this score counts.
-        share: share of the measured images whose cell counts, 0 to 1.
-        agreeing: share of these cells that agree with the single network, 0 to 1; None if unknown.
-        errors: number of standard errors that were added to the loss when the threshold was chosen
-            (`weights threshold --errors`); None if unknown.
+        agree: 0 to 1, exclusive.
+        drawn: number of images on which the threshold was chosen and proved.
+        share: share of those that proved it whose answer counts, above 0.
+        changed: share of those that proved it that get another class.
     """
 
     confidence: Annotated[float, Meta(ge=0, le=1)]
     single: str
-    chosen_on: int
-    chosen_points: float
-    measured_on: int
-    measured_points: float
-    share: float
-    agreeing: float | None = None
-    errors: float | None = None
+    agree: Annotated[float, Meta(gt=0, lt=1)]
+    drawn: int
+    share: Annotated[float, Meta(gt=0, le=1)]
+    changed: float
 
 
 NORMS = ("batch", "group")

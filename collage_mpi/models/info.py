@@ -211,6 +211,12 @@ class NetworkInfo:
     dtype: str = "uint8"
 
     @property
+    def outdated(self) -> bool:
+        """Whether its file has a threshold that an older version chose by accuracy. It promises
+        nothing, so it is not used."""
+        return self.accept is None and bool(self.metadata.get("accept"))
+
+    @property
     def cells(self) -> int:
         """Number of answers for one input: side*side for a collage network, otherwise 1."""
         return 1 if self.side is None else self.side * self.side

@@ -219,8 +219,15 @@ def _info(record: dict[str, Any], fingerprint: str, path: Path | None) -> Networ
         path=path,
         metadata=record,
         head=HeadSpec() if said.head is None else read_spec(HeadSpec, "head", said.head),
-        accept=read_spec(AcceptSpec, "accept", said.accept) if said.accept else None,
+        accept=_accept(said.accept),
     )
+
+
+def _accept(said: Any) -> AcceptSpec | None:
+    """The threshold of a record; None for one that was chosen by accuracy, see
+    `NetworkInfo.outdated`."""
+    by_accuracy = isinstance(said, dict) and "chosen_points" in said
+    return read_spec(AcceptSpec, "accept", said) if said and not by_accuracy else None
 
 
 def _stored(name: str, array: np.ndarray) -> np.ndarray:

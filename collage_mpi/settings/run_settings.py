@@ -45,6 +45,7 @@ from collage_mpi.settings.stages import (
 )
 from collage_mpi.system.fields import AUTO, Settings, about, by_name, names, setting
 from collage_mpi.system.printable import counted
+from collage_mpi.system.tell import tell
 from collage_mpi.workload.straggler_settings import StragglerSettings
 
 if TYPE_CHECKING:
@@ -1204,7 +1205,7 @@ FILE_SETTINGS = tuple(
 def with_accept_of(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> RunSettings:
     """The settings with `confidence auto` replaced by the thresholds that fit these networks.
 
-    A threshold is that of a network's file, if it was measured with this single network. Otherwise
+    A threshold is that of a network's file, if it was chosen for this single network. Otherwise
     no answer of a collage counts, and a cascade is refused. With `agree` the run itself chooses the
     threshold later. Every answer counts if a network is null, because no accuracy can be lost.
 
@@ -1236,9 +1237,13 @@ def with_accept_of(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -
 
 
 def _measured(networks: Mapping[str, NetworkInfo], kind: str) -> AcceptSpec | None:
-    """The threshold in the file of a kind's network, if it was measured with this single
-    network."""
+    """The threshold in the file of a kind's network, if it was chosen for this single network."""
     single, judged = networks.get(SINGLE), networks.get(kind)
+    if judged is not None and judged.outdated:
+        tell(
+            f"warning: the threshold in {judged.origin} was chosen by accuracy, which is no longer "
+            "done, and is not used. Choose a new one with `collage-mpi weights threshold`"
+        )
     spec = None if judged is None else judged.accept
     fits = spec is not None and single is not None and spec.single == single.fingerprint
     return spec if fits else None
@@ -1251,7 +1256,7 @@ def _no_threshold(settings: RunSettings, stage: Stage) -> UsageError:
     measure = ""
     if not (is_foreign(settings.single) or is_foreign(name)):
         measure = (
-            f"`collage-mpi weights threshold --shards LABELLED --single {settings.single} "
+            f"`collage-mpi weights threshold --shards SHARDS --single {settings.single} "
             f"{flag} {name}` finds one; "
         )
     if len(settings.stages) == 1:

@@ -151,8 +151,9 @@ def answers_file(name: str, side: int) -> Path:
     return Path(name.replace("{side}", str(side)))
 
 
-def read_answers(path: Path, side: int) -> Answers:
-    """Read a file of `evaluate --save-answers` for groups of `side` x `side`.
+def read_answers(path: Path, side: int | None) -> Answers:
+    """Read a file of `evaluate --save-answers`: the full groups of `side` x `side`, or with None
+    all its images.
 
     Raises:
         EnvironmentFault: it cannot be read.
@@ -168,8 +169,10 @@ def read_answers(path: Path, side: int) -> Answers:
             for kind in SPARE_KINDS:
                 if any(f"{kind}_{what}" in file for what in ("class", "score", "absent")):
                     arrays |= {name: file[name] for name in _arrays_of(kind)}
+    all_images, side = side is None, int(arrays["side"]) if side is None else side
     _check(arrays, path, side)
-    n = len(arrays["labels"]) // side**2 * side**2  # images in full groups
+    n = len(arrays["labels"])
+    n -= 0 if all_images else n % side**2
     if n == 0:
         raise DataFault(
             f"answers {path} has {len(arrays['labels'])} images; a group of side {side} needs "

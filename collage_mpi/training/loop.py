@@ -42,7 +42,6 @@ from collage_mpi.training.measure import AskedImages, answers_of, images_a_call,
 from collage_mpi.training.settings import TrainArguments, TrainSettings
 from collage_mpi.training.sources import BatchMaker, TrainBatch, TrainData, plain_batches
 from collage_mpi.training.threshold import (
-    LEAST_IMAGES,
     TwoStages,
     accuracy,
     answered,
@@ -648,14 +647,10 @@ def store(out: Path, trainer: Trainer, facts: dict[str, Any]) -> NetworkInfo:
 
 def held_savings(
     single: str, first: NetworkInfo, data: TrainData, how: Loading
-) -> tuple[dict[str, Any] | None, str]:
+) -> tuple[dict[str, Any], str]:
     """The saving if a network is asked before a single network (see `find_savings`), and how it was
-    timed. None and "" if there are too few validation images.
-
-    Both networks run in float32, as in `evaluate` by default.
+    timed. Both networks run in float32, as in `evaluate` by default.
     """
-    if len(data.held_labels) < LEAST_IMAGES:
-        return None, ""
     one: Any = load_predictor(single, SINGLE, how)
     asked = TorchPredictor.load(str(first.path), first.kind, how)
     images = AskedImages(data.held_images, np.arange(len(data.held_labels)))

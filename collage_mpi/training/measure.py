@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -60,6 +61,15 @@ class AskedImages:
         """Read the images of a part of `order`: (m, H, W, C) uint8."""
         rows, of = self.order[part], self.images
         return np.ascontiguousarray(of[rows] if isinstance(of, np.ndarray) else of.read(rows)[0])
+
+
+def distinct(asked: AskedImages) -> np.ndarray:
+    """(m,) int64, the indices in `order` without those of images that equal an earlier one."""
+    first: dict[bytes, int] = {}
+    for at in range(0, len(asked.order), SINGLE_BATCH):
+        for number, pixels in enumerate(asked.read(slice(at, at + SINGLE_BATCH)), at):
+            first.setdefault(blake2b(pixels, digest_size=16).digest(), number)
+    return asked.order[list(first.values())]
 
 
 class ServiceTime(NamedTuple):

@@ -1,10 +1,11 @@
 """Judges answers of networks: accuracy (overall, by place in the collage and by class) and the
 calibration of scores. Chooses the threshold for the scores of a network that is asked before the
-single network, on one half of the images, measures it on the other half, and computes the saving.
+single network, by the bets of `collage_mpi.bounds`, and computes the saving.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from collage_mpi.bounds.draw import Draw
+from collage_mpi.bounds.sample import CHOOSING, Asked, Pairs, tested, thresholds_of
 from collage_mpi.errors import DataFault
 from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.rows import CELL, PRESENT
+from collage_mpi.system.printable import counted
 from collage_mpi.system.table import Table, to_text
 
 
@@ -150,29 +154,9 @@ def by_place(right: np.ndarray, side: int) -> dict[str, dict[str, float]]:
     return found
 
 
-MOST_POINTS = 0.1  # percentage points of accuracy
-LEAST_IMAGES = 2000  # in both halves; with fewer, 0.1 percentage points cannot be measured
-SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)  # of cells that count, on the curve
-
-
-@dataclass(frozen=True)
-class Aim:
-    """The aim of a threshold.
-
-    Attributes:
-        share: if True, as many answers as possible count with a loss of at most most_points. If
-            False, the threshold gives the highest accuracy.
-        most_points: percentage points of accuracy over all images.
-        errors: number of standard errors that are added to the loss. The threshold is the lowest of
-            many that pass, and one may pass by chance. More standard errors make this rarer.
-    """
-
-    share: bool = True
-    most_points: float = MOST_POINTS
-    errors: float = 2.0
-
-
-SHARE, ACCURACY = Aim(), Aim(share=False)
+AGREES = (0.999, 0.995, 0.99, 0.98, 0.95)  # promises whose thresholds `evaluate` and `train` show
+SEED = 0  # of the draw. One for all: who could try seeds could try until one passes
+STEPS = 1e4  # thresholds are multiples of 1 / STEPS
 
 
 @dataclass(frozen=True)
@@ -181,117 +165,118 @@ class TwoStages:
 
     Attributes:
         single, first: (n,) of CELL each, in the same order.
-        labels: (n,) int64.
-        cells: images in a group: of a collage, or of a batch of a quick network. Thresholds are
-            chosen on every second group and measured on the others.
+        labels: (n,) int64; None if there are none.
+        cells: images in a group: of a collage, or of a batch of a quick network.
     """
 
     single: np.ndarray
     first: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     cells: int
 
     @cached_property
-    def scores(self) -> np.ndarray:
-        """(n,) float64: the first network's scores, in steps of 0.0001; -1 without an answer."""
-        scores = np.floor(self.first["score"].astype(np.float64) * 1e4) / 1e4
-        return np.where(self.first["state"] == PRESENT, scores, -1.0)
+    def order(self) -> np.ndarray:
+        """(n,) int64, the images in the order of a random draw, because neighbours may be alike."""
+        return np.array(Draw(len(self.single), SEED).first(len(self.single)), np.int64)
 
     @cached_property
-    def lost(self) -> np.ndarray:
-        """(n,) int: 1 if only the single network is right, -1 if only the first network is, else
-        0."""
-        both = [right(answers, self.labels).astype(int) for answers in (self.single, self.first)]
-        return both[0] - both[1]
+    def pairs(self) -> Pairs:
+        """The answers in the order of the draw."""
+        single, first = self.single[self.order], self.first[self.order]
+        scores = np.where(first["state"] == PRESENT, first["score"].astype(np.float64), np.nan)
+        return Pairs(scores, ~right(single, first["label"]))
 
-    @cached_property
-    def chooses(self) -> np.ndarray:
-        """(n,) bool: the images on which thresholds are chosen."""
-        return np.arange(len(self.labels)) // self.cells % 2 == 0
+    def lowest_score(self, agree: float) -> float | None:
+        """The lowest score from which on the first network's answers may count; None if these
+        images prove none.
 
-    def best_score(self, aim: Aim) -> float | None:
-        """The threshold for an aim; None if no threshold reaches it."""
-        scores, lost = self.scores[self.chooses], self.lost[self.chooses]
-        order = np.argsort(-scores, kind="stable")
-        at, so_far = scores[order], np.cumsum(lost[order])  # (m,) by descending score
-        worst = so_far + aim.errors * np.sqrt(np.cumsum(lost[order] ** 2))
-        ends = np.flatnonzero(np.append(at[1:] != at[:-1], True))  # the last of each score
-        ends = ends[at[ends] >= 0]
-        if not aim.share:
-            least = ends[worst[ends] == worst[ends].min(initial=0)]  # the last has most cells
-            found = least[-1] if len(least) and worst[least[-1]] < 0 else None
-        else:
-            fails = np.flatnonzero(100 * worst[ends] / len(scores) > aim.most_points)
-            good = ends[: fails[0]] if len(fails) else ends
-            found = good[-1] if len(good) else None
-        return None if found is None else float(at[found])
+        The first images of the draw give the scores to be tested, the others test them as a run
+        with `--agree` does (`collage_mpi.bounds.sample.tested`). With a probability of 95 % at most
+        a share 1 - agree of all images that are like these get another class than the single
+        network's. It is another one than `--agree`'s for one run: the population has no end.
+        """
+        if len(self.single) < images_needed(agree):
+            return None
+        asked, rest = Asked(math.inf, agree, image_s=1.0), self.pairs.part(CHOOSING)
+        # Rounded before the test. From a score of 1 no answer would count (`--confidence 1`).
+        found = np.floor(thresholds_of(asked, self.pairs.part(0, CHOOSING)) * STEPS)
+        levels = np.unique(np.minimum(found, STEPS - 1))[::-1] / STEPS  # (g,) descending
+        differs = (rest.scores[:, None] >= levels) & rest.differs[:, None]  # (n, g)
+        deepest = int(tested(asked, differs, np.array([len(differs)])).deepest[-1])
+        pays = deepest >= 0 and (rest.scores >= levels[deepest]).mean() >= 1 / STEPS
+        return float(levels[deepest]) if pays else None
 
-    def points(self, confidence: float, part: np.ndarray) -> float:
-        """The loss of accuracy in percentage points with a threshold, over a part, (n,) bool."""
-        counts = part & (self.scores >= confidence)
-        return round(100 * float(self.lost[counts].sum()) / int(part.sum()), 3)
+    def at(self, confidence: float) -> dict[str, Any]:
+        """What a threshold does to the images that were drawn after those that chose, as plain
+        values for JSON.
 
-    def agreeing(self, confidence: float) -> float | None:
-        """The share of measured answers that count and agree with the single network; None if none
-        counts."""
-        counts = ~self.chooses & (self.scores >= confidence)
-        alike = right(self.single, self.first["label"])[counts]
-        return round(float(alike.mean()), 4) if len(alike) else None
+        Returns:
+            confidence; shares of these images: `share` whose answer of the first network counts,
+            `changed` that get another class than the single network's. With labels `points`, of
+            accuracy gained over the single network, and `two_errors`, two standard errors of them.
+        """
+        rest = self.pairs.part(CHOOSING)
+        counts = rest.scores >= confidence
+        found = {
+            "confidence": confidence,
+            "share": float(counts.mean()),
+            "changed": float((counts & rest.differs).mean()),
+        }
+        if self.labels is not None:
+            alone, early = (right(each, self.labels) for each in (self.single, self.first))
+            gained = 100 * (early.astype(int) - alone)[self.order][CHOOSING:] * counts
+            found["points"] = float(gained.mean())
+            found["two_errors"] = 2 * float(gained.std() / np.sqrt(len(gained)))
+        return found
+
+    def told_accuracy(self, confidence: float) -> str:
+        """The accuracy on all images, of the single network and with a threshold; needs labels."""
+        assert self.labels is not None
+        alone, early = (right(each, self.labels) for each in (self.single, self.first))
+        counts = (self.first["state"] == PRESENT) & (self.first["score"] >= confidence)
+        both = np.where(counts, early, alone).mean()
+        return (
+            f"Accuracy, which is not promised: {alone.mean():.2%} by the single network, "
+            f"{both:.2%} with the threshold."
+        )
 
 
-def choose_threshold(stages: TwoStages, fingerprint: str, aim: Aim = SHARE) -> AcceptSpec:
-    """Choose a threshold on every second group, and measure its loss on the other groups.
+def images_needed(agree: float) -> int:
+    """The number of images that a threshold with this promise needs."""
+    return CHOOSING + math.ceil(5 / (1 - agree) - 1e-9)
 
-    With the aim SHARE it is the lowest score that loses at most MOST_POINTS, so that most cells
-    count. With ACCURACY it is the score that gains most. The loss is computed as if every cell with
-    at least this score were accepted. Standard errors are added to it, so that it holds on other
-    images too.
+
+def require_images(n: int, agree: float) -> None:
+    """Raise DataFault if `n` images are too few for a threshold with this promise."""
+    if n < images_needed(agree):
+        raise DataFault(
+            f"{counted(n, 'different image')}: a threshold with --agree {agree:g} needs "
+            f"{images_needed(agree):,}. Give more shards, or a lower --agree"
+        )
+
+
+def choose_threshold(stages: TwoStages, fingerprint: str, agree: float) -> AcceptSpec:
+    """The threshold for a weights file; see `TwoStages.lowest_score`.
 
     Args:
         fingerprint: of the single network.
 
     Raises:
-        DataFault: there are too few images, no threshold reaches the aim, or the chosen one loses
-            too much on the other groups.
+        DataFault: there are too few images, or no score is proved by them.
     """
-    require_images(len(stages.labels))
-    confidence = stages.best_score(aim)
+    drawn = len(stages.single)
+    require_images(drawn, agree)
+    confidence = stages.lowest_score(agree)
     if confidence is None:
-        why = f"costs less than {aim.most_points:g} points" if aim.share else "gains accuracy"
-        raise DataFault(f"no score of the network {why} here: {_remedy(aim)}")
-    chooses = stages.chooses
-    measured = stages.points(confidence, ~chooses)
-    allowed = aim.most_points if aim.share else 0
-    if measured > allowed:
+        differing = int(stages.pairs.differs.sum())
         raise DataFault(
-            f"the score {confidence:g} loses {measured:.2f} points on the images that did not "
-            f"choose it, and at most {allowed:g} may be lost: there is no threshold; {_remedy(aim)}"
+            f"no score of the network keeps {agree:g} of the answers: {drawn:,} images were drawn, "
+            f"and to {differing:,} of them the network gives another class than the single "
+            "network, or none. Give a lower --agree or more shards, or train the network further"
         )
-    return AcceptSpec(
-        confidence=confidence,
-        single=fingerprint,
-        chosen_on=int(chooses.sum()),
-        chosen_points=stages.points(confidence, chooses),
-        measured_on=int((~chooses).sum()),
-        measured_points=measured,
-        share=round(float((stages.scores[~chooses] >= confidence).mean()), 3),
-        agreeing=stages.agreeing(confidence),
-        errors=aim.errors,
-    )
-
-
-def require_images(n: int) -> None:
-    """Raise DataFault if `n` labelled images are too few for a threshold."""
-    if n < LEAST_IMAGES:
-        raise DataFault(
-            f"{n:,} labelled images: a threshold needs {LEAST_IMAGES:,}, half of them to choose it "
-            "and half to measure what it costs"
-        )
-
-
-def _remedy(aim: Aim) -> str:
-    other = "--aim accuracy, " if aim.share else ""
-    return f"try {other}--errors {aim.errors + 1:g}, use --confidence 1, or train it further"
+    at = stages.at(confidence)
+    shares = {name: round(at[name], 4) for name in ("share", "changed")}
+    return AcceptSpec(confidence, fingerprint, agree, drawn, **shares)
 
 
 def saving_of(ratio: float, cells: int, share: float) -> float:
@@ -308,108 +293,68 @@ def saving_of(ratio: float, cells: int, share: float) -> float:
 
 def find_savings(
     stages: TwoStages, ratio: float, accept: AcceptSpec | None = None
-) -> dict[str, Any] | None:
-    """The savings, as plain values for JSON; None if there are too few images.
-
-    "No loss" is the lowest threshold for which the loss of accuracy plus two standard errors is at
-    most zero, as for every higher threshold.
+) -> dict[str, Any]:
+    """What a cascade saves with the thresholds that the images prove, as plain values for JSON.
 
     Args:
         stages: the answers.
         ratio: see `saving_of`.
-        accept: a threshold whose saving is computed too.
+        accept: a threshold of the weights file, whose saving is computed too.
 
     Returns:
-        ratio, cells; chosen_on and measured_on, numbers of images; `no_loss` (None if every
-        threshold loses), `at_threshold` (None if `accept` is None) with the `errors` of `accept`,
-        and `curve`, a list by growing share. For their values see `_point`.
+        ratio, cells; drawn, the number of images; `thresholds`, a list of those that are proved,
+        with `agree` each, `saving` and what `TwoStages.at` gives; `in_file`, the same for `accept`,
+        None without it or if there are too few images.
     """
-    if len(stages.labels) < LEAST_IMAGES:
-        return None
-    levels = np.sort(stages.scores[stages.chooses])[::-1]  # (m,) descending
-    along = {max(0.0, float(levels[round(share * len(levels)) - 1])) for share in SHARES}
-    no_loss = stages.best_score(Aim(most_points=0.0))
+
+    def point(agree: float, confidence: float) -> dict[str, Any]:
+        at = stages.at(confidence)
+        return {"agree": agree, **at, "saving": saving_of(ratio, stages.cells, at["share"])}
+
+    drawn = len(stages.single)
+    scores = ((agree, stages.lowest_score(agree)) for agree in AGREES)
+    known = accept is not None and drawn > CHOOSING
     return {
         "ratio": ratio,
         "cells": stages.cells,
-        "chosen_on": int(stages.chooses.sum()),
-        "measured_on": int((~stages.chooses).sum()),
-        "no_loss": None if no_loss is None else _point(stages, ratio, no_loss),
-        "at_threshold": None
-        if accept is None
-        else {**_point(stages, ratio, accept.confidence), "errors": accept.errors},
-        "curve": [_point(stages, ratio, confidence) for confidence in sorted(along, reverse=True)],
+        "drawn": drawn,
+        "thresholds": [point(agree, score) for agree, score in scores if score is not None],
+        "in_file": point(accept.agree, accept.confidence) if accept and known else None,
     }
 
 
-def _point(stages: TwoStages, ratio: float, confidence: float) -> dict[str, float]:
-    """The saving with a threshold.
-
-    Returns:
-        confidence, the threshold; share of cells that count, 0 to 1; points of accuracy gained over
-        the single network, negative for a loss; two_errors, two standard errors of the points;
-        saving.
-    """
-    measures = ~stages.chooses
-    sure = stages.scores[measures] >= confidence
-    changed = -100 * stages.lost[measures] * sure  # (m,) percentage points
-    share = float(sure.mean())
-    return {
-        "confidence": confidence,
-        "share": share,
-        "points": float(changed.mean()),
-        "two_errors": 2 * float(changed.std() / np.sqrt(len(sure))),
-        "saving": saving_of(ratio, stages.cells, share),
-    }
-
-
-def told_savings(found: Mapping[str, Any] | None, timed: str) -> str:
+def told_savings(found: Mapping[str, Any], timed: str) -> str:
     """The savings as text: a table and sentences.
 
     Args:
         found: from `find_savings`.
         timed: how the ratio was measured, in words.
     """
-    if found is None:
-        need = f"{LEAST_IMAGES:,} labelled images, half of them to choose a score"
-        return f"Saving at no loss: n/a (it needs {need} and half to measure what that costs)."
-    columns = ("sure from a score of", "sure answers", "points beside the single", "saving")
-    rows = [
-        (
-            f"{at['confidence']:.4f}",
-            f"{at['share']:.1%}",
-            f"{at['points']:+.2f} ({at['two_errors']:.2f})",
-            f"{at['saving']:.2f} x",
+    in_file, drawn = found["in_file"], found["drawn"]
+    rows = [(f"{at['agree']:g}", *_cells(at)) for at in found["thresholds"]]
+    rows += [] if in_file is None else [(f"{in_file['agree']:g}, in the file", *_cells(in_file))]
+    if not rows:
+        return (
+            f"Saving: n/a. {counted(drawn, 'image')} prove no score from which on {AGREES[-1]:g} "
+            f"of the answers stay; at least {images_needed(AGREES[-1]):,} images are needed."
         )
-        for at in found["curve"]
-    ]
-    ratio = f"{found['ratio']:.2f}"
-    lines = [
-        to_text(Table(columns, rows)),
-        f"Saving: images a rank-second over scheme none, 1 / ({ratio} / {found['cells']} + share "
-        f"of answers that are not sure). {found['cells']} images at once take {ratio} times as "
-        "long as one by the single network "
-        f"({timed}). Scores were chosen on {found['chosen_on']:,} images and measured on "
-        f"{found['measured_on']:,} others; in brackets two standard errors.",
-    ]
-    if (kept := found["at_threshold"]) is not None:
-        asked = "" if kept["errors"] is None else f" (chosen with {told_errors(kept['errors'])})"
-        lines.append(f"Saving at the threshold in the file{asked}: {_told(kept)}")
-    lost = "n/a: from every score on, some accuracy is lost."
-    lines.append(
-        f"Saving at no loss: {lost if found['no_loss'] is None else _told(found['no_loss'])}"
+    columns = ("agree", "sure from", "sure answers", "other class", "points", "saving")
+    return "\n".join(
+        (
+            to_text(Table(columns, rows)),
+            f"Agree: at least this share of all images get the single network's class, with a "
+            f"probability of 95 %. {drawn:,} images were drawn; the shares are those of all but "
+            f"the first {CHOOSING}. Points of accuracy beside the single network; in brackets two "
+            "standard errors.",
+            "Saving: images a rank-second over scheme none, 1 / "
+            f"({found['ratio']:.2f} / {found['cells']} + share of answers that are not sure). "
+            f"{found['cells']} images at once take {found['ratio']:.2f} times as long as one by "
+            f"the single network ({timed}).",
+        )
     )
-    return "\n".join(lines)
 
 
-def told_errors(errors: float) -> str:
-    """The number of standard errors, with the noun."""
-    return f"{errors:g} standard error{'' if errors == 1 else 's'}"
-
-
-def _told(at: Mapping[str, float]) -> str:
-    return (
-        f"{at['saving']:.2f} x, from a score of {at['confidence']:g} on: {at['share']:.1%} of the "
-        f"answers are sure, {at['points']:+.2f} points beside the single network (two standard "
-        f"errors {at['two_errors']:.2f})."
-    )
+def _cells(at: Mapping[str, Any]) -> tuple[str, ...]:
+    points = "n/a" if "points" not in at else f"{at['points']:+.2f} ({at['two_errors']:.2f})"
+    shares = f"{at['share']:.1%}", f"{at['changed']:.2%}"
+    return f"{at['confidence']:.4f}", *shares, points, f"{at['saving']:.2f} x"

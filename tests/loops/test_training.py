@@ -75,13 +75,13 @@ def test_both_networks_learn_and_evaluate_says_so(
     ratio = report["collage_over_single"]
     assert ratio["flops"] == pytest.approx(4, rel=0.1)
     assert ratio["parameters"] == pytest.approx(1)
-    assert report["saving"] is None  # of 101 images
+    assert report["saving"]["thresholds"] == []  # of 101 images
     assert main([*words, *both, "--shuffle", "3", "--limit", "50", "--precision", "bfloat16"]) == 0
     text = capsys.readouterr().out
     assert "collage : single" in text
     assert "1 thread, bfloat16, channels-last. FLOP" in text
     assert "shuffle:3 order" in text
-    assert "Saving at no loss: n/a (it needs 2,000 labelled images" in text
+    assert "Saving: n/a. 50 images prove no score" in text
 
 
 def test_a_threshold_goes_into_the_weights(
@@ -101,42 +101,40 @@ def test_a_threshold_goes_into_the_weights(
     test, out = make_shard(tmp_path / "test.h5", 2000, 1), tmp_path / "out.safetensors"
     words = ["weights", "threshold", "--shards", str(test), "--single", str(weights["single"])]
     words += ["--collage", str(weights["collage"]), "--out", str(out)]
-    # the single network is as right as can be
-    assert main([*words, "--aim", "accuracy", "--precision", "bfloat16"]) == 4
-    assert "no score of the network gains accuracy" in capsys.readouterr().err
+    assert main([*words, "--agree", "0.9999", "--precision", "bfloat16"]) == 4
+    assert "--agree 0.9999 needs 50,200. Give more shards" in capsys.readouterr().err
     assert not out.exists()
-    assert main(words) == 0
+    assert asked == []
+    assert main([*words, "--agree", "0.98"]) == 0
     text = capsys.readouterr().out
     single, made = describe(str(weights["single"]), "single"), describe(str(out), "collage")
     assert single is not None
     assert made is not None
     assert made.accept is not None
-    assert made.accept.single == single.fingerprint
-    assert (
-        f"from a score of {made.accept.confidence:g}, chosen with 2 standard errors, which" in text
-    )
-    assert made.accept.errors == 2
-    assert f"by {0 - made.accept.chosen_points:+.2f} points on 1,000 images" in text
-    assert made.accept.chosen_points <= 0.1
-    assert asked == ["bfloat16"] * 2 + ["float32"] * 2
+    assert (made.accept.single, made.accept.agree) == (single.fingerprint, 0.98)
+    assert made.accept.drawn == 2000
+    assert f"from a score of {made.accept.confidence:g}. With a probability of 95 % at" in text
+    assert "Accuracy, which is not promised: " in text
+    assert asked == ["float32"] * 2
     assert "(median of 100 calls, float32, channels-last, on cpu)" in text
     ratio = number_after("4 images at once take ", text)
-    at_threshold = number_after("in the file (chosen with 2 standard errors): ", text)
-    assert at_threshold == pytest.approx(1 / (ratio / 4 + 1 - made.accept.share), rel=0.05)
-    assert "Saving at no loss: " in text
+    row = next(line for line in text.splitlines() if line.startswith("0.98, in the file"))
+    assert float(row.split()[-2]) == pytest.approx(
+        1 / (ratio / 4 + 1 - made.accept.share), rel=0.05
+    )
     words = ["evaluate", "--shards", str(test), "--single", str(weights["single"])]
     words += ["--collage", str(out), "--calls", "9"]
     assert main([*words, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     found = report["saving"]
     assert found["ratio"] == report["collage_over_single"]["service"]
-    assert found["at_threshold"]["share"] == pytest.approx(made.accept.share, abs=1e-3)
-    assert found["at_threshold"]["points"] == pytest.approx(-made.accept.measured_points, abs=1e-3)
+    assert found["in_file"]["share"] == pytest.approx(made.accept.share, abs=1e-3)
+    assert found["in_file"]["changed"] == pytest.approx(made.accept.changed, abs=1e-3)
     words[4] = str(stranger(weights["single"], tmp_path))
     assert main(words) == 0  # the threshold is of another single network
     told = capsys.readouterr().out
-    assert "Saving at no loss: " in told
-    assert "threshold in the file" not in told
+    assert "Saving: images a rank-second" in told
+    assert "in the file" not in told
 
 
 def test_a_quick_network_gets_a_threshold_and_its_answers_are_saved(
@@ -162,7 +160,7 @@ def test_a_quick_network_gets_a_threshold_and_its_answers_are_saved(
     assert found["ratio"] * report["networks"]["single"]["service_ns"] == pytest.approx(
         entry["batch_service_ns"]
     )
-    assert found["at_threshold"]["share"] == pytest.approx(made.accept.share, abs=0.05)
+    assert found["in_file"]["share"] == pytest.approx(made.accept.share, abs=0.05)
     saved = read_answers(tmp_path / "a.npz", 2)
     assert set(saved.known) == {"single", "stage1"}
     pairs = zip(saved.known["stage1"], saved.labels, strict=True)
@@ -194,9 +192,9 @@ def test_train_tells_the_saving_beside_the_teacher_by_its_validation_split(
     words = ["--side", "2", *apart, "--teacher"]
     assert train("collage", data, tmp_path / "a", *words, str(tmp_path / "single")) == 0
     told = capsys.readouterr().out
-    assert "measured on 1,040 others" in told
+    assert "2,080 images were drawn" in told
     assert "another part of the images" not in told
-    assert told.splitlines()[-1].startswith("Saving at no loss: ")
+    assert told.splitlines()[-1].startswith("Saving: images a rank-second")
     assert train("collage", data, tmp_path / "b", *words, str(weights["single"])) == 0
     assert "may have seen images of this validation split" in capsys.readouterr().out
     assert train("single", data, tmp_path / "q", *apart, "--teacher", str(tmp_path / "single")) == 0

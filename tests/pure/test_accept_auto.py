@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from rows_by_name import cells_of
 
 from collage_mpi import cli
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.job.plan import make_plan
 from collage_mpi.models.architecture import AcceptSpec, read_spec
-from collage_mpi.models.weights import describe_weights, with_accept
+from collage_mpi.models.weights import describe_weights, read_tensors, save_weights, with_accept
 from collage_mpi.settings.run_settings import RunSettings, with_accept_of
 from collage_mpi.shards import ShardSet, write_shard
-from collage_mpi.simulation.simulator import SimulatedJob
+from collage_mpi.simulation.simulator import SimulatedJob, read_answers
 from collage_mpi.system.fields import with_shipped
-from collage_mpi.training.threshold import (
-    ACCURACY,
-    MOST_POINTS,
-    Aim,
-    TwoStages,
-    choose_threshold,
-    find_savings,
-    told_savings,
-)
+from collage_mpi.training.threshold import TwoStages, choose_threshold
 
-SPEC = AcceptSpec(0.93, "f" * 64, 5000, 0.05, 5000, 0.04, 0.6)
+SPEC = AcceptSpec(0.93, "f" * 64, 0.99, drawn=5000, share=0.6, changed=0.004)
+ANSWERS = Path(__file__).parents[2] / "analysis" / "answers"
 DEMO = with_shipped("shipped:fashion_demo.h5")
 NAMED = RunSettings(single="a.safetensors", collage="b.safetensors")
 
@@ -148,22 +141,29 @@ def test_a_threshold_is_kept_in_the_weights_and_nothing_else_changes(networks, t
 
 @pytest.mark.parametrize(
     "record", [3, {}, {**vars(SPEC), "confidence": 2}, {**vars(SPEC), "share": "x"},
-               {**vars(SPEC), "single": 1}, {**vars(SPEC), "agreeing": "x"},
-               {**vars(SPEC), "errors": "2"},
-               {**vars(SPEC), "more": 1}],
+               {**vars(SPEC), "single": 1}, {**vars(SPEC), "agree": 1.0},
+               {**vars(SPEC), "share": 0.0}, {**vars(SPEC), "more": 1}],
 )  # fmt: skip
 def test_a_record_that_is_none_is_refused(record):
     with pytest.raises(DataFault, match="accept record"):
         read_spec(AcceptSpec, "accept", record)
 
 
-@pytest.mark.parametrize("name", ["agreeing", "errors"])
-def test_a_record_of_an_earlier_version_says_less(name):
-    """Not how many answers agreed, nor how many standard errors were added."""
-    record = asdict(SPEC)
-    del record[name]
-    assert read_spec(AcceptSpec, "accept", record) == SPEC
-    assert getattr(SPEC, name) is None
+def test_a_threshold_that_was_chosen_by_accuracy_is_not_used_and_told_of(
+    networks, tmp_path, caplog
+):
+    single, collage = networks
+    old = {"confidence": 0.85, "single": single.fingerprint, "chosen_on": 5004, "share": 0.9,
+           "chosen_points": 0.02, "measured_on": 4996, "measured_points": 0.04}  # fmt: skip
+    record = {k: v for k, v in collage.metadata.items() if k not in ("format", "version")}
+    path = tmp_path / "old.safetensors"
+    info = save_weights(path, read_tensors(collage), {**record, "accept": old})
+    assert (info.accept, info.outdated, collage.outdated) == (None, True, False)
+    assert resolved(NAMED, single, info) == 1.0
+    (told,) = caplog.messages
+    assert f"{path} was chosen by accuracy" in told
+    assert "Choose a new one with `collage-mpi weights threshold`" in told
+    assert not with_accept(info, SPEC, path).outdated
 
 
 def test_own_code_is_not_told_to_measure_a_threshold_which_takes_weights_files_alone():
@@ -174,190 +174,32 @@ def test_own_code_is_not_told_to_measure_a_threshold_which_takes_weights_files_a
     assert "--agree 0.99" in str(told.value)
 
 
-def test_the_file_says_with_how_many_standard_errors_the_score_was_chosen(networks, tmp_path):
-    stages = stages_of(*network(20_000, wrong_below=0.5), 9)
-    chosen = choose_threshold(stages, "s", Aim(errors=2.0))
-    kept = with_accept(networks[1], chosen, tmp_path / "w.safetensors").accept
-    assert kept is not None
-    assert kept.errors == 2.0
-    told = told_savings(find_savings(stages, 0.8, kept), "timed so")
-    assert "Saving at the threshold in the file (chosen with 2 standard errors): " in told
-    assert "(chosen with 1 standard error): " in told_savings(
-        find_savings(stages, 0.8, replace(kept, errors=1.0)), "timed so"
-    )
-
-
-def stages_of(single: list, first: list, labels: np.ndarray, cells: int) -> TwoStages:
-    return TwoStages(cells_of(single), cells_of(first), labels, cells)
-
-
-def network(n: int, wrong_below: float) -> tuple[list, list, np.ndarray]:
-    """A single network that is always right, and a collage network that errs when unsure."""
-    scores = np.random.default_rng(0).random(n)
-    labels = np.zeros(n, np.int64)
-    collage = [(int(s < wrong_below), float(s)) for s in scores]
-    return [(0, 1.0)] * n, collage, labels
-
-
-def test_a_threshold_costs_at_most_what_is_allowed():
-    single, collage, labels = network(20_000, wrong_below=0.5)
-    found = choose_threshold(stages_of(single, collage, labels, 9), "s")
-    assert 0.499 < found.confidence < 0.501
-    assert 0 < found.chosen_points <= MOST_POINTS
-    assert found.chosen_on + found.measured_on == 20_000
-    assert abs(found.share - 0.5) < 0.02
-    assert found.agreeing == pytest.approx(1 - 2 * found.measured_points / 100, abs=2e-3)
-    collage = [None if score > 0.9 else (label, score) for label, score in collage]
-    assert choose_threshold(stages_of(single, collage, labels, 9), "s").share == pytest.approx(
-        0.4, abs=0.02
-    )
-
-
-def test_a_cell_that_has_the_score_of_the_threshold_counts():
-    """All cells have one of two scores, and those of the upper one are right. The threshold has
-    four digits, so it is rounded down."""
-    labels = np.zeros(4000, np.int64)
-    upper = 0.84957
-    collage = [(0, upper) if i % 3 else (1, 0.25) for i in range(4000)]
-    found = choose_threshold(stages_of([(0, 1.0)] * 4000, collage, labels, 4), "s")
-    assert found.confidence == 0.8495
-    assert found.share == pytest.approx(2 / 3, abs=1e-3)
-    for score in (found.confidence, upper):
-        assert np.float32(score) >= found.confidence
-
-
-def test_the_half_that_measures_does_not_choose():
-    single, collage, labels = network(4000, wrong_below=0.5)
-    other = np.arange(4000) // 4 % 2 == 1
-    worse = [(1, s) if o else (c, s) for (c, s), o in zip(collage, other, strict=True)]
-    sure = choose_threshold(stages_of(single, collage, labels, 4), "s").confidence
-    with pytest.raises(DataFault, match=f"the score {sure:g} loses .* that did not choose it"):
-        choose_threshold(stages_of(single, worse, labels, 4), "s")
-
-
-def test_a_threshold_can_be_that_of_most_accuracy():
-    """Cells of a score from 0.7 are right, half of the single's answers are; below, neither."""
-    single, collage, labels = network(20_000, wrong_below=0.7)
-    single = [(i // 2 % 2, 1.0) for i in range(len(single))]  # pairs, so that both halves have both
-    found = choose_threshold(stages_of(single, collage, labels, 9), "s", ACCURACY)
-    assert 0.699 < found.confidence < 0.701
-    assert found.share == pytest.approx(0.3, abs=0.02)
-    assert found.chosen_points == pytest.approx(-15, abs=1)
-    assert found.measured_points == pytest.approx(-15, abs=1)
-    assert (
-        choose_threshold(stages_of(single, collage, labels, 9), "s").confidence < 0.5
-    )  # which costs nothing
-
-
-ONE_ERROR, ACCURACY_ONE = Aim(errors=1.0), Aim(share=False, errors=1.0)
-
-
-@pytest.mark.parametrize(
-    ("aim", "lost", "confidence"),
-    [
-        (ONE_ERROR, [[0], [0], [1], [-1]], 0.88),  # the fourth comes too late
-        (ONE_ERROR, [[0], [0], [0], [0]], 0.84),
-        (ONE_ERROR, [[0], [0], [0], [1]], 0.86),
-        (ONE_ERROR, [[0], [0, 0, 1]], 0.9),  # of one score all count, or none
-        (ACCURACY_ONE, [[-1], [-1], [1], [0]], 0.88),
-        (ACCURACY_ONE, [[-1], [-1], [-1], [1]], 0.86),
-        (ACCURACY_ONE, [[-1] * 4, [1] * 3, [-1] * 4], 0.9),  # one more is gained by the third: luck
-        (ACCURACY_ONE, [[0], [-1, -1, 1, -1, -1]], 0.88),
-        (ACCURACY_ONE, [[-1] * 1000], 0.9),  # every cell
-        (ACCURACY_ONE, [[-1] * 9, [1] * 2, [-1] * 3], 0.86),
-        (ACCURACY, [[-1] * 9, [1] * 2, [-1] * 3], 0.9),  # by default two standard errors are added
-        (ACCURACY_ONE, [[-1] * 50, [0] * 300, [1]], 0.88),  # as good as 0.9, and more cells count
-    ],
-)
-def test_a_threshold_by_hand(aim, lost, confidence):
-    """Of every other image the first ones have cells, by levels of score; else all are wrong."""
-    labels = np.zeros(2000, np.int64)
-    single, collage = [(1, 1.0)] * 2000, [None] * 2000
-    cells = [(0.9 - level / 50, change) for level, each in enumerate(lost) for change in each]
-    for i, (score, change) in enumerate(cells):
-        single[2 * i] = (int(change < 0), 1.0)
-        collage[2 * i] = (int(change > 0), score)
-    found = choose_threshold(stages_of(single, collage, labels, 1), "s", aim)
-    assert found.confidence == pytest.approx(confidence, abs=1e-3)
-
-
-def test_more_standard_errors_choose_a_surer_score():
-    """One answer of the surest level is wrong, two of the next: 0.1 + 1 e, 0.3 + 1.73 e points."""
-    single, collage, labels = [(0, 1.0)] * 8000, [None] * 8000, np.zeros(8000, np.int64)
-    for i, wrong, score in ((0, 1, 0.9), (1, 1, 0.8), (2, 1, 0.8), (3, 0, 0.7)):
-        collage[2 * i] = (wrong, score)
-    single[8:] = [(1, 1.0)] * 7992
-    scores = [
-        choose_threshold(stages_of(single, collage, labels, 1), "s", Aim(errors=errors)).confidence
-        for errors in (0.0, 2.0)
-    ]
-    assert scores == pytest.approx([0.7, 0.9], abs=1e-3)
-
-
-def test_a_threshold_counts_the_cells_that_chose_it():
-    """Of a score of 1, 30 are wrong; of one that is written as 0.9999, 80 are right."""
-    single, collage, labels = [(1, 1.0)] * 2000, [None] * 2000, np.zeros(2000, np.int64)
-    for i in range(110):
-        single[2 * i] = (int(i >= 30), 1.0)
-        collage[2 * i] = (int(i < 30), 1.0 if i < 30 else 0.99992)
-    found = choose_threshold(stages_of(single, collage, labels, 1), "s", ACCURACY)
-    assert found.confidence == 0.9999
-    assert found.chosen_points == -5
-
-
-def test_a_threshold_that_loses_on_the_others_is_none():
-    """Two cells of the half that does not choose are wrong: 0.2 points of 1,000; one is 0.1."""
-    single, collage, labels = [(1, 1.0)] * 2000, [None] * 2000, np.zeros(2000, np.int64)
-    for i in range(50):
-        collage[2 * i] = (0, 0.9)
-    single[1], collage[1] = (0, 1.0), (1, 0.9)
-    with pytest.raises(
-        DataFault, match="at most 0 may be lost: there is no threshold; try --errors 3, use"
-    ):
-        choose_threshold(stages_of(single, collage, labels, 1), "s", ACCURACY)
-    assert choose_threshold(stages_of(single, collage, labels, 1), "s").measured_points == 0.1
-    single[3], collage[3] = (0, 1.0), (1, 0.9)
-    with pytest.raises(DataFault, match=r"0.20 points .* at most 0.1 may be .* try --aim acc"):
-        choose_threshold(stages_of(single, collage, labels, 1), "s")
-
-
-def test_a_threshold_of_most_accuracy_counts_scattered_luck_for_nothing():
-    single, collage, labels = network(4000, wrong_below=0.0)  # as right as the single
-    single[0], single[9] = (1, 1.0), (1, 1.0)  # better by one image in either half
-    with pytest.raises(DataFault, match="gains accuracy"):
-        choose_threshold(stages_of(single, collage, labels, 9), "s", ACCURACY)
-    collage = [None] * 4000
-    with pytest.raises(DataFault, match="gains accuracy"):
-        choose_threshold(stages_of(single, collage, labels, 9), "s", ACCURACY)
-
-
-@pytest.mark.parametrize("side", ["3", "3_balanced", "3_yolo", "4", "5"])
-def test_the_shipped_networks_give_at_most_a_tenth_of_a_point_away(side, networks):
-    """As measured on images that did not choose it."""
-    name = f"shipped:fashion_collage_side{side}.safetensors"
-    spec = describe_weights(with_shipped(name)).accept
-    assert spec is not None
-    assert spec.single == networks[0].fingerprint
-    assert max(spec.chosen_points, spec.measured_points) <= MOST_POINTS
-
-
-def test_no_threshold_without_images_or_worth():
-    with pytest.raises(DataFault, match="1,999 labelled images"):
-        choose_threshold(stages_of(*network(1999, 0.5), 9), "s")
-    with pytest.raises(DataFault, match="no score"):
-        choose_threshold(stages_of(*network(2000, 2.0), 9), "s")
+@pytest.mark.parametrize("name", ["side3", "side3_balanced", "side3_yolo", "side4", "side5"])
+def test_the_shipped_networks_have_the_thresholds_that_their_answers_prove(name, networks):
+    spec = describe_weights(with_shipped(f"shipped:fashion_collage_{name}.safetensors")).accept
+    known = read_answers(ANSWERS / f"fashion_collage_{name}.npz", None)
+    stages = TwoStages(known.known["single"], known.known["collage"], known.labels, known.side**2)
+    assert spec == choose_threshold(stages, networks[0].fingerprint, 0.99)
+    assert spec.drawn == 10_000
+    assert 0 < spec.changed < 0.01
 
 
 def test_too_few_images_are_told_of_before_a_network_runs(tmp_path, monkeypatch, capsys):
+    """Copies of an image are one image."""
     shard = tmp_path / "a.h5"
-    images, labels = np.zeros((20, 28, 28, 1), np.uint8), np.zeros(20, np.int64)
+    images = np.zeros((720, 28, 28, 1), np.uint8)
+    images[:650] += np.arange(650, dtype=np.int64).astype(np.uint8)[:, None, None, None]
+    images[256:650, 0, 0] = 255  # other ones than those with the same grey
     names = tuple(ShardSet.open([with_shipped("shipped:fashion_demo.h5")]).class_names or ())
-    write_shard(shard, images, labels, class_names=names)
+    write_shard(shard, images, None, class_names=names)
     monkeypatch.setattr("collage_mpi.commands.networks.load_predictor", None)  # it is not asked for
     words = ["weights", "threshold", "--shards", str(shard), "--out", str(tmp_path / "w")]
     words += ["--single", "shipped:fashion_single.safetensors"]
     words += ["--collage", "shipped:fashion_collage_side3.safetensors"]
     assert cli.main(words) == 4
-    assert "20 labelled images: a threshold needs 2,000" in capsys.readouterr().err
-    assert cli.main([*words, "--errors", "-0.5"]) == 2
-    assert "--errors is -0.5; it needs at least 0" in capsys.readouterr().err
+    told = capsys.readouterr()
+    different = len(np.unique(images.reshape(720, -1), axis=0))
+    assert f"{720 - different} images left out: copies of others" in told.out + told.err
+    assert f"{different} different images: a threshold with --agree 0.99 needs 700." in told.err
+    assert cli.main([*words, "--agree", "1"]) == 2
+    assert "--agree is 1" in capsys.readouterr().err

@@ -502,21 +502,21 @@ def test_networks_are_waited_for_until_they_are_made_or_the_job_is_to_stop():
     assert not change._thread.is_alive()
 
 
-# ---- a threshold that was chosen with labels --------------------------------
+# ---- a threshold of a weights file ------------------------------------------
 
-SPEC = AcceptSpec(0.85, "f" * 64, 5_000, 0.02, 5_000, 0.04, share=0.9, agreeing=0.99)
+SPEC = AcceptSpec(0.85, "f" * 64, 0.99, drawn=10_000, share=0.5, changed=0.004)
 
 
 @pytest.mark.parametrize(
     ("spec", "differing", "warned"),
     [
-        (SPEC, 10, False),  # of 1,000: as it was
-        (SPEC, 25, False),  # more, but by chance it may be
+        (SPEC, 20, False),  # of 1,000: 1 % of all images are 2 % of the half that counts
+        (SPEC, 30, False),  # more, but by chance it may be
         (SPEC, 50, True),
-        (SPEC, 0, False),  # better than it was
-        (replace(SPEC, share=0.01), 50, False),  # what 50 images told, which is little
-        (replace(SPEC, agreeing=None), 900, False),  # the file does not say
-        (None, 900, False),  # nor is there one
+        (SPEC, 0, False),
+        (replace(SPEC, agree=0.98), 50, False),
+        (replace(SPEC, share=0.25), 50, False),
+        (None, 900, False),  # no threshold of a file
     ],
 )
 def test_less_agreement_than_the_file_says_is_warned_of_once(
@@ -528,4 +528,4 @@ def test_less_agreement_than_the_file_says_is_warned_of_once(
     told = [record.message for record in caplog.records]
     assert len(told) == warned
     assert not told or "50 of 1,000 audited answers" in told[0]
-    assert not told or "When the threshold was measured, 1 % differed" in told[0]
+    assert not told or "weights file promises at most 2 %" in told[0]

@@ -77,6 +77,19 @@ def test_money_is_that_of_the_papers_step_by_step(game, population, drawn, diffe
                 assert np.exp(held[at]).sum() == pytest.approx(money[look])
 
 
+@pytest.mark.parametrize("game", GAMES)
+def test_an_endless_population_is_the_limit_of_larger_ones(game):
+    bets, _ = GAMES[game]
+    differs = np.random.default_rng(2).random((900, 2)) < np.array([0.004, 0.012])
+    looks = np.array([0, 300, 900])
+    endless = money_of(differs, looks, math.inf, 0.01, bets)
+    large = money_of(differs, looks, 10**9, 10**7, bets)
+    assert endless.highest == pytest.approx(large.highest, abs=1e-4)
+    assert endless.held[:, :, 1:] == pytest.approx(large.held[:, :, 1:], abs=1e-4)
+    own = money_of(differs, looks, 900, 9, bets).highest  # which the answers use up
+    assert abs(own - endless.highest).max() > 1
+
+
 def test_what_cannot_be_is_proved_when_too_few_answers_are_left():
     nothing, two = np.zeros((10, 1), bool), np.eye(10, 1, dtype=bool) | np.eye(10, 1, -9, bool)
     looks = np.arange(11)

@@ -1,52 +1,129 @@
-"""What a collage network saves at no loss, at a threshold and along a curve: counted by hand."""
+"""The threshold that answers prove for other images, and what it saves: counted by hand."""
 
 from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
-from rows_by_name import cells_of
 
+from collage_mpi.bounds.draw import Draw
+from collage_mpi.bounds.sample import Asked, Pairs, thresholds_of
+from collage_mpi.errors import DataFault
 from collage_mpi.models.architecture import AcceptSpec
-from collage_mpi.training.threshold import TwoStages, find_savings, saving_of, told_savings
+from collage_mpi.rows import CELL, PRESENT
+from collage_mpi.training.measure import AskedImages, distinct
+from collage_mpi.training.threshold import (
+    TwoStages,
+    choose_threshold,
+    find_savings,
+    saving_of,
+    told_savings,
+)
 
-CELLS, RATIO = 4, 0.8
-HALF = 1000
-LEVELS = (0.9, 0.8, 0.7, 0.6)
-
-
-def half(counts: tuple[int, ...], lost: dict[float, list[int]]) -> list[tuple[bool, bool, float]]:
-    """(single is right, its cell is right, score) of 1,000 images: so many a level of score.
-
-    The first cells of a level are those that change an answer: 1 where it is lost, -1 gained.
-    """
-    images = []
-    for level, count in zip(LEVELS, counts, strict=True):
-        changes = [*lost.get(level, []), *[0] * count][:count]
-        images += [(change >= 0, change <= 0, level) for change in changes]
-    assert len(images) == HALF
-    return images
+FIRST, CELLS, RATIO = 200, 4, 0.8
+BETTORS = [(0.0, 0.4), (0.25, 0.2), (0.5, 0.2), (0.75, 0.2)]
 
 
-def stages_of(single: list, collage: list, labels: np.ndarray) -> TwoStages:
-    return TwoStages(cells_of(single), cells_of(collage), labels, CELLS)
+def stages_of(scores: np.ndarray, differs: np.ndarray, labels: np.ndarray | None) -> TwoStages:
+    """Answers of a single network that always says 0. NaN: the first network has no answer."""
+    single, first = np.zeros((2, len(scores)), CELL)
+    single["state"], first["state"] = PRESENT, np.where(np.isnan(scores), 0, PRESENT)
+    first["score"], first["label"] = np.nan_to_num(scores), differs
+    return TwoStages(single, first, labels, CELLS)
 
 
-def savings(chooses: list, measures: list, **more):
-    """Groups of four, of the half that chooses and of the other in turn."""
-    images = []
-    for at in range(0, HALF, CELLS):
-        images += chooses[at : at + CELLS] + measures[at : at + CELLS]
-    single = [(int(not alone), 1.0) for alone, _, _ in images]
-    collage = [(int(not cell), score) for _, cell, score in images]
-    labels = np.zeros(len(images), np.int64)
-    return find_savings(stages_of(single, collage, labels), RATIO, **more)
+def erring(seed: int, n: int, share: float) -> TwoStages:
+    """The higher the score the fewer of the answers differ; of all of them this share."""
+    rng = np.random.default_rng(seed)
+    scores = rng.random(n)
+    return stages_of(scores, rng.random(n) < 2 * share * (1 - scores), np.zeros(n, np.int64))
 
 
-SAME = half((250, 250, 250, 250), {})
+def proved(differs: np.ndarray, share: float) -> bool:
+    """Whether four bettors win step by step: an endless population always has the same share."""
+    money, most = [weight for _, weight in BETTORS], 1.0
+    for each in differs.tolist():
+        for bettor, (f, _) in enumerate(BETTORS):
+            money[bettor] *= f if each else (1 - f * share) / (1 - share)
+        most = max(most, sum(money))
+    return most >= 20
+
+
+@pytest.mark.parametrize("agree", [0.98, 0.99])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_threshold_is_the_lowest_of_the_grid_that_step_by_step_is_proved(seed, agree):
+    stages, n = erring(seed, 3_000, 0.03), 3_000
+    order = Draw(n, 0).first(n)
+    scores = stages.first["score"].astype(np.float64)[order]
+    differs = (stages.first["label"] != 0)[order]
+    grid = thresholds_of(Asked(math.inf, agree, 1.0), Pairs(scores[:FIRST], differs[:FIRST]))
+    grid = np.unique(np.floor(grid * 1e4) / 1e4)[::-1]
+    passed = [level for level in grid if proved((differs & (scores >= level))[FIRST:], 1 - agree)]
+    found = stages.lowest_score(agree)
+    assert found == passed[-1]
+    assert 0 < len(passed) < len(grid)
+    rest = (scores >= found)[FIRST:]
+    spec = choose_threshold(stages, "f" * 64, agree)
+    changed = (differs[FIRST:] & rest).mean()
+    share, changed = round(float(rest.mean()), 4), round(float(changed), 4)
+    assert spec == AcceptSpec(found, "f" * 64, agree, n, share, changed)
+
+
+def test_a_threshold_is_written_with_four_digits_and_from_it_on_answers_count():
+    stages = stages_of(np.full(3_000, 0.84957), np.zeros(3_000, bool), None)
+    assert stages.lowest_score(0.99) == 0.8495
+    assert [stages.at(score)["share"] for score in (0.8495, 0.8496)] == [1, 0]
+    assert "points" not in stages.at(0.8495)
+    sure = stages_of(np.ones(3_000), np.zeros(3_000, bool), None)
+    assert sure.lowest_score(0.99) == 0.9999, "from 1 on no answer counts"
+
+
+def test_sorted_images_are_drawn_from_everywhere():
+    """The last third differs, as sure as the others: nothing is proved, whatever the order."""
+    differs = np.arange(3_000) >= 2_000
+    assert stages_of(np.full(3_000, 0.9), differs, None).lowest_score(0.95) is None
+    with pytest.raises(DataFault, match=r"keeps 0.95 .*: 3,000 images were drawn, and to 1,000 of"):
+        choose_threshold(stages_of(np.full(3_000, 0.9), differs, None), "s", 0.95)
+
+
+def test_cells_without_an_answer_are_never_sure():
+    scores = np.where(np.arange(3_000) % 5, 0.9, np.nan)
+    stages = stages_of(scores, np.isnan(scores), np.zeros(3_000, np.int64))
+    at = stages.at(0.0)
+    assert at["share"] == pytest.approx(0.8, abs=0.01)
+    assert (at["changed"], at["points"]) == (0, 0)
+    assert stages.lowest_score(0.99) == 0.8999
+
+
+@pytest.mark.parametrize(("share", "bounds"), [(0.0102, (0.0, 0.05)), (0.003, (0.5, 1.0))])
+def test_in_one_sample_of_twenty_at_most_too_low_a_threshold_is_chosen(share, bounds):
+    """All answers have one score. Of all images a little more than 1 % differ, or fewer."""
+    rng, chosen = np.random.default_rng(1), 0
+    for _ in range(400):
+        differs = rng.random(1_500) < share
+        chosen += stages_of(np.full(1_500, 0.9), differs, None).lowest_score(0.99) is not None
+    assert bounds[0] < chosen / 400 <= bounds[1]
+
+
+def test_of_equal_images_the_first_counts():
+    images = np.zeros((150, 2, 2, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(150) % 70
+    order = np.arange(149, -1, -1)
+    assert distinct(AskedImages(images, order)).tolist() == list(range(149, 79, -1))
+
+
+def test_too_few_images_prove_nothing():
+    few = stages_of(np.full(699, 0.9), np.zeros(699, bool), None)
+    assert few.lowest_score(0.99) is None
+    assert few.lowest_score(0.98) == 0.8999
+    with pytest.raises(DataFault, match=r"699 different images: .* --agree 0.99 needs 700"):
+        choose_threshold(few, "s", 0.99)
+    found = find_savings(stages_of(np.ones(100), np.zeros(100, bool), None), RATIO)
+    assert (found["thresholds"], found["in_file"]) == ([], None)
+    assert told_savings(found, "").startswith("Saving: n/a. 100 images prove no score")
+    assert "at least 300 images are needed" in told_savings(found, "")
 
 
 def test_an_image_costs_its_part_of_a_collage_and_a_single_call_where_its_cell_is_unsure():
@@ -55,91 +132,28 @@ def test_an_image_costs_its_part_of_a_collage_and_a_single_call_where_its_cell_i
     assert saving_of(0.9, 9, 0.0) == pytest.approx(1 / 1.1)  # a cascade that does not pay
 
 
-@pytest.mark.parametrize(
-    ("lost", "confidence"),
-    [
-        ({}, 0.6),
-        ({0.7: [1]}, 0.8),
-        ({0.7: [-1, 1]}, 0.8),  # nothing is lost, but two standard errors on top
-        ({0.9: [-1] * 8, 0.7: [1]}, 0.6),
-        ({0.9: [-1] * 4, 0.7: [1]}, 0.8),
-        ({0.8: [1], 0.7: [-1] * 50}, 0.9),  # what a lower score gains does not make up for it
-    ],
-)
-def test_no_loss_is_a_score_that_loses_nothing_with_two_standard_errors_added(lost, confidence):
-    found = savings(half((250, 250, 250, 250), lost), SAME)
-    assert found["no_loss"]["confidence"] == pytest.approx(confidence, abs=1e-3)
-    assert (found["chosen_on"], found["measured_on"]) == (HALF, HALF)
-
-
-def test_share_and_loss_are_those_of_the_half_that_did_not_choose():
-    chooses = half((100, 100, 400, 400), {0.7: [1]})
-    measures = half((450, 300, 150, 100), {0.9: [-1], 0.8: [1] * 3, 0.7: [1] * 90})
-    at = savings(chooses, measures)["no_loss"]
-    assert at["confidence"] == 0.8
-    assert at["share"] == 0.75
-    assert at["points"] == pytest.approx(-0.2)  # three lost and one gained, of a thousand
-    spread = 100 * math.sqrt(4 / HALF - (2 / HALF) ** 2)
-    assert at["two_errors"] == pytest.approx(2 * spread / math.sqrt(HALF))
-    assert at["saving"] == pytest.approx(1 / (RATIO / CELLS + 0.25))
-
-
-def test_where_the_surest_cells_lose_no_score_is_without_loss():
-    found = savings(half((250, 250, 250, 250), {0.9: [1]}), SAME)
-    assert found["no_loss"] is None
-    assert "Saving at no loss: n/a: from every score on" in told_savings(found, "timed so")
-
-
-def test_the_curve_runs_from_few_sure_cells_to_all():
-    scores = np.linspace(0.5, 0.9999, 2 * HALF)
-    right = [(0, 1.0)] * 2 * HALF
-    collage = [(int(s < 0.6), float(s)) for s in scores]  # the fifth that is least sure is wrong
-    order = np.random.default_rng(0).permutation(2 * HALF)
-    labels = np.zeros(2 * HALF, np.int64)
-    stages = stages_of(right, [collage[i] for i in order], labels)
-    curve = find_savings(stages, RATIO)["curve"]
-    assert len(curve) == 10
-    assert [round(at["share"], 1) for at in curve[:5]] == [0.3, 0.5, 0.6, 0.7, 0.8]
-    assert curve[-1]["share"] > 0.99
-    assert curve[-1]["points"] == pytest.approx(-20, abs=1.5)
-    assert [at["points"] for at in curve[:4]] == [0, 0, 0, 0]
-    rising = [at["saving"] for at in curve]
-    assert rising == sorted(rising)
-    assert all(a["confidence"] > b["confidence"] for a, b in pairwise(curve))
-    json.dumps(curve)
-    found = savings(half((1000, 0, 0, 0), {}), half((500, 0, 0, 500), {}))
-    assert [(at["confidence"], at["share"]) for at in found["curve"]] == [(0.9, 0.5)]
-
-
-def test_cells_without_an_answer_are_never_sure():
-    single, labels = [(0, 1.0)] * 2 * HALF, np.zeros(2 * HALF, np.int64)
-    collage = [None if i % 5 == 0 else (0, 0.9) for i in range(2 * HALF)]
-    found = find_savings(stages_of(single, collage, labels), RATIO)
-    assert found["no_loss"]["share"] == pytest.approx(0.8)
-    assert [at["share"] for at in found["curve"]] == pytest.approx([0.8, 0.8])
-    assert [at["confidence"] for at in found["curve"]] == [0.9, 0.0]
-
-
-def test_the_threshold_of_a_file_stands_beside_it():
-    accept = AcceptSpec(0.7, "f" * 64, HALF, 0.1, HALF, 0.0, 0.75)
-    found = savings(half((250, 250, 250, 250), {0.7: [1]}), SAME, accept=accept)
-    assert found["at_threshold"]["share"] == 0.75
-    told = told_savings(found, "median of 7 calls, bfloat16, on cpu").splitlines()
-    assert told[-2].startswith("Saving at the threshold in the file: 2.22 x, from a score of 0.7")
-    assert told[-1] == (
-        "Saving at no loss: 1.43 x, from a score of 0.8 on: 50.0% of the answers are sure, +0.00 "
-        "points beside the single network (two standard errors 0.00)."
+def test_accuracy_and_saving_are_told_beside_the_promise():
+    """Half of the labels are 1: half of the answers that differ gain, the other half lose."""
+    n = 2_000
+    drawn = np.argsort(Draw(n, 0).first(n))  # number of each image in the draw
+    differs = (drawn >= FIRST) & (drawn % 200 == 0)  # 9 of 1,800
+    labels = np.where(drawn % 400 == 0, 0, 1)  # of those 4 are lost, 5 gained
+    stages = stages_of(np.full(n, 0.75), differs, labels)
+    at = stages.at(0.75)
+    assert (at["share"], at["changed"]) == (1.0, 9 / 1_800)
+    assert at["points"] == pytest.approx(100 * 1 / 1_800)
+    spread = np.sqrt(9 / 1_800 - (1 / 1_800) ** 2)
+    assert at["two_errors"] == pytest.approx(200 * spread / np.sqrt(1_800))
+    found = find_savings(stages, RATIO, AcceptSpec(0.8, "f", 0.97, n, 0.5, 0.0))
+    json.dumps(found)
+    assert [at["agree"] for at in found["thresholds"]] == [0.98, 0.95]
+    assert found["thresholds"][0]["saving"] == pytest.approx(CELLS / RATIO)
+    told = told_savings(found, "median of 7 calls, on cpu").splitlines()
+    assert " ".join(told[-3].split()) == ("0.97, in the file 0.8000 0.0% 0.00% +0.00 (0.00) 0.83 x")
+    assert "2,000 images were drawn" in told[-2]
+    assert "0.80 times as long as one by the single network (median of 7 calls" in told[-1]
+    right = (labels == 0).mean()
+    assert stages.told_accuracy(0.8).endswith(
+        f"{right:.2%} by the single network, {right:.2%} with the threshold."
     )
-    assert (
-        "0.80 times as long as one by the single network (median of 7 calls, bfloat16, on cpu)"
-        in told[-3]
-    )
-    assert "chosen on 1,000 images and measured on 1,000 others" in told[-3]
-    assert savings(SAME, SAME)["at_threshold"] is None
-
-
-def test_too_few_images_tell_nothing():
-    few = [(0, 1.0)] * 1999
-    labels = np.zeros(1999, np.int64)
-    assert find_savings(stages_of(few, few, labels), RATIO) is None
-    assert "n/a (it needs 2,000 labelled images" in told_savings(None, "")
+    assert f"{right + 1 / n:.2%} with" in stages.told_accuracy(0.75)
