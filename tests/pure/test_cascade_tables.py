@@ -62,7 +62,7 @@ def test_the_quick_network_is_asked_in_batches_that_take_as_long_as_measured():
     assert batch == pytest.approx(entry.network.ratio) == 0.51
     with np.load(ANSWERS / "fashion_quick.npz", allow_pickle=False) as file:
         sure = file["stage1_score"] >= flags["confidence"]
-    assert 0.85 < sure.mean() < 0.9
+    assert 0.9 < sure.mean() < 0.95
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_quick_network_is_asked_in_batches_that_take_as_long_as_measured():
         (None, 3, "ratios.csv cannot be read"),
         ("network,float32\nfashion_collage_side3,1\n", 4, "needed are a header"),
         ("network,float32,bfloat16\nfashion_collage_side3,1,x\n", 4, "needed are a header"),
-        ("network,float32,bfloat16\nfashion_collage_side3,1,1\n", 4, "side3.npz cannot be read"),
+        ("network,float32,bfloat16\nfashion_collage_side3,1,1\n", 3, "side3.npz: cannot be read"),
     ],
 )
 def test_a_folder_without_what_is_needed_is_a_line(ratios, code, said, tmp_path, capsys):
