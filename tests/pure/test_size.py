@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 37_530, "analysis": 5_596, "tests": 52_390}
+LINES = {"collage_mpi": 37_531, "analysis": 5_596, "tests": 52_387}
 GUIDE_WORDS = 18_325  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 2_487
 NO_CODE = {
