@@ -243,7 +243,7 @@ class TwoStages:
 
 def images_needed(agree: float) -> int:
     """The number of images that a threshold with this promise needs."""
-    return CHOOSING + math.ceil(5 / (1 - agree) - 1e-9)
+    return CHOOSING + math.ceil(round(5 / (1 - agree), 6))
 
 
 def require_images(n: int, agree: float) -> None:
