@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 37_333, "analysis": 5_596, "tests": 52_122}
-GUIDE_WORDS = 18_081  # every page of docs/ but architecture.md
+LINES = {"collage_mpi": 37_636, "analysis": 5_596, "tests": 52_372}
+GUIDE_WORDS = 18_115  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 2_487
 NO_CODE = {
     tokenize.COMMENT,
