@@ -368,9 +368,8 @@ def _named_by_file(path: Path, shards: ShardSet, names: tuple[str, ...] | None) 
     given = read_class_names(path)
     where = f"--class-names-file {path}"
     agreed_names([(where, given), ("the shards and networks", names)])
-    labels = shards.labels()
-    highest = -1 if labels is None else int(labels.max())
-    if highest >= len(given):
+    highest = shards.highest_label()
+    if highest is not None and highest >= len(given):
         raise DataFault(
             f"{where} has {len(given)} names, for labels 0 to {len(given) - 1}, but the shards "
             f"have label {highest}"
@@ -458,9 +457,9 @@ def _count_classes(
             raise DataFault(
                 f"{number} classes in {first}, {other} in {where}; they must agree{advice}"
             )
-    labels = shards.labels() if asked else None
-    if labels is not None and int(labels.max()) >= number:
-        raise DataFault(f"{number} classes in {first}, but the shards have label {labels.max()}")
+    highest = shards.highest_label() if asked else None
+    if highest is not None and highest >= number:
+        raise DataFault(f"{number} classes in {first}, but the shards have label {highest}")
     return number
 
 
@@ -476,9 +475,9 @@ def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry
     """
     used = [kind for kind in KINDS if settings.uses(kind)]
     functions = [kind for kind in used if is_function(settings.network(kind))]
-    labels = shards.labels()
-    if not functions or labels is not None:
-        return NULL_CLASSES if labels is None or not functions else int(labels.max()) + 1
+    highest = shards.highest_label()
+    if not functions or highest is not None:
+        return NULL_CLASSES if highest is None or not functions else highest + 1
     if settings.save != SCORES:
         return None
     try:
@@ -646,9 +645,9 @@ def _check_sizes(shards: ShardSet, grid: Grid, settings: RunSettings) -> None:
             f"a batch of {batch} groups has {batch * images:,} images in one task; at most "
             f"{MOST_ITEMS:,} are possible: use --batch {MOST_ITEMS // images} or less"
         )
-    labels = shards.labels()
-    if labels is not None and len(labels) and int(labels.max()) > LARGEST_LABEL:
+    highest = shards.highest_label()
+    if highest is not None and highest > LARGEST_LABEL:
         raise DataFault(
-            f"the shards have label {int(labels.max())}; labels must be class numbers from 0 to "
+            f"the shards have label {highest}; labels must be class numbers from 0 to "
             f"{LARGEST_LABEL}"
         )

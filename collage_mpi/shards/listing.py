@@ -5,25 +5,28 @@ extracted of a tar file: pictures are read from it, so the names of members are 
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.column import Column, pieces
 from collage_mpi.shards.members import Listing, Member, MemberIndex, list_bytes, name_text
 from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.schema import ShardInfo, split_part
 from collage_mpi.shards.source import MemberSource, ReadAs, RowColumns
 from collage_mpi.shards.tables import ListedColumns, names_pictures, reader_of
+from collage_mpi.shards.update import repeated
 from collage_mpi.system.files import reading, require_regular
 from collage_mpi.system.printable import counted
 
@@ -45,6 +48,9 @@ SAID = {  # kind of a skipped or repeated entry -> message for one, and for seve
         "pictures are taken twice, as a link leads to their folder",
     ),
 }
+SORTED_AT_ONCE = 1 << 16  # pictures of a folder
+READ_AT_ONCE = 1 << 22  # bytes of a list
+NAMED_AT_ONCE = 1 << 12  # lines of a list
 ASKED_AT_ONCE = 16  # parallel requests for the sizes of pictures at URLs
 LISTS = (".txt", ".lst", ".list")  # endings of text files that name pictures
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "dev"}
@@ -99,26 +105,29 @@ def list_folder(
     if not os.path.isdir(root):
         raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
     seen, found = _Seen(root), list[str]()  # the folders with pictures
-    loose, folders = _scan(str(root), seen)
+    files, folders = _scan(str(root), seen)
+    loose = 0
 
-    def entries() -> Iterator[tuple[int | None, os.DirEntry[str]]]:
-        yield from ((None, entry) for entry in loose)
+    def members() -> Iterator[tuple[str, Member]]:
+        nonlocal loose
+        for name, member in files:
+            loose += 1
+            yield name, member
         for folder in folders:
-            for entry in _walk(folder.path, seen, (os.path.realpath(root),)):
-                if found[-1:] != [folder.name]:
-                    found.append(folder.name)
-                yield len(found) - 1, entry
+            top = os.path.join(root, folder)
+            for path, member in _walk(top, seen, (os.path.realpath(root),)):
+                if found[-1:] != [folder]:
+                    found.append(folder)
+                yield path[start:], replace(member, label=len(found) - 1)
 
     start = len(os.path.join(root, ""))
-    index = MemberIndex.of(
-        (entry.path[start:], _member(entry, number)) for number, entry in entries()
-    )
+    index = MemberIndex.of(members())
     if not len(index):
         raise DataFault(f"{root}: no picture below it. Pictures end in {', '.join(SUFFIXES)}.")
     known = None if names is None else tuple(names)
     classes, notes, numbers = known, seen.warnings(), list[int]()
     if found and labels:
-        why = _no_classes(loose, found, known)
+        why = _no_classes(loose, index.name(0), found, known)
         if why and strict:
             raise DataFault(f"{root}: {why}")
         if why:
@@ -131,20 +140,21 @@ def list_folder(
                 advice = "if they are none, give --input-labels none"
                 notes = (f"{root}: its folders are taken for classes ({shown}); {advice}", *notes)
             numbers = [classes.index(name_text(name)) for name in found]
-    own = np.array(numbers)[index.labels] if numbers else None
+    own = None
+    if numbers and index.labels is not None:
+        own = Column.of(np.array(numbers)[some] for some in pieces(index.labels))
     index = replace(index, labels=own)
     return Listing(index, lambda row: os.path.join(root, index.name(row)), classes, notes)
 
 
 def _no_classes(
-    loose: Sequence[os.DirEntry[str]],
-    folders: Sequence[str],
-    names: tuple[str, ...] | None,
+    loose: int, first: str, folders: Sequence[str], names: tuple[str, ...] | None
 ) -> str:
-    """The reason why the folders cannot be classes; "" if they can."""
+    """The reason why the folders cannot be classes; "" if they can. `loose`: number of pictures
+    beside them, of which `first` is one."""
     if loose:
         return (
-            f"holds {counted(len(loose), 'picture')}, such as {loose[0].name!r}, beside "
+            f"holds {counted(loose, 'picture')}, such as {first!r}, beside "
             f"{counted(len(folders), 'folder')} of pictures; needed: pictures in one folder a "
             "class, or no folders at all"
         )
@@ -169,58 +179,75 @@ def _warn_of_splits(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _scan(folder: str, seen: _Seen) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """(pictures, folders) directly in a folder, sorted by name. Skipped entries are noted in
-    `seen`.
+def _scan(folder: str, seen: _Seen) -> tuple[Iterator[tuple[str, Member]], list[str]]:
+    """The pictures directly in a folder by their names, in order, and its folders in order.
 
-    A broken link counts as a picture if it has the name of one.
+    A broken link counts as a picture if it has the name of one. The pictures of a large folder are
+    sorted on the disk.
     """
-    folders, files = [], []
+    folders, runs, files = list[str](), list[MemberIndex](), list[tuple[str, Member]]()
+    odd: dict[str, list[str]] = {HIDDEN: [], BROKEN: [], OTHER: []}
     try:
         with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=_name):
+            for entry in entries:
                 if entry.name.startswith("."):
-                    seen.note(HIDDEN, entry.path)
+                    odd[HIDDEN].append(entry.path)
                 elif entry.is_dir():
-                    folders.append(entry)
+                    folders.append(entry.name)
                 elif is_picture(entry.name) and (entry.is_file() or _is_broken(entry)):
-                    files.append(entry)
+                    files.append((entry.name, _member(entry)))
                 else:
-                    seen.note(BROKEN if _is_broken(entry) else OTHER, entry.path)
+                    odd[BROKEN if _is_broken(entry) else OTHER].append(entry.path)
+                if len(files) >= SORTED_AT_ONCE:
+                    runs.append(MemberIndex.of(sorted(files, key=_name)))
+                    files = []
     except OSError as error:
         where = error.filename or folder  # an entry that is a cycle of links, or the folder
         raise EnvironmentFault(f"{where}: cannot be read: {error.strerror}") from error
-    return files, folders
+    for what, paths in odd.items():
+        if paths:
+            seen.note(what, min(paths), len(paths))
+    files.sort(key=_name)
+    return heapq.merge(*map(_of_run, runs), files, key=_name), sorted(folders)
 
 
-def _walk(folder: str, seen: _Seen, above: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
-    """Yields the pictures below a folder. `above`: the real paths of the folders that hold it."""
+def _of_run(run: MemberIndex) -> Iterator[tuple[str, Member]]:
+    for block in run.blocks():
+        yield from ((name := block.name(row), block.member(row, name)) for row in range(len(block)))
+
+
+def _walk(folder: str, seen: _Seen, above: tuple[str, ...]) -> Iterator[tuple[str, Member]]:
+    """Yields the pictures below a folder by their paths. `above`: the real paths of the folders
+    that hold it."""
     real = os.path.realpath(folder)
     if real in above:
         seen.note(LOOP, folder)
         return
     files, folders = _scan(folder, seen)
-    if real in seen.folders and files:
-        seen.note(TWICE, files[0].path, len(files))
+    twice = real in seen.folders
     seen.folders.add(real)
-    yield from files
-    for entry in folders:
-        yield from _walk(entry.path, seen, (*above, real))
+    for name, member in files:
+        path = os.path.join(folder, name)
+        if twice:
+            seen.note(TWICE, path)
+        yield path, member
+    for name in folders:
+        yield from _walk(os.path.join(folder, name), seen, (*above, real))
 
 
 def _is_broken(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
-def _name(entry: os.DirEntry[str]) -> str:
-    return entry.name
+def _name(named: tuple[str, Member]) -> str:
+    return named[0]
 
 
-def _member(entry: os.DirEntry[str], label: int | None) -> Member:
+def _member(entry: os.DirEntry[str]) -> Member:
     if _is_broken(entry):
-        return Member(entry.name, entry.path, 0, 0, label, "a link that leads nowhere")
+        return Member(entry.name, entry.path, 0, fault="a link that leads nowhere")
     about = entry.stat()
-    return Member(entry.name, entry.path, about.st_size, 0, label, time_ns=about.st_mtime_ns)
+    return Member(entry.name, entry.path, about.st_size, time_ns=about.st_mtime_ns)
 
 
 def is_picture(name: str) -> bool:
@@ -267,33 +294,39 @@ class ListSource(MemberSource):
     @classmethod
     def listed(cls, path: Path, read_as: ReadAs) -> Listing:
         reader = reader_of(path)
-        names = cls._lines(path) if reader is None else reader(path).pictures()
-        if not names:
-            raise DataFault(f"{path}: names no picture; needed: the path of one picture a line")
+        names = cls._lines(path) if reader is None else iter(reader(path).pictures())
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            members = pool.map(_named, [cls._file(path, name) for name in names], names)
-            index = MemberIndex.of(zip(names, members, strict=True))
-        if reader is not None:
-            index = replace(index, offsets=np.arange(len(index)))  # rows of the table
-        doubles = [name for name, count in Counter(names).items() if count > 1]
+            index = MemberIndex.of(
+                named
+                for some in iter(lambda: [*islice(names, NAMED_AT_ONCE)], [])
+                for named in pool.map(_named, some, [cls._file(path, one) for one in some])
+            )
+        if not len(index):
+            raise DataFault(f"{path}: names no picture; needed: the path of one picture a line")
+        if reader is not None:  # rows of the table
+            index = replace(index, offsets=Column.of(pieces(np.arange(len(index)))))
+        doubles = repeated(index)
         notes = [
-            f"{path}: {counted(len(names) - len(set(names)), 'line')} for a picture that was named "
-            f"before, such as {name_text(name)}: it is read for each"
-            for name in doubles[:1]
+            f"{path}: {counted(len(doubles), 'line')} for a picture that was named before, such as "
+            f"{name_text(index.name(row))}: it is read for each"
+            for row in doubles[:1].tolist()
         ]
         return Listing(
-            index, lambda row: cls._file(path, names[row]), read_as.class_names, tuple(notes)
+            index, lambda row: cls._file(path, index.name(row)), read_as.class_names, tuple(notes)
         )
 
     @staticmethod
-    def _lines(path: Path) -> list[str]:
+    def _lines(path: Path) -> Iterator[str]:
         with network_faults(path), opened(path, in_order=True) as stream:
-            most = list_bytes(stat_of(path)[0])
-            text = stream.read(most + 1)
-        if len(text) > most:
-            raise DataFault(f"{path}: is longer than {most:,} bytes. Split the list.")
-        lines = os.fsdecode(text).splitlines()
-        return [line.strip() for line in lines if line.strip()]
+            left = most = list_bytes(stat_of(path)[0])
+            rest = b""
+            while text := stream.read(min(left + 1, READ_AT_ONCE)):
+                left -= len(text)
+                if left < 0:
+                    raise DataFault(f"{path}: is longer than {most:,} bytes. Split the list.")
+                whole, _, rest = (rest + text).rpartition(b"\n")
+                yield from filter(None, map(str.strip, os.fsdecode(whole).splitlines()))
+            yield from filter(None, map(str.strip, os.fsdecode(rest).splitlines()))
 
     @classmethod
     def _file(cls, path: Path, name: str) -> str:
@@ -304,18 +337,19 @@ class ListSource(MemberSource):
         return replace(super()._member(path, index, row, time_ns), offset=0)
 
 
-def _named(file: str, name: str) -> Member:
-    """A picture of a list. A missing picture is listed too, with a fault, so that it gets a row."""
+def _named(name: str, file: str) -> tuple[str, Member]:
+    """A picture of a list, by its name. A missing picture is listed too, with a fault, so that it
+    gets a row."""
     try:
         if not url_of(file):
             require_regular(file)
         size, time_ns, _ = stat_of(file)
-        return Member(name_text(name), file, size, time_ns=time_ns)
+        return name, Member(name_text(name), file, size, time_ns=time_ns)
     except EnvironmentFault as unread:
-        return Member(name_text(name), file, 0, fault=str(unread))
+        return name, Member(name_text(name), file, 0, fault=str(unread))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = getattr(error, "strerror", None) or str(error)
-        return Member(name_text(name), file, 0, fault=f"cannot be read: {why}")
+        return name, Member(name_text(name), file, 0, fault=f"cannot be read: {why}")
 
 
 LABEL_KEYS = ("cls", "label", "class", "class_name")  # in a .json member; the first that exists

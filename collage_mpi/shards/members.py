@@ -8,18 +8,22 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
-from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy
 
 from collage_mpi.errors import DataFault
+from collage_mpi.shards.column import HELD_BYTES, ROWS_AT_ONCE, Column, Values, pieces, spans
 from collage_mpi.shards.pictures import UnreadablePicture
 from collage_mpi.shards.remote import read_range, url_of
 from collage_mpi.system.files import UNREADABLE_OR_GONE, write_atomic
@@ -31,8 +35,7 @@ MOST_ROWS = 1 << 31  # rank 0 holds some bytes an image
 LARGEST_LIST_BYTES = 1 << 30
 FRESH_NS = 2 * 10**9  # some file systems keep times to 1 or 2 s
 DIGEST_BYTES = 16  # of a member's bytes, BLAKE2b
-MAY_LACK = {"labels": (), "times": (), "digests": (DIGEST_BYTES,), "gone": ()}
-"""Columns that a list may lack -> shape of a member's value."""
+MAY_LACK = ("labels", "times", "digests", "gone")  # columns that a list may lack
 UNDECLARED_BYTES = 64 << 20  # of a list at a URL whose server does not say its size
 
 
@@ -149,12 +152,25 @@ class Texts(Sequence[str]):
         return self._read(range(self._count)[row])
 
 
+TYPES = {  # of the columns: dtype and shape of a value
+    "names": ("|u1", ()),
+    "ends": ("<i8", ()),
+    "offsets": ("<i8", ()),
+    "sizes": ("<i8", ()),
+    "labels": ("<i8", ()),
+    "times": ("<i8", ()),
+    "digests": ("|u1", (DIGEST_BYTES,)),
+    "gone": ("|b1", ()),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class MemberIndex:
-    """The members of one source as arrays: 2 million pictures take some 150 MB.
+    """The members of one source. The columns of a long list are on the disk, and are read some rows
+    at a time (`blocks`, `take`).
 
     Attributes:
-        names: all names, concatenated, encoded as in the file system.
+        names: all names, concatenated, encoded as in the file system, uint8.
         ends: (n,) int64, where each name ends in `names`.
         offsets, sizes: (n,) int64, bytes.
         labels: (n,) int64, or None.
@@ -167,15 +183,15 @@ class MemberIndex:
         gone: (n,) bool, the members that were there before; None if there are none.
     """
 
-    names: bytes
-    ends: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray | None = None
+    names: Values
+    ends: Values
+    offsets: Values
+    sizes: Values
+    labels: Values | None = None
     faults: Mapping[int, str] = field(default_factory=dict)
-    times: np.ndarray | None = None
-    digests: np.ndarray | None = None
-    gone: np.ndarray | None = None
+    times: Values | None = None
+    digests: Values | None = None
+    gone: Values | None = None
 
     @classmethod
     def of(cls, members: Iterable[tuple[str, Member]]) -> MemberIndex:
@@ -184,42 +200,50 @@ class MemberIndex:
         Args:
             members: (the name by which the source finds the member again, the member).
         """
-        names, faults = bytearray(), dict[int, str]()
-        ends, offsets, sizes, labels, times = (array("q") for _ in range(5))
-        for row, (name, member) in enumerate(members):
-            names += os.fsencode(name)
-            ends.append(len(names))
-            offsets.append(member.offset)
-            sizes.append(member.nbytes)
-            labels.append(-1 if member.label is None else member.label)
-            times.append(member.time_ns if 0 < member.time_ns < 1 << 63 else 0)
-            if member.fault is not None:
-                faults[row] = member.fault
-        given = np.asarray(labels, np.int64)
-        return cls(
-            bytes(names),
-            np.asarray(ends, np.int64),
-            np.asarray(offsets, np.int64),
-            np.asarray(sizes, np.int64),
-            given.clip(0) if (given >= 0).any() else None,
-            faults,
-            np.asarray(times, np.int64),
-        )
+        members = iter(members)
+        return cls.packed(map(_block, iter(lambda: [*islice(members, ROWS_AT_ONCE)], [])))
+
+    @classmethod
+    def packed(cls, blocks: Iterable[MemberIndex]) -> MemberIndex:
+        """The members of several short lists, one list after the other. Where a list lacks a column
+        that another list has, its values are zeros."""
+        columns = {name: Column(*TYPES[name]) for name in TYPES if name not in MAY_LACK}
+        rows, faults = 0, dict[int, str]()
+        for block in blocks:
+            faults |= {rows + row: why for row, why in block.faults.items()}
+            found = {name: getattr(block, name) for name in TYPES}
+            found["ends"] = block.ends[:] + len(columns["names"])
+            for name, values in found.items():
+                if values is not None:
+                    column = columns.setdefault(name, Column(*TYPES[name]))
+                    column.pad(0 if name == "names" else rows)
+                    column.append(values[:])
+            rows += len(block)
+        for name, column in columns.items():
+            column.pad(0 if name == "names" else rows)
+        return cls(faults=faults, **columns)
+
+    @classmethod
+    def joined(cls, lists: Iterable[MemberIndex]) -> MemberIndex:
+        """`packed` for lists of any length."""
+        return cls.packed(block for each in lists for block in each.blocks())
 
     def listed_at(self, listed_ns: int) -> MemberIndex:
         """The list, with times below 0 for what may change without another time. `listed_ns`: Unix
         time when the list was begun."""
         assert self.times is not None
-        fresh = self.times > listed_ns - FRESH_NS
-        return replace(self, times=np.where(fresh, -self.times, self.times))
+        latest = listed_ns - FRESH_NS
+        times = (np.where(some > latest, -some, some) for some in pieces(self.times))
+        return replace(self, times=Column.of(times))
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def name(self, row: int) -> str:
         """The name of a member, decoded as the file system's names are."""
-        start = int(self.ends[row - 1]) if row else 0
-        return os.fsdecode(self.names[start : int(self.ends[row])])
+        row = range(len(self))[row]
+        ends = self.ends[max(row - 1, 0) : row + 1].tolist()
+        return os.fsdecode(self.names[ends[0] if row else 0 : ends[-1]].tobytes())
 
     def member(self, row: int, file: str) -> Member:
         """The member at a row. `file`: the path or URL of the file that holds it."""
@@ -237,11 +261,17 @@ class MemberIndex:
         """All names as valid UTF-8 text, for results."""
         return Texts(len(self), lambda row: name_text(self.name(row)))
 
+    @property
+    def nbytes(self) -> int:
+        """The size of all pictures together."""
+        return sum(int(some.sum()) for some in pieces(self.sizes))
+
     def digest(self) -> str:
         """SHA-256 of names, offsets and sizes, from which labels and faults follow."""
-        found = hashlib.sha256(self.names)
-        for column in (self.ends, self.offsets, self.sizes):
-            found.update(column.astype("<i8").tobytes())
+        found = hashlib.sha256()
+        for column in (self.names, self.ends, self.offsets, self.sizes):
+            for some in pieces(column):
+                found.update(some.tobytes())
         return found.hexdigest()
 
     @cached_property
@@ -250,82 +280,164 @@ class MemberIndex:
         found = hashlib.sha256(self.digest().encode())
         for name in MAY_LACK:
             column = getattr(self, name)
-            found.update(b"-" if column is None else column.tobytes())
+            if column is None:
+                found.update(b"-")
+                continue
+            for some in pieces(column):
+                found.update(some.tobytes())
         found.update(json.dumps([*self.faults.items()]).encode())
         return found.hexdigest()
 
     @property
     def live(self) -> np.ndarray:
         """(n,) bool, the members that are not gone."""
-        return np.ones(len(self), bool) if self.gone is None else ~self.gone
+        found: np.ndarray = np.ones(len(self), bool) if self.gone is None else ~self.gone[:]
+        return found
 
     def raw_names(self) -> list[bytes]:
-        """All names, as in the file system."""
-        ends = [0, *self.ends.tolist()]
-        return [self.names[start:end] for start, end in pairwise(ends)]
+        """All names, as in the file system: of a block."""
+        names, ends = self.names[:].tobytes(), [0, *self.ends[:].tolist()]
+        return [names[start:end] for start, end in pairwise(ends)]
+
+    def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[MemberIndex]:
+        """Yields the members of [first, stop) in order, ROWS_AT_ONCE at a time, in memory."""
+        stop = len(self) if stop is None else stop
+        for row in range(first, stop, ROWS_AT_ONCE):
+            yield self._block(row, min(row + ROWS_AT_ONCE, stop))
+
+    def _block(self, first: int, stop: int) -> MemberIndex:
+        ends = self.ends[first:stop]
+        start = int(self.ends[first - 1]) if first else 0
+        more = {name: getattr(self, name) for name in MAY_LACK}
+        near = range(first, stop) if self.faults else ()
+        return MemberIndex(
+            self.names[start : int(ends[-1])],
+            ends - start,
+            self.offsets[first:stop],
+            self.sizes[first:stop],
+            faults={row - first: self.faults[row] for row in near if row in self.faults},
+            **{name: None if c is None else c[first:stop] for name, c in more.items()},
+        )
 
     def take(self, rows: np.ndarray) -> MemberIndex:
-        """The list of some members, (k,) int64."""
-        return MemberIndex.joined([self], rows)
-
-    @classmethod
-    def joined(cls, lists: Sequence[MemberIndex], rows: np.ndarray | None = None) -> MemberIndex:
-        """The members of several lists, one list after the other; or only some `rows` of them."""
-        starts = np.cumsum([0, *map(len, lists)])
-        rows = np.arange(starts[-1]) if rows is None else rows
-        names = [name for each in lists for name in each.raw_names()]
-        names = [names[row] for row in rows.tolist()]
-        faults = {n + row: why for n, one in zip(starts.tolist(), lists, strict=False)
-                  for row, why in one.faults.items()}  # fmt: skip
-
-        def column(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-            found = [getattr(one, name) for one in lists]
-            if all(one is None for one in found):
-                return None
-            zeros = np.zeros((1, *shape), next(one for one in found if one is not None).dtype)
-            whole = [
-                zeros.repeat(len(of), axis=0) if one is None else one
-                for one, of in zip(found, lists, strict=True)
-            ]
-            return np.concatenate(whole)[rows]
-
-        return cls(
-            b"".join(names),
+        """The list of some members, (k,) int64 in any order, in memory."""
+        names, ends = [b""] * len(rows), self.ends[rows]
+        starts = np.where(rows > 0, self.ends[(rows - 1).clip(0)], 0)
+        for places, _, _ in spans(rows):
+            first, stop = int(starts[places[0]]), int(ends[places[-1]])
+            data, own = self.names[first:stop].tobytes(), (starts[places] - first).tolist()
+            for place, start, end in zip(
+                places.tolist(), own, (ends[places] - first).tolist(), strict=True
+            ):
+                names[place] = data[start:end]
+        more = {name: getattr(self, name) for name in MAY_LACK}
+        near = rows.tolist() if self.faults else ()
+        return MemberIndex(
+            np.frombuffer(b"".join(names), np.uint8),
             np.cumsum([len(name) for name in names], dtype=np.int64),
-            np.concatenate([one.offsets for one in lists])[rows],
-            np.concatenate([one.sizes for one in lists])[rows],
-            faults={at: faults[row] for at, row in enumerate(rows.tolist()) if row in faults},
-            **{name: column(name, shape) for name, shape in MAY_LACK.items()},
+            self.offsets[rows],
+            self.sizes[rows],
+            faults={at: self.faults[row] for at, row in enumerate(near) if row in self.faults},
+            **{name: None if c is None else c[rows] for name, c in more.items()},
         )
 
     def save(self, path: Path) -> None:
         """Write the index atomically as .npz. Raises OSError."""
-        stream = io.BytesIO()
-        arrays = {"ends": self.ends, "offsets": self.offsets, "sizes": self.sizes}
-        more = {name: getattr(self, name) for name in MAY_LACK}
-        arrays |= {name: array for name, array in more.items() if array is not None}
+        write_atomic(path, self._zipped())
+
+    def _zipped(self) -> Iterator[bytes]:
+        columns = {name: getattr(self, name) for name in TYPES}
         faults = json.dumps(dict(self.faults)).encode()
-        texts = {"names": self.names, "faults": faults}
-        arrays |= {key: np.frombuffer(text, np.uint8) for key, text in texts.items()}
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-        write_atomic(path, (stream.getbuffer(),))
+        columns["faults"] = np.frombuffer(faults, np.uint8)
+        sink = _Sink()
+        with zipfile.ZipFile(sink, "w") as archive:
+            for name, column in columns.items():
+                if column is None:
+                    continue
+                dtype, shape = TYPES.get(name, TYPES["names"])
+                about = {"descr": dtype, "fortran_order": False, "shape": (len(column), *shape)}
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    npy.write_array_header_1_0(stream, about)
+                    for some in pieces(column):
+                        stream.write(np.ascontiguousarray(some, dtype).tobytes())
+                        yield from sink.taken()
+        yield from sink.taken()
 
     @classmethod
     def load(cls, path: Path) -> MemberIndex | None:
-        """Read the index in a file; None if the file is missing or damaged."""
+        """Open the index in a file; None if the file is missing or damaged. All is read once, and
+        the columns of a large file stay there."""
         try:
-            with np.load(path, allow_pickle=False) as found:
-                faults = json.loads(found["faults"].tobytes())
-                return cls(
-                    names=found["names"].tobytes(),
-                    ends=found["ends"],
-                    offsets=found["offsets"],
-                    sizes=found["sizes"],
-                    faults={int(row): str(why) for row, why in faults.items()},
-                    **{name: found.get(name) for name in MAY_LACK},
-                )
+            file = open(path, "rb")  # noqa: SIM115  # stays open
+            held = os.fstat(file.fileno()).st_size <= HELD_BYTES * len(TYPES)
+            with zipfile.ZipFile(file) as archive:
+                columns = {
+                    info.filename.removesuffix(".npy"): _column(archive, info, file, held=held)
+                    for info in archive.infolist()
+                }
+            if held:
+                file.close()
+            faults = json.loads(columns.pop("faults")[:].tobytes())
+            own = {name: columns[name] for name in TYPES if name in columns}
+            rows = {len(column) for name, column in own.items() if name != "names"}
+            right = {name: (c.dtype.str, c.shape) == TYPES[name] for name, c in own.items()}
+            if len(rows) != 1 or not all(right.values()):
+                return None
+            return cls(faults={int(row): str(why) for row, why in faults.items()}, **own)
         except UNREADABLE_OR_GONE:
             return None
+
+
+def _block(members: Sequence[tuple[str, Member]]) -> MemberIndex:
+    names = [os.fsencode(name) for name, _ in members]
+    own = [member for _, member in members]
+    labels = np.array([-1 if m.label is None else m.label for m in own], np.int64)
+    times = [m.time_ns if 0 < m.time_ns < 1 << 63 else 0 for m in own]
+    return MemberIndex(
+        np.frombuffer(b"".join(names), np.uint8),
+        np.cumsum([len(name) for name in names], dtype=np.int64),
+        np.array([m.offset for m in own], np.int64),
+        np.array([m.nbytes for m in own], np.int64),
+        labels.clip(0) if (labels >= 0).any() else None,
+        {row: m.fault for row, m in enumerate(own) if m.fault is not None},
+        np.array(times, np.int64),
+    )
+
+
+class _Sink(io.RawIOBase):
+    """Takes what zipfile writes."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        self._chunks.append(bytes(data))
+        return len(data)
+
+    def taken(self) -> list[bytes]:
+        """What was written since the last call."""
+        found, self._chunks = self._chunks, []
+        return found
+
+
+def _column(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: BinaryIO, *, held: bool
+) -> Column:
+    """A member of an .npz that is not compressed. Raises some of UNREADABLE_OR_GONE."""
+    with archive.open(info) as stream:
+        npy.read_magic(stream)
+        shape, _, dtype = npy.read_array_header_1_0(stream)
+        header, data = stream.tell(), stream.read() if held else b""
+        while stream.read(1 << 20):  # so that its checksum is compared
+            pass
+    size = dtype.itemsize * math.prod(shape)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != header + size:
+        raise zipfile.BadZipFile(f"{info.filename} is no plain column")
+    about = dtype, shape[1:], shape[0]
+    if held:
+        return Column(*about, held=data, held_bytes=size)
+    name, extra = struct.unpack("<HH", os.pread(file.fileno(), 4, info.header_offset + 26))
+    return Column(*about, file=file, start=info.header_offset + 30 + name + extra + header)
 
 
 def name_text(name: str) -> str:

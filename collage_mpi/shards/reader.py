@@ -26,6 +26,7 @@ from collage_mpi.errors import (
     ShardFault,
     UsageError,
 )
+from collage_mpi.shards.column import pieces
 from collage_mpi.shards.guard import cause_of, first_of, verify_shard
 from collage_mpi.shards.inputs import (
     examine,
@@ -301,7 +302,20 @@ class ShardSet:
                 with self._lock:
                     own = self._opened(shard).labels
                 assert own is not None
-                found[slice(*self.span(shard))] = own
+                found[slice(*self.span(shard))] = own[:]
+        return found
+
+    def highest_label(self) -> int | None:
+        """The largest of `labels`; None if there are none. Raises as `labels`."""
+        if not self.infos[0].has_labels:
+            return None
+        found = 0
+        for shard in range(len(self.infos)):
+            if shard not in self.lost:
+                with self._lock:
+                    own = self._opened(shard).labels
+                assert own is not None
+                found = max([found, *(int(some.max()) for some in pieces(own))])
         return found
 
     def labels_at(self, indices: np.ndarray | Sequence[int]) -> np.ndarray | None:
@@ -575,7 +589,7 @@ def as_before(
         first = 0
         for number in numbers:
             count = known[number]["count"]
-            part = found.known.take(np.arange(first, first + count))
+            part = MemberIndex.packed(found.known.blocks(first, first + count))
             first += count
             infos[number] = _listed(info, part, known[number]["fingerprint"])
         if asked and complete and len(found.more):

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
+from collage_mpi.shards.column import Column, Values, pieces
 from collage_mpi.shards.members import (
     DIGEST_BYTES,
     Listing,
@@ -44,6 +45,7 @@ from collage_mpi.shards.schema import (
     split_part,
     stamp_of,
 )
+from collage_mpi.shards.update import keys_of, pair
 from collage_mpi.system.files import reading
 from collage_mpi.system.tell import tell
 
@@ -149,7 +151,7 @@ class Source(ABC):
         """Open a source, given its description. Raises EnvironmentFault, DataFault."""
         self.path, self.info = info.path, info
         self.row_faults: dict[int, str] = {}
-        self.labels: np.ndarray | None = None
+        self.labels: Values | None = None
         self.meter = ReadMeter()
 
     @classmethod
@@ -290,7 +292,7 @@ def digests_of(
     before: MemberIndex | None = None,
     *,
     content: bool = False,
-) -> np.ndarray | None:
+) -> Column | None:
     """`MemberIndex.digests`: of all members, or of none that is new if these are larger than
     HASH_LIMIT_BYTES and `content` is not asked for. Bytes at URLs are not read.
 
@@ -299,23 +301,42 @@ def digests_of(
         member: returns the member at a row.
         before: an earlier list, whose digests are taken for members of the same size and time.
     """
-    found = np.zeros((len(index), DIGEST_BYTES), np.uint8)
-    if before is not None and before.digests is not None and before.times is not None:
-        facts = zip(before.raw_names(), before.sizes.tolist(), before.times.tolist(), strict=True)
-        rows = {fact: row for row, fact in enumerate(facts) if fact[2] > 0}
-        assert index.times is not None
-        now = zip(index.raw_names(), index.sizes.tolist(), index.times.tolist(), strict=True)
-        same = np.array([rows.get(fact, -1) for fact in now], np.int64)
-        found[same >= 0] = before.digests[same[same >= 0]]
-    unread = np.flatnonzero(~found.any(axis=1))
-    if content or int(index.sizes[unread].sum()) <= HASH_LIMIT_BYTES:
-        for row in unread.tolist():
-            one = member(row)
+    same = np.full(len(index), -1, np.int64)  # row in the earlier list
+    if before and before.digests is not None and before.times is not None:
+        left, live = np.ones(len(before), bool), np.ones(len(index), bool)
+        pair(same, left, keys_of(index), keys_of(before), live)
+        first = 0
+        for now in index.blocks():
+            own = same[first : first + len(now)]  # a view
+            was = before.take(own.clip(0))
+            assert was.times is not None
+            assert was.digests is not None
+            assert now.times is not None
+            known = (was.sizes[:] == now.sizes[:]) & (was.times[:] == now.times[:])
+            own[~(known & (was.times[:] > 0) & was.digests[:].any(axis=1))] = -1
+            first += len(now)
+    first = unread = 0
+    for some in pieces(index.sizes):
+        unread += int(some[same[first : first + len(some)] < 0].sum())
+        first += len(some)
+    reads, found = content or unread <= HASH_LIMIT_BYTES, Column("u1", (DIGEST_BYTES,))
+    if not reads and (same < 0).all():
+        return None
+    there = False
+    for rows in pieces(np.arange(len(index))):
+        own = same[rows]
+        digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
+        if before and before.digests is not None and (own >= 0).any():
+            digests[own >= 0] = before.digests[own[own >= 0]]
+        for at in np.flatnonzero(own < 0).tolist() if reads else ():
+            one = member(int(rows[at]))
             with suppress(UnreadablePicture):
                 data = b"" if url_of(one.path) else read_member(one)
                 digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() if data else b""
-                found[row, : len(digest)] = np.frombuffer(digest, np.uint8)
-    return found if found.any() else None
+                digests[at, : len(digest)] = np.frombuffer(digest, np.uint8)
+        there |= bool(digests.any())
+        found.append(digests)
+    return found if there else None
 
 
 def fingerprint_of(index: MemberIndex, known: str | None = None) -> str:
@@ -327,9 +348,9 @@ def fingerprint_of(index: MemberIndex, known: str | None = None) -> str:
         known: digest of the source, if known. Then those of its members are not used.
     """
     found = hashlib.sha256(f"{index.digest()} {known or ''}".encode())
-    few = int(index.sizes.sum()) <= HASH_LIMIT_BYTES
-    if few and not known and index.digests is not None:
-        found.update(index.digests.tobytes())
+    if index.nbytes <= HASH_LIMIT_BYTES and not known and index.digests is not None:
+        for some in pieces(index.digests):
+            found.update(some.tobytes())
     return found.hexdigest()
 
 
@@ -411,9 +432,9 @@ class MemberSource(PictureSource):
         """The member at a row. `time_ns`: the time that its file must have; 0: any."""
         return replace(index.member(row, cls._file(path, index.name(row))), time_ns=time_ns)
 
-    def _times_here(self) -> np.ndarray | None:
-        """The times that the files must have, (n,) int64 in ns; None if this host has other copies
-        of the files, whose times differ."""
+    def _times_here(self) -> Values | None:
+        """The times that the files must have, (n,) int64 in ns, perhaps below 0; None if this host
+        has other copies of the files, whose times differ."""
         times = self._members.times
         if times is None:
             return None
@@ -421,15 +442,16 @@ class MemberSource(PictureSource):
             member = self._member(self.path, self._members, row)
             with suppress(OSError, ValueError):  # a name with a NUL is a ValueError
                 if not url_of(member.path) and os.stat(member.path).st_mtime_ns == abs(times[row]):
-                    return np.abs(times)
+                    return times
         return None
 
     def files(self, rows: np.ndarray) -> list[bytes | None]:
         found: list[bytes | None] = []
-        for row in rows.tolist():
+        some = self._members.take(rows)
+        times = np.zeros(len(rows), np.int64) if self._times is None else abs(self._times[rows])
+        for at, row in enumerate(rows.tolist()):
             try:
-                time_ns = 0 if self._times is None else int(self._times[row])
-                found.append(read_member(self._member(self.path, self._members, row, time_ns)))
+                found.append(read_member(self._member(self.path, some, at, int(times[at]))))
             except UnreadablePicture as fault:
                 there = url_of(self.path) or os.path.exists(split_part(self.path)[0])
                 if not there:  # the whole source is gone, not one picture

@@ -4,18 +4,22 @@ another name, or are gone. `compare` decides; nothing here touches a file.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 
 from collage_mpi.errors import UsageError
+from collage_mpi.shards.column import Column, pieces
 from collage_mpi.shards.members import MemberIndex, name_text
 from collage_mpi.system.printable import counted
 
 MOST_BY_TIME = 0.1  # of the pictures may be classified again because of their times alone
+KEYS_AT_ONCE = 1 << 18  # of a list
+KEY = np.dtype([("high", "<u8"), ("low", "<u8")])
+NONE = bytes(KEY.itemsize)
 ASK, AGAIN, SAME = "ask", "again", "same"
 
 
@@ -62,65 +66,129 @@ def compare(old: MemberIndex, new: MemberIndex, *, content: bool = False) -> Cha
         old, new: the lists.
         content: find pictures that have another name by their digests.
     """
-    found = np.full(len(old), -1, np.int64)
-    left: Sequence[int] = range(len(new))
-    for keys in (_both, _digests, MemberIndex.raw_names) if content else (MemberIndex.raw_names,):
-        left = _paired(found, old, keys(old), keys(new), left)
-    was, now = (np.isin(range(len(each)), [*each.faults]) for each in (old, new))
-    found[(found >= 0) & now[found] & ~was] = -1
-    there = found >= 0
-    known = np.zeros(len(old), bool)
-    same = np.zeros(len(old), bool)
-    if old.digests is not None and new.digests is not None:
-        known = there & old.digests.any(axis=1) & new.digests[found].any(axis=1)
-        same = known & (old.digests == new.digests[found]).all(axis=1)
-    sized = there & (old.sizes != new.sizes[found])
-    later = touched = np.zeros(len(old), bool)
-    if old.times is not None and new.times is not None:
-        later = there & (abs(old.times) != abs(new.times[found]))
-        touched = later | there & (old.times < 0)
-    mended, faulty = there & was & ~now[found], there & was & now[found]
-    if old.labels is not None and new.labels is not None:  # the row has its label
-        mended |= there & ~now[found] & (old.labels != new.labels[found])
+    found, left, live = np.full(len(old), -1, np.int64), np.ones(len(new), bool), old.live
+    for sort in (_both, _digests, _names) if content else (_names,):
+        pair(found, left, keys_of(old, sort), keys_of(new, sort), live)
+    changed, by_time, touched = (np.zeros(len(old), bool) for _ in range(3))
+    first = 0
+    for was in old.blocks():
+        own = slice(first, first := first + len(was))
+        there = found[own] >= 0
+        if there.any():
+            now = new.take(found[own].clip(0))
+            there &= ~(_faulty(now) & ~_faulty(was))
+            found[own][~there] = -1
+            changed[own], by_time[own], touched[own] = _differ(was, now, there)
+    return Changes(found, changed, by_time, touched, np.flatnonzero(left))
+
+
+def _differ(
+    was: MemberIndex, now: MemberIndex, there: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`changed`, `by_time` and `touched` of `Changes`, (n,) bool, for pairs of members. `there`:
+    (n,) bool, the pairs that are pictures and their successors."""
+    known = later = touched = same = np.zeros(len(was), bool)
+    if was.digests is not None and now.digests is not None:
+        known = there & was.digests[:].any(axis=1) & now.digests[:].any(axis=1)
+        same = known & (was.digests[:] == now.digests[:]).all(axis=1)
+    sized = there & (was.sizes[:] != now.sizes[:])
+    if was.times is not None and now.times is not None:
+        later = there & (abs(was.times[:]) != abs(now.times[:]))
+        touched = later | there & (was.times[:] < 0)
+    mended, faulty = there & _faulty(was) & ~_faulty(now), there & _faulty(was) & _faulty(now)
+    if was.labels is not None and now.labels is not None:  # the row has its label
+        mended |= there & ~_faulty(now) & (was.labels[:] != now.labels[:])
     by_time = touched & ~known & ~sized & ~mended & ~faulty
     changed = ((known & ~same) | (~known & (sized | touched)) | mended) & ~faulty
-    return Changes(found, changed, by_time, (later | changed) & ~faulty, np.array(left, np.int64))
+    return changed, by_time, (later | changed) & ~faulty
 
 
-def _both(index: MemberIndex) -> list[tuple[bytes, bytes] | None]:
-    pairs = zip(index.raw_names(), _digests(index), strict=True)
-    return [None if digest is None else (name, digest) for name, digest in pairs]
+def _faulty(block: MemberIndex) -> np.ndarray:
+    found = np.zeros(len(block), bool)
+    found[[*block.faults]] = True
+    return found
 
 
-def _digests(index: MemberIndex) -> list[bytes | None]:
-    if index.digests is None:
-        return [None] * len(index)
-    return [bytes(each) if each.any() else None for each in index.digests]
+def _names(block: MemberIndex) -> list[bytes]:
+    return block.raw_names()
 
 
-def _paired(
-    found: np.ndarray,
-    old: MemberIndex,
-    old_keys: Sequence[Hashable],
-    new_keys: Sequence[Hashable],
-    left: Sequence[int],
-) -> list[int]:
-    """Find the rows of the new list that are `left` by their keys; None is no key.
+def _digests(block: MemberIndex) -> list[bytes]:
+    if block.digests is None:
+        return [b""] * len(block)
+    return [bytes(each) if each.any() else b"" for each in block.digests[:]]
 
-    Returns:
-        The rows that are still left.
+
+def _both(block: MemberIndex) -> list[bytes]:
+    pairs = zip(_names(block), _digests(block), strict=True)
+    return [digest and digest + name for name, digest in pairs]
+
+
+def keys_of(index: MemberIndex, sort: Callable[[MemberIndex], list[bytes]] = _names) -> Column:
+    """(n,) KEY of the members: hashes of what `sort` returns for each of a block. b"" is no key."""
+    found = Column(KEY)
+    for block in index.blocks():
+        hashes = (blake2b(text, digest_size=KEY.itemsize).digest() if text else NONE
+                  for text in sort(block))  # fmt: skip
+        found.append(np.frombuffer(b"".join(hashes), KEY))
+    return found
+
+
+def pair(found: np.ndarray, left: np.ndarray, old: Column, new: Column, live: np.ndarray) -> None:
+    """Pair the rows of two lists that have equal keys. Of several rows with a key the first one is
+    paired with the first one, and so on. Only a share of the keys is in memory at a time.
+
+    Args:
+        found: (n,) int64, for each row of the old list its row in the new one, or -1; is changed.
+        left: (m,) bool, the rows of the new list that are in no pair; is changed.
+        old, new: (n,) and (m,) KEY.
+        live: (n,) bool; other rows of the old list come last.
     """
-    rows: dict[Hashable, deque[int]] = defaultdict(deque)
-    for row in np.argsort(~old.live, kind="stable").tolist():  # those that are gone last
-        if found[row] < 0 and old_keys[row] is not None:
-            rows[old_keys[row]].append(row)
-    still = []
-    for row in left:
-        if new_keys[row] is not None and rows.get(new_keys[row]):
-            found[rows[new_keys[row]].popleft()] = row
-        else:
-            still.append(row)
-    return still
+    parts = 1 + max(len(old), len(new)) // KEYS_AT_ONCE
+    for part in range(parts):
+        sides = _part(old, found < 0, part, parts), _part(new, left, part, parts)
+        rows, keys = (np.concatenate(each) for each in zip(*sides, strict=True))
+        side = np.repeat([0, 1], [len(own) for own, _ in sides])
+        late = np.concatenate([~live[sides[0][0]], np.zeros(len(sides[1][0]), bool)])
+        nth = _nth(rows, late, side, keys)
+        order = np.lexsort((side, nth, keys["low"], keys["high"]))
+        equal = (keys[order][1:] == keys[order][:-1]) & (np.diff(nth[order]) == 0)
+        one, other = rows[order][:-1][equal], rows[order][1:][equal]
+        found[one], left[other] = other, False
+
+
+def repeated(index: MemberIndex) -> np.ndarray:
+    """(k,) int64 ascending, the rows whose name an earlier row has."""
+    keys, all_rows, found = keys_of(index), np.ones(len(index), bool), [np.empty(0, np.int64)]
+    parts = 1 + len(index) // KEYS_AT_ONCE
+    for part in range(parts):
+        rows, own = _part(keys, all_rows, part, parts)
+        zeros = np.zeros(len(rows), np.int64)
+        found.append(rows[_nth(rows, zeros, zeros, own) > 0])
+    return np.sort(np.concatenate(found))
+
+
+def _nth(rows: np.ndarray, late: np.ndarray, side: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """(k,) int64, how many rows of the same side and key come before each row."""
+    order = np.lexsort((rows, late, side, keys["low"], keys["high"]))
+    begins = np.ones(len(order), bool)  # another key or the other side
+    begins[1:] = (np.diff(side[order]) != 0) | (keys[order][1:] != keys[order][:-1])
+    number, nth = np.arange(len(order)), np.empty(len(order), np.int64)
+    nth[order] = number - np.maximum.accumulate(np.where(begins, number, 0))
+    return nth
+
+
+def _part(keys: Column, wanted: np.ndarray, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows, (k,) int64, whose key is in a part of all keys, and their keys, (k,) KEY.
+    `wanted`: (n,) bool, the rows to look at."""
+    rows, found, first = [np.empty(0, np.int64)], [np.empty(0, KEY)], 0
+    for some in pieces(keys):
+        own = wanted[first : first + len(some)] & (some["high"] % parts == part)
+        own &= (some["high"] != 0) | (some["low"] != 0)
+        rows.append(np.flatnonzero(own) + first)
+        found.append(some[own])
+        first += len(some)
+    return np.concatenate(rows), np.concatenate(found)
 
 
 class Updated(NamedTuple):
@@ -158,7 +226,7 @@ def update(where: str, old: MemberIndex, new: MemberIndex, asked: Update | None)
         UsageError: too many pictures differ only in their times.
     """
     if asked is None and old.times is not None:
-        old = replace(old, times=abs(old.times))
+        old = replace(old, times=Column.of(abs(some) for some in pieces(old.times)))
     changes = compare(old, new, content=asked is not None and asked.content)
     there, live = changes.found >= 0, int(old.live.sum())
     touched = int(changes.by_time.sum())
@@ -174,16 +242,28 @@ def update(where: str, old: MemberIndex, new: MemberIndex, asked: Update | None)
     if asked is not None:
         changed = changed & ~(changes.by_time & (how == SAME))
         gone, fresh = ~there, there
-    whole = MemberIndex.joined([old, new])
-    facts = whole.take(np.where(fresh, len(old) + changes.found, np.arange(len(old))))
-    moved = asked is not None and bool((facts.offsets != old.offsets).any())
+    moved = renamed = False
+
+    def facts() -> Iterator[MemberIndex]:
+        nonlocal moved, renamed
+        first = 0
+        for was in old.blocks():
+            own = slice(first, first := first + len(was))
+            rows = np.where(fresh[own], len(was) + np.cumsum(fresh[own]) - 1, np.arange(len(was)))
+            now = new.take(changes.found[own][fresh[own]])
+            block = MemberIndex.packed([was, now]).take(rows)
+            moved |= bool((was.offsets[:] != block.offsets[:]).any())
+            renamed |= was.raw_names() != block.raw_names()
+            yield block
+
+    known = replace(MemberIndex.packed(facts()), gone=gone if gone.any() else None)
     return Updated(
-        replace(facts, gone=gone if gone.any() else None),
-        new.take(changes.new),
+        known,
+        MemberIndex.packed(map(new.take, pieces(changes.new))),
         np.flatnonzero(changed),
         np.flatnonzero(changes.touched),
         int((gone & old.live).sum()),
-        facts.names != old.names or bool((~gone & ~old.live).any()) or moved,
+        renamed or bool((~gone & ~old.live).any()) or (asked is not None and moved),
     )
 
 

@@ -103,7 +103,7 @@ NOT_TRIED = {
     ("results/jobs", "entry"): OWN,
     ("results/row_sink", "_write"): OWN,
     ("system/files", "load_json"): "the format of an older run: what cannot be read is unknown",
-    ("shards/members", "save"): "writes a list that this process has made",
+    ("shards/members", "_zipped"): "writes a list that this process has made",
     ("shards/guard", "main"): "its parent's paths; shards are tried",
     ("shards/schema", "sha256_of"): "any bytes have a hash",
     ("system/environment", "_hosts_of_file"): "a file of hosts, words only",
