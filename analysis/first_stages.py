@@ -76,6 +76,8 @@ JOBS = {
 WARM = 2_000  # pictures of the job that fills the cache of made networks
 CHOSEN = "the one that the other half chooses"
 LEVELS = (2.5, 50, 97.5)  # percentiles of an interval
+
+
 def pictures(args: argparse.Namespace, name: str) -> list[Path]:
     """The files of a set in an order that does not follow the classes."""
     folder = args.tiny if name == "tiny" else args.jpegs
@@ -112,8 +114,6 @@ def pixels_of(files: Sequence[Path], px: int) -> np.ndarray:
 
 def predictor_of(network: str, precision: str) -> Any:
     """A network as a rank loads it."""
-    from collage_mpi.encoding.collage import decode, resized
-from collage_mpi.job.changeover import JUDGED, MADE_BATCH
     px = NETWORKS[network]
     tuning = Tuning(precision=precision, runtime="torch").on("cpu")
     how = Loading(tuning=tuning, geometry=Geometry((px, px, 3), 1, px, 1000))
