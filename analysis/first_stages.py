@@ -51,7 +51,9 @@ from collage_mpi.models import load_predictor
 from collage_mpi.models.info import Geometry, Loading, Tuning
 from collage_mpi.models.making import make
 from collage_mpi.models.runtimes import open_runtime, read_record
-from collage_mpi.rows import PRESENT
+from collage_mpi.results.reader import open_run
+from collage_mpi.rows import ASKED_FIRST, PRESENT
+from collage_mpi.rows import IMAGES as IMAGE_ROWS
 from collage_mpi.shards.pictures import PictureFit, picture_pixels, usual_resize_px
 from collage_mpi.system.fields import with_shipped
 
@@ -266,14 +268,16 @@ def jobs(args: argparse.Namespace) -> None:
             job(warm, way)
         start_s, _ = job(few, way)
         took_s, classes = job(of_job[args.count], way)
-        said = kept(out.with_name(out.name + ".run") / "summary.json")
+        said = kept(out.with_name(out.name + ".run") / "thresholds" / "1.json")
         if way == "float32":
             keep(folder / f"classes-{args.count}.json", classes)
         known = kept(folder / f"classes-{args.count}.json")
         one = {"images": args.count, "repeat": repeat, "way": way}
         one["ms"] = 1e3 * (took_s - start_s) / args.count
         one["changed"] = float(np.mean([known[each] != classes[each] for each in known]))
-        one["said"] = said
+        rows = open_run(out.with_name(out.name + ".run")).chunks(IMAGE_ROWS)
+        first = sum(int(np.isin(each["source"], ASKED_FIRST).sum()) for each in rows)
+        one |= {"accepted": first / args.count, "said": said}
         done.append(one)
         keep(file, done)
         print(*one.values(), flush=True)
