@@ -11,9 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "analysis"))
 pytest.importorskip("torch")
 
-import first_stages as fs  # noqa: E402
+import first_stages as fs
 
-from collage_mpi.bounds.sample import Asked  # noqa: E402
+from collage_mpi.bounds.sample import Asked
 
 
 def stage(scores: list[float], differs: list[int], image_s: float) -> fs.First:
