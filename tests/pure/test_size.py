@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 37_333, "analysis": 5_596, "tests": 52_128}
+LINES = {"collage_mpi": 37_333, "analysis": 6_075, "tests": 52_217}
 GUIDE_WORDS = 18_081  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 2_487
 NO_CODE = {
