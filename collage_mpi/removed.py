@@ -34,6 +34,8 @@ TABLE: dict[str, tuple[str, str]] = {
         "a quick network, or the single network in batches, before the single network",
         "use --scheme cascade --first W, or --scheme none --batch 9",
     ),
+    "--aim": ("what a threshold optimises", "use --agree, the share of classes to keep"),
+    "--errors": ("standard errors added to a loss", "use --agree, the share of classes to keep"),
     "--decoder": ("what decoded pictures", "leave it out: Pillow does, on the CPU"),
     "--backup": ("quick network of scheme cascade-batch", "use --first W"),
     "--parity": ("network that answers for the sum of several images", _COLLAGE),

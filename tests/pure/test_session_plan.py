@@ -301,7 +301,7 @@ def test_a_task_has_no_more_images_than_its_row_can_count(shards):
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_label_has_the_31_bits_of_a_row(shards, more):
     with plan_of(shards).shards as found:
-        found.labels = lambda: np.array([2**31 - 1 + more])
+        found.highest_label = lambda: 2**31 - 1 + more
         check = partial(plan_module._check_sizes, found, Grid(2, 6), RunSettings(side=2))
         refused = pytest.raises(DataFault, match=r"have label 2147483648; .* from 0 to 2147483647$")
         with refused if more else nullcontext():
