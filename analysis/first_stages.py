@@ -487,7 +487,10 @@ class Prices:
 
 def of_networks(args: argparse.Namespace, name: str, network: str) -> Known:
     """EfficientNet on pictures of ImageNet."""
-    files = [np.load(each) for each in sorted((args.cache / "answers").glob(f"{name}-*.npz"))]
+    files = [
+        np.load(each, allow_pickle=False)
+        for each in sorted((args.cache / "answers").glob(f"{name}-*.npz"))
+    ]
     found = {way: np.concatenate([each[way] for each in files]) for way in files[0].files}
     prices, wanted = Prices(args.cache), found[f"{network} float32"][:, 0]
 

@@ -93,6 +93,7 @@ NOT_TRIED = {
     ("models/gate", "_check_timm"): "a file of timm",
     ("models/gate", "_check_function"): "any bytes are a text",
     ("models/libraries", "_code_of_hub"): LIBRARY,
+    ("models/libraries", "_zero_shot"): LIBRARY,
     ("models/gate", "_inside"): "any bytes are a file",
     ("models/runtimes", "why_unknown"): "every error means other answers",
     ("models/info", "processor_facts"): KERNEL,
