@@ -215,7 +215,7 @@ def timed(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any], in
         yield f"{way} {runtime} {batch}", lambda net=net, inputs=inputs: net.answer(inputs), batch
     for kind, batch in product((SINGLE, COLLAGE), BATCHES):
         net = load_predictor(with_shipped(f"shipped:{FASHION[kind]}.safetensors"), kind)
-        inputs = np.zeros((batch, *net.info.input_shape), np.uint8)
+        inputs = np.zeros((batch, *net.info.shape), np.uint8)
         yield f"{FASHION[kind]} {batch}", lambda net=net, inputs=inputs: net.answer(inputs), batch
 
 
