@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINES = {"collage_mpi": 37_836, "analysis": 6_051, "tests": 52_637}
-GUIDE_WORDS = 18_336  # every page of docs/ but architecture.md
+GUIDE_WORDS = 18_355  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 2_487
 NO_CODE = {
     tokenize.COMMENT,
