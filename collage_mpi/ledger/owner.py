@@ -11,7 +11,7 @@ import errno
 import os
 import random
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -191,7 +191,8 @@ class Owner:
         self._written: dict[int, list[Part]] = {}
         self._files: set[str] = set()  # of parts that this job has written
         # Of each, the cells of which a record names it, or may name it
-        self._named: dict[str, set[int]] = {}
+        self._named: defaultdict[str, set[int]] = defaultdict(set)
+        self._over: deque[Part] = deque()  # which perhaps no record names
         self._rows: dict[int, int] = {}  # start -> rows of this job that count
         self._want = 0
         # What is known of cells
@@ -374,8 +375,11 @@ class Owner:
         self.counts["records"] += 1
         room = b"" if record.gen else b" " * MARK_BYTES  # for the mark
         after = cell.after(raw, record.gen)  # a record that others cannot read is not made
-        for part in change.parts:
-            self._named.setdefault(part.file, set()).add(start)
+        recorded = {part.file for part in record.parts}
+        named = [self._named[part.file] for part in change.parts if part.file in recorded]
+        new = [starts for starts in named if start not in starts]
+        for starts in new:
+            starts.add(start)
         if not self._made(lease_name(start, record.gen), raw + room):
             self.counts["failed"] += 1
             self._look(start)
@@ -388,6 +392,9 @@ class Owner:
             return False
         if record.gen == 0 or not self._packed(start):
             self._know(after)
+            return True
+        for starts in new:  # the record is void
+            starts.discard(start)
         return True
 
     def _made(self, name: str, data: bytes) -> bool:
@@ -499,7 +506,6 @@ class Owner:
                 others = sp.minus(part.spans, spans)
                 here = msgspec.structs.replace(part, spans=spans, errors=errors, others=others)
                 self._written.setdefault(start, []).append(here)
-        over: list[Part] = []
         for start in [*self._written]:
             parts = tuple(self._written[start])
             take = self._amount(start) if self._want > 0 else 0
@@ -507,15 +513,17 @@ class Owner:
             cell, held = self._cell(start), self.held(start)
             left = [part for part in self._written[start] if cell.due(part, held)]
             self._written[start] = left
-            over += [part for part in parts if part not in left]
+            self._over += [part for part in parts if part not in left]
             if not left:
                 del self._written[start]
                 if self._cell(start).closed and not self._cell(start).packed:
                     self._to_pack.append(start)
         waits = {part.file for parts in self._written.values() for part in parts}
-        for part in over:
-            if part.file not in waits and not self._named.get(part.file):  # others have its rows
+        while self._over:
+            part = self._over[0]
+            if part.file not in waits and not self._named[part.file]:  # others have its rows
                 self._store.remove(part.name)
+            self._over.popleft()
 
     def _starts_of(self, spans: Spans) -> set[int]:
         """The cells that have some of the positions."""

@@ -670,6 +670,46 @@ def test_a_part_that_no_record_names_is_removed(
     assert (tmp_path / mine.name).exists() is not removed
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_part_whose_positions_others_did_is_removed_though_the_disk_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    """`seen`: the job knows it, and its record takes other positions; else its record is void,
+    since the cell was packed."""
+    store, now = FolderStore(tmp_path), [0.0]
+    store.make()
+    (tmp_path / "parts").mkdir()
+    run = join(store, Run(1, 0, 20, 20 if seen else 10, by=ME))
+    first, second = (Owner(store, run, 1, lambda: now[0], name * 32) for name in "ab")
+    first.turn(10)
+    second._look(0)
+    second._propose(0, Change(second.name, split=(ME, ((0, 10),))))
+    theirs = msgspec.structs.replace(part((0, 10)), file="images-0001-000002.parquet")
+    second.wrote(theirs)
+    now[0] += 1
+    second.turn()
+    if seen:
+        first._look(0)
+    mine = part((0, 10))
+    (tmp_path / mine.name).write_text("rows")
+    remove, calls = store.remove, []
+
+    def fails_once(name: str) -> None:
+        calls.append(name)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "bad disk")
+        remove(name)
+
+    monkeypatch.setattr(store, "remove", fails_once)
+    first.wrote(mine)
+    for _ in range(3):
+        now[0] += 1
+        first.turn(10 if seen else 0)
+    assert calls[:2] == [mine.name] * 2
+    assert not (tmp_path / mine.name).exists()
+    assert (sp.count(first.held(0)) == 10) is seen
+
+
 def test_a_server_that_hangs_for_minutes_kills_nobody() -> None:
     now = [0.0]
     truth = Quick(RUN)
