@@ -25,7 +25,7 @@ from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models import describe
 from collage_mpi.models.info import INT8, Tuning, processor_facts
-from collage_mpi.models.named import BETWEEN, LENGTHS, PREFIXES, read_spec
+from collage_mpi.models.named import BETWEEN, LENGTHS, OPTIONS, PREFIXES, read_spec
 from collage_mpi.results import ROWS_FOLDER, has_run
 from collage_mpi.settings.flags import (
     Values,
@@ -159,6 +159,11 @@ class ClassifyArguments(TableArguments):
             raise UsageError(
                 f"--labels {self.labels!r}: needed are two or more different labels with commas "
                 f'between them, without {BETWEEN}: --labels "ship, plane"'
+            )
+        named = read_spec(self.network)
+        if words and (named is None or "labels" not in OPTIONS.get(named.library, ())):
+            raise UsageError(
+                f"--labels needs a network with a text side, hf:ID, and {self.network} has none"
             )
         return f"{self.network},labels={BETWEEN.join(words)}" if words else self.network
 

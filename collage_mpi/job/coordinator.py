@@ -277,7 +277,7 @@ class Coordinator:
             if isinstance(sign, ev.RankLost):
                 self.transport.drop(sign.rank)
         if now_ns >= self._leased.look_at_ns:
-            self._hear_of_supply(now_ns)
+            self._hear_of_leases(now_ns)
             self._look_for_stop()
         arrived = self._let_in() if self._arrivals.waiting else False
         wake_ns = self.core.wake_ns
@@ -378,7 +378,7 @@ class Coordinator:
         )
         return [ev.RankUnfit(rank, kind) for kind in sorted(worker.kinds)]
 
-    def _hear_of_supply(self, now_ns: int) -> None:
+    def _hear_of_leases(self, now_ns: int) -> None:
         """Take what the ledger grants, and which first networks to ask."""
         leased = self._leased
         leased.look_for_pairs()

@@ -50,7 +50,7 @@ Said = Lease | Pause | Close | Heard
 
 
 class Link(Protocol):
-    """What the leased needs of the job's share in the run (`job/shared`)."""
+    """What `LeasedImages` needs of the job's share in the run (`job/shared`)."""
 
     def hear(self) -> Said | None:
         """What comes next, or None. Raises CollageError if the job cannot go on."""

@@ -177,6 +177,14 @@ def admit(named: Named, trusted: str = "") -> None:
             raise UsageError(
                 f"{named.spec}: {key}={value} is unknown; it may have {' and '.join(may)}"
             )
+    keys = [key for key, _ in named.options]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UsageError(f"{named.spec}: {twice} is given twice; give it once")
+    if {"embed", "labels"} <= {*keys}:
+        raise UsageError(
+            f"{named.spec}: embed= gives the embedding, and labels= compares it with words; leave "
+            "out one of them"
+        )
     package = PACKAGES.get(named.library)
     if package is not None and find_spec(package) is None:
         raise EnvironmentFault(f"{named.spec} needs {package}: {pip_line(named.library)}")

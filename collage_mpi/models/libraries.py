@@ -382,9 +382,15 @@ def _zero_shot(
             f"{type(network).__name__} has none"
         )
     length = network.config.text_config.max_position_embeddings
+    tokenizer = AutoTokenizer.from_pretrained(named.name, **remote)
+    for label in labels:
+        if (tokens := len(tokenizer(label)["input_ids"])) > length:
+            raise UsageError(
+                f"{named.spec}: the label {label[:40]!r} has {tokens} tokens, and this network "
+                f"takes at most {length}: make it shorter"
+            )
     how = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
-    tokens = AutoTokenizer.from_pretrained(named.name, **remote)([*labels], **how)
-    found = network.get_text_features(**tokens)
+    found = network.get_text_features(**tokenizer([*labels], **how))
     found = found if isinstance(found, Tensor) else found.pooler_output
     return ZeroShot(pooled, found, network.logit_scale.reshape(()))
 

@@ -95,10 +95,15 @@ class Column:
             self.append(np.zeros((lacking, *self.shape), self.dtype))
 
     def __getitem__(self, rows: Any) -> Any:
-        """A value, the values of a slice without step, or those of an array of rows, (k,) int64."""
+        """A value, the values of a slice without step, or those of an array of rows: (k,) integers
+        from 0, or (n,) bool."""
         if isinstance(rows, slice):
-            first, stop, _ = rows.indices(self._rows)
+            first, stop, step = rows.indices(self._rows)
+            if step != 1:
+                raise IndexError("a slice of a column has no step")
             return self._read(first, max(first, stop))
+        if isinstance(rows, np.ndarray) and rows.dtype == bool:
+            rows = np.flatnonzero(rows)
         if isinstance(rows, np.ndarray) and self._file is None:
             return np.frombuffer(self._held, self.dtype).reshape(-1, *self.shape)[rows]
         if isinstance(rows, np.ndarray):

@@ -301,6 +301,9 @@ def test_labels_are_classes_of_a_network_with_a_text_side(tmp_path: Path) -> Non
     assert other.fingerprint != predictor.fingerprint
     with pytest.raises(UsageError, match=r"need a network with a text side.*ViTModel has none"):
         loaded(f"hf:{save_vit(tmp_path / 'vit', True)},labels=ship|plane")
+    loaded(f"hf:{folder},labels=a a a a a|ship")
+    with pytest.raises(UsageError, match=r"the label 'a a a a a a' has 7 tokens.*at most 6"):
+        loaded(f"hf:{folder},labels=ship|a a a a a a")
 
 
 @torch.inference_mode()
@@ -402,6 +405,9 @@ def test_bad_onnx_files_are_refused(tmp_path: Path) -> None:
         ("timm:resnet18,labels=a|b", UsageError, "labels=a|b is unknown".replace("|", "[|]")),
         ("hf:a/b,embed=l1", UsageError, "embed=l1 is unknown; .*embed=l2.none and labels=..."),
         ("timm:resnet18,weights=", UsageError, "weights= is unknown"),
+        ("hf:a/b,labels=a|b,labels=c|d", UsageError, "labels is given twice"),
+        ("timm:resnet18,embed=none,embed=l2", UsageError, "embed is given twice"),
+        ("hf:a/b,labels=a|b,embed=l2", UsageError, "leave out one of them"),
         ("none.onnx", EnvironmentFault, "network none.onnx: cannot be read: No such file"),
         ("timm:resnet18,weights=none.pth", EnvironmentFault, "none.pth: cannot be read"),
     ],

@@ -172,6 +172,11 @@ def test_what_embed_starts_is_a_map_of_the_network_without_its_last_layer(starte
         ((*CLASSIFY, "--labels", "ship, ship"), "needed are two or more different labels"),
         ((*CLASSIFY, "--labels", "ship,,plane"), "needed are two or more different labels"),
         ((*CLASSIFY, "--labels", "a|b,c"), "without |"),
+        ((*CLASSIFY, "--labels", "a,b"), "a network with a text side, hf:ID, and null has none"),
+        (
+            (*CLASSIFY, "--network", "timm:x", "--labels", "a,b"),
+            "a network with a text side, hf:ID, and timm:x has none",
+        ),
         ((*CLASSIFY, "--network", "hf:a/b,embed=l2"), "an embedding, which names no class"),
         (
             (*CLASSIFY, "--agree", "0.9", "--first", "hf:a/b,embed=l2"),

@@ -194,6 +194,17 @@ def test_a_column_that_comes_late_has_zeros_before_and_after() -> None:
     assert any(labels)
 
 
+@pytest.mark.parametrize("held_bytes", [0, 1_000])
+def test_a_column_is_indexed_as_an_array_in_memory_and_on_the_disk(held_bytes: int) -> None:
+    values = np.arange(9)
+    found = Column(np.int64, held_bytes=held_bytes)
+    found.append(values)
+    for rows in (values % 3 == 0, np.array([7, 2, 2]), slice(2, -1), slice(8, 3), -1):
+        assert np.array_equal(found[rows], values[rows])
+    with pytest.raises(IndexError, match="no step"):
+        found[::2]
+
+
 @pytest.mark.usefixtures("small")
 def test_rows_that_are_read_together_are_few() -> None:
     rows = np.arange(0, 100, 2)
