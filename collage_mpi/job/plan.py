@@ -203,9 +203,8 @@ def shards_of(
         return shards
     try:
         complete = known.get("status", COMPLETE[0]) in COMPLETE
-        update = None if update is None else replace(update, content=content)
-        limited = settings.partial
-        return as_before(shards, entries, indexes, update, limited=limited, complete=complete)
+        how = {"content": content, "limited": settings.partial, "complete": complete}
+        return as_before(shards, entries, indexes, update, **how)
     except BaseException:
         shards.close()
         raise

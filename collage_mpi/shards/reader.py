@@ -534,6 +534,7 @@ def as_before(
     indexes: Path,
     asked: Update | None = None,
     *,
+    content: bool = False,
     limited: bool = False,
     complete: bool = True,
 ) -> ShardSet:
@@ -552,6 +553,7 @@ def as_before(
         known: {path, fingerprint, count, ...} of each shard, in the order of their numbers.
         indexes: the folder with the run's lists of members.
         asked: how the run is updated; None if it is not.
+        content: pictures are known by their bytes and not by their paths.
         limited: leave out new shards, because with them --limit would choose other images.
         complete: the run has all its rows.
 
@@ -579,7 +581,8 @@ def as_before(
             if complete:
                 raise UsageError(f"{line}. Or choose another --out.")
             growth.lines.append(f"{line} when it is complete")
-        found = update(str(info.path), old, now, asked if complete else None)
+        how = asked if complete else None
+        found = update(str(info.path), old, now, how, content=content, complete=complete)
         if complete:
             at = np.concatenate([np.arange(*starts[number : number + 2]) for number in numbers])
             growth.again += at[found.again].tolist()

@@ -332,11 +332,16 @@ def digests_of(
             one = member(int(rows[at]))
             with suppress(UnreadablePicture):
                 data = b"" if url_of(one.path) else read_member(one)
-                digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() if data else b""
-                digests[at, : len(digest)] = np.frombuffer(digest, np.uint8)
+                if data:
+                    digests[at] = _digest(data)
         there |= bool(digests.any())
         found.append(digests)
     return found if there else None
+
+
+def _digest(data: bytes) -> np.ndarray:
+    """(DIGEST_BYTES,) uint8, of the bytes of a picture."""
+    return np.frombuffer(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest(), np.uint8)
 
 
 def fingerprint_of(index: MemberIndex, known: str | None = None) -> str:
@@ -451,7 +456,11 @@ class MemberSource(PictureSource):
         times = np.zeros(len(rows), np.int64) if self._times is None else abs(self._times[rows])
         for at, row in enumerate(rows.tolist()):
             try:
-                found.append(read_member(self._member(self.path, some, at, int(times[at]))))
+                data = read_member(self._member(self.path, some, at, int(times[at])))
+                known = None if some.digests is None else some.digests[at]
+                if known is not None and known.any() and (_digest(data) != known).any():
+                    raise UnreadablePicture("it has changed since it was listed")
+                found.append(data)
             except UnreadablePicture as fault:
                 there = url_of(self.path) or os.path.exists(split_part(self.path)[0])
                 if not there:  # the whole source is gone, not one picture

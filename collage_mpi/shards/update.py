@@ -28,13 +28,11 @@ class Update:
     """How a run is updated.
 
     Attributes:
-        content: pictures are known by their bytes and not by their paths.
         touched: what to do with pictures of another time and the same size, whose bytes are not
             known: AGAIN, SAME, or ASK if they are more than MOST_BY_TIME.
         prune: pictures that are gone lose their rows.
     """
 
-    content: bool = False
     touched: str = ASK
     prune: bool = False
 
@@ -46,7 +44,8 @@ class Changes(NamedTuple):
         found: (n,) int64, for each row of the old list its row in the new one; -1: it is gone.
         changed: (n,) bool, the picture has other bytes, as far as is known, or another label.
         by_time: (n,) bool, those of them that only have another time.
-        touched: (n,) bool, the picture has another time, whatever its bytes.
+        touched: (n,) bool, the picture has another time or name, whatever its bytes.
+        other: (n,) bool, it is known to have other bytes.
         new: (k,) int64, rows of the new list that are in no row of the old one.
     """
 
@@ -54,6 +53,7 @@ class Changes(NamedTuple):
     changed: np.ndarray
     by_time: np.ndarray
     touched: np.ndarray
+    other: np.ndarray
     new: np.ndarray
 
 
@@ -69,7 +69,7 @@ def compare(old: MemberIndex, new: MemberIndex, *, content: bool = False) -> Cha
     found, left, live = np.full(len(old), -1, np.int64), np.ones(len(new), bool), old.live
     for sort in (_both, _digests, _names) if content else (_names,):
         pair(found, left, keys_of(old, sort), keys_of(new, sort), live)
-    changed, by_time, touched = (np.zeros(len(old), bool) for _ in range(3))
+    marks = np.zeros((4, len(old)), bool)
     first = 0
     for was in old.blocks():
         own = slice(first, first := first + len(was))
@@ -78,15 +78,15 @@ def compare(old: MemberIndex, new: MemberIndex, *, content: bool = False) -> Cha
             now = new.take(found[own].clip(0))
             there &= ~(_faulty(now) & ~_faulty(was))
             found[own][~there] = -1
-            changed[own], by_time[own], touched[own] = _differ(was, now, there)
-    return Changes(found, changed, by_time, touched, np.flatnonzero(left))
+            marks[:, own] = _differ(was, now, there, content=content)
+    return Changes(found, *marks, np.flatnonzero(left))
 
 
 def _differ(
-    was: MemberIndex, now: MemberIndex, there: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`changed`, `by_time` and `touched` of `Changes`, (n,) bool, for pairs of members. `there`:
-    (n,) bool, the pairs that are pictures and their successors."""
+    was: MemberIndex, now: MemberIndex, there: np.ndarray, *, content: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`changed`, `by_time`, `touched` and `other` of `Changes`, (n,) bool, for pairs of members.
+    `there`: (n,) bool, the pairs that are pictures and their successors."""
     known = later = touched = same = np.zeros(len(was), bool)
     if was.digests is not None and now.digests is not None:
         known = there & was.digests[:].any(axis=1) & now.digests[:].any(axis=1)
@@ -95,12 +95,15 @@ def _differ(
     if was.times is not None and now.times is not None:
         later = there & (abs(was.times[:]) != abs(now.times[:]))
         touched = later | there & (was.times[:] < 0)
+    if content:  # it may have been found by its bytes
+        names = zip(was.raw_names(), now.raw_names(), strict=True)
+        later = later | there & np.fromiter((one != two for one, two in names), bool, len(was))
     mended, faulty = there & _faulty(was) & ~_faulty(now), there & _faulty(was) & _faulty(now)
     if was.labels is not None and now.labels is not None:  # the row has its label
         mended |= there & ~_faulty(now) & (was.labels[:] != now.labels[:])
     by_time = touched & ~known & ~sized & ~mended & ~faulty
     changed = ((known & ~same) | (~known & (sized | touched)) | mended) & ~faulty
-    return changed, by_time, (later | changed) & ~faulty
+    return changed, by_time, (later | changed) & ~faulty, known & ~same
 
 
 def _faulty(block: MemberIndex) -> np.ndarray:
@@ -212,7 +215,15 @@ class Updated(NamedTuple):
     renamed: bool
 
 
-def update(where: str, old: MemberIndex, new: MemberIndex, asked: Update | None) -> Updated:
+def update(
+    where: str,
+    old: MemberIndex,
+    new: MemberIndex,
+    asked: Update | None,
+    *,
+    content: bool = False,
+    complete: bool = True,
+) -> Updated:
     """What an update does with a source.
 
     Args:
@@ -221,13 +232,16 @@ def update(where: str, old: MemberIndex, new: MemberIndex, asked: Update | None)
         new: what is there now.
         asked: by the user; None if no update is asked for. No picture is marked as gone then, and
             what is said of the others stays unless it is known that they have changed.
+        content: pictures are known by their bytes and not by their paths.
+        complete: the run has all its rows. Otherwise those that it lacks are to be answers to the
+            bytes that it has listed.
 
     Raises:
         UsageError: too many pictures differ only in their times.
     """
     if asked is None and old.times is not None:
         old = replace(old, times=Column.of(abs(some) for some in pieces(old.times)))
-    changes = compare(old, new, content=asked is not None and asked.content)
+    changes = compare(old, new, content=content and (asked is not None or not complete))
     there, live = changes.found >= 0, int(old.live.sum())
     touched = int(changes.by_time.sum())
     how = AGAIN if asked is None else asked.touched
@@ -239,6 +253,8 @@ def update(where: str, old: MemberIndex, new: MemberIndex, asked: Update | None)
             "content compares the bytes"
         )
     changed, gone, fresh = changes.changed, ~old.live, changes.touched
+    if not complete:
+        fresh = fresh & ~changes.other
     if asked is not None:
         changed = changed & ~(changes.by_time & (how == SAME))
         gone, fresh = ~there, there

@@ -168,7 +168,7 @@ def test_a_long_list_is_updated_as_a_short_one(content, monkeypatch) -> None:
         old = with_digests(MemberIndex.of(some_members(1, 90)), 1)
         old = replace(old, gone=np.arange(90) % 7 == 0)
         new = with_digests(MemberIndex.of(some_members(2, 100)), 2)
-        found = update("", old, new, Update(content, touched="again"))
+        found = update("", old, new, Update(touched="again"), content=content)
         listed = [each.tolist() for each in compare(old, new, content=content)]
         facts = found.again.tolist(), found.touched.tolist(), found.removed, found.renamed
         return (
@@ -221,8 +221,8 @@ def test_one_picture_that_has_moved_far_from_the_end_is_noticed(which) -> None:
     lists = [MemberIndex.of(each) for each in (old, [moved, *old[1:]])]
     digests = np.arange(40 * DIGEST).astype(np.uint8).reshape(40, DIGEST)
     old_list, new_list = (replace(each, digests=digests) for each in lists)
-    assert update("", old_list, new_list, Update(content=True)).renamed
-    assert not update("", old_list, old_list, Update(content=True)).renamed
+    assert update("", old_list, new_list, Update(), content=True).renamed
+    assert not update("", old_list, old_list, Update(), content=True).renamed
 
 
 @pytest.mark.usefixtures("small")
