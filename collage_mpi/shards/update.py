@@ -69,7 +69,7 @@ def compare(old: MemberIndex, new: MemberIndex, *, content: bool = False) -> Cha
     found, left, live = np.full(len(old), -1, np.int64), np.ones(len(new), bool), old.live
     for sort in (_both, _digests, _names) if content else (_names,):
         pair(found, left, keys_of(old, sort), keys_of(new, sort), live)
-    marks = np.zeros((4, len(old)), bool)
+    marks = changed, by_time, touched, other = [np.zeros(len(old), bool) for _ in range(4)]
     first = 0
     for was in old.blocks():
         own = slice(first, first := first + len(was))
@@ -78,8 +78,9 @@ def compare(old: MemberIndex, new: MemberIndex, *, content: bool = False) -> Cha
             now = new.take(found[own].clip(0))
             there &= ~(_faulty(now) & ~_faulty(was))
             found[own][~there] = -1
-            marks[:, own] = _differ(was, now, there, content=content)
-    return Changes(found, *marks, np.flatnonzero(left))
+            for mark, values in zip(marks, _differ(was, now, there, content=content), strict=True):
+                mark[own] = values
+    return Changes(found, changed, by_time, touched, other, np.flatnonzero(left))
 
 
 def _differ(
