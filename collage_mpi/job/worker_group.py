@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from collage_mpi.core.events import RankLost
-from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.errors import ExitCode, Interrupted
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import ProcessMonitor
 from collage_mpi.faults.reply_timeout import SECOND_NS
@@ -113,7 +113,7 @@ class WorkerGroup:
         if unseen and self.detector.keep_going:
             self._ask({}, dict.fromkeys(unseen, HERE_LIMIT_S))
             self._answers(Here, interrupted)
-        self.session = 1
+        self.session += 1
         told: dict[int, Sequence[Message]]
         told = {rank: [*shards, welcomes[rank]] for rank in self.present}
         self._ask(told, dict.fromkeys(told, limit_s))
@@ -280,7 +280,7 @@ class WorkerGroup:
             heard(len(self.steps.answers))
             reason = interrupted()
             if reason is not None:
-                raise _Interrupted(f"{reason}: go on with the same command")
+                raise Interrupted(f"{reason}: go on with the same command")
         return {r: each for r, each in self.steps.answers.items() if isinstance(each, what)}
 
     def _turn(self) -> bool:
@@ -318,12 +318,6 @@ class WorkerGroup:
         if header.session != self.session or header.type != wire.CONTROL:
             return None
         return messages.unpack(arrival.message, arrival.rank)
-
-
-class _Interrupted(CollageError):
-    """A signal came before the job began."""
-
-    exit_code = ExitCode.INCOMPLETE
 
 
 def _ns(seconds: float) -> int:

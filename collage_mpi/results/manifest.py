@@ -15,6 +15,7 @@ import msgspec
 
 from collage_mpi.errors import DataFault
 from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.ledger.records import LISTING, OPEN, OVER
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import jobs
 from collage_mpi.results.parts import Ledger, read_ledger
@@ -24,6 +25,7 @@ from collage_mpi.system.printable import readable, shown
 
 COMPLETE = ("complete", "complete_with_errors")
 STATUSES = (*COMPLETE, "incomplete")
+DUE = "due"  # the listing of the input goes on, and all that is listed has its row
 
 Json = dict[str, Any]
 
@@ -149,6 +151,7 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "started": (is_text, "a time"),
     "warmup_groups": (_is_count, "a number of groups"),
     "status": (is_text, "a status"),
+    "listing": (is_text, f"{OPEN}, {DUE} or {OVER}"),
     "sessions": (list_of(_SESSION), "a list of sessions"),
     "bad_shards": (list_of(fields(path=is_text, reason=is_text)), "a list of {path, reason}"),
     "cost_ratio": (is_number, "a number"),
@@ -196,6 +199,7 @@ def compose(out: Path, ledger: Ledger | None = None) -> Json:
     found |= {"sessions": jobs.entries(out), "thresholds": [], "status": ledger.status}
     while (held := _linked(store, out, threshold_name(len(found["thresholds"]) + 1))) is not None:
         found["thresholds"].append(held)
+    found |= {LISTING: DUE} if ledger.due else {}
     check_manifest(found := readable(found), str(out))
     return check_manifest(found | _last_facts(found), str(out))
 

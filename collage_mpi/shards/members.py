@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -443,6 +443,18 @@ def _column(
 def name_text(name: str) -> str:
     """A file's name as text that HDF5 can store. NUL and bytes that are not UTF-8 become \\xNN."""
     return storable(name).replace("\0", "\\x00")
+
+
+class Stream(NamedTuple):
+    """The pictures of a source, by the names by which it finds them again, while they are listed.
+
+    Attributes:
+        members: yields them.
+        warnings: sentences for the user, once all are listed.
+    """
+
+    members: Iterator[tuple[str, Member]]
+    warnings: Callable[[], tuple[str, ...]] = tuple
 
 
 @dataclass(frozen=True)
