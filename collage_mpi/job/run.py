@@ -121,10 +121,6 @@ class SessionOutcome:
         return ExitCode.DATA if self.input_faults else EXIT_CODES[self.status]
 
 
-class Overtaken(EnvironmentFault):
-    """Another job has begun a run of an input that is still listed."""
-
-
 @dataclass(frozen=True)
 class Ask:
     """How a job is to be run.
@@ -164,19 +160,32 @@ def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> S
     try:
         while True:
             known = compose(out) if has_run(out) else {}
-            plan = make_plan(settings, size, known, team=team, update=ask.update, growing=growing)
+            number = len(read_runs(out)) if known else 0
             try:
-                outcome = JobRun(plan, worker_group, known, ask).outcome()
+                plan = make_plan(
+                    settings, size, known, team=team, update=ask.update, growing=growing
+                )
+                try:
+                    outcome = JobRun(plan, worker_group, known, ask).outcome()
+                finally:
+                    plan.shards.close()
                 if not (outcome.grows and goes_on(out, growing)):
                     return outcome
-            except Overtaken:
+            except CollageError:
+                if ask.stop_reason() or not overtaken(out, number):
+                    raise
                 growing.close()
                 worker_group.end()
-            finally:
-                plan.shards.close()
             ask = replace(ask, brief=True)
     finally:
         growing.close()
+
+
+def overtaken(out: Path, number: int) -> bool:
+    """Whether another job has begun a run of an input that is listed meanwhile, since there were
+    `number` runs."""
+    there = read_runs(out) if has_run(out) else ()
+    return len(there) > number and any(LISTING in run.settings for run in there)
 
 
 def goes_on(out: Path, growing: Growing) -> bool:
@@ -223,8 +232,6 @@ def next_run(
     for run in there:
         so_far |= run.settings
     grows = last.grows
-    if LISTING in so_far and len(so_far["shards"]) > len(shards.infos):
-        raise Overtaken(f"{plan.settings.out}: another job has listed more images")
     for number, shard in enumerate(so_far["shards"]):
         mine = [(info.fingerprint, info.count) for info in shards.infos[number : number + 1]]
         if mine != [(shard["fingerprint"], shard["count"])]:
@@ -638,9 +645,6 @@ class JobRun:
         if mine.number > 1 and mine.by is None:
             mine = structs.replace(mine, cell=cell)
         found = join(self.store, structs.replace(mine, by=self.owner, whole=whole))
-        listed = [entry(each.settings).get("shards") for each in (found, mine)]
-        if (found.settings.get(LISTING) or plan.shards.grows) and listed[0] != listed[1]:
-            raise Overtaken(f"{self.out}: another job has listed other images first")
         if found.by != self.owner and run is None:  # another job was quicker
             refuse_differences(self.out, found.settings, mine.settings)
         elif found.by != self.owner:

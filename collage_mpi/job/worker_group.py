@@ -14,7 +14,16 @@ from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import ProcessMonitor
 from collage_mpi.faults.reply_timeout import SECOND_NS
 from collage_mpi.job import messages
-from collage_mpi.job.group_steps import DONE, GREETED, STUCK, Asked, Gone, GroupSteps, Heard, Tell
+from collage_mpi.job.group_steps import (
+    GREETED,
+    MEMBER,
+    STUCK,
+    Asked,
+    Gone,
+    GroupSteps,
+    Heard,
+    Tell,
+)
 from collage_mpi.job.messages import Bye, Hello, Here, Measured, Message, Shards, Welcome
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Received
@@ -186,8 +195,9 @@ class WorkerGroup:
         self._ask(dict.fromkeys(self.present, (start,)))
 
     def end(self) -> None:
-        """Tell all ranks that the session is over, as far as they do not know."""
-        working = [rank for rank in self.present if self.steps.states[rank] != DONE]
+        """Tell all ranks that the session is over, as far as they do not know; another may
+        follow."""
+        working = [rank for rank in self.present if "end" in MEMBER[self.steps.states[rank]]]
         self._ask(dict.fromkeys(working, (messages.End(),)))
 
     def release(self, ranks: Collection[int]) -> None:

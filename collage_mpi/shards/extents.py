@@ -29,7 +29,7 @@ from collage_mpi.system.forked import of_server
 from collage_mpi.system.process_tree import own_command
 from collage_mpi.system.tell import tell
 
-FIRST_S = 2.0  # a source that takes longer is listed in extents; each takes as long as those before
+FIRST_S = 1.0  # a source that takes longer is listed in extents; each takes as long as those before
 LOOK_S = 0.1  # between looks whether the job has to stop
 
 

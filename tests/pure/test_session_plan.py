@@ -362,7 +362,7 @@ def test_a_run_whose_name_is_seen_late_is_known_to_the_plan(shards, tmp_path, mo
     parts.mkdir()
     (parts / "images-0001-000001.parquet").touch()
 
-    def made(settings, size, known, team, update):
+    def made(settings, size, known, team, update, growing):
         raise KeyError(known)
 
     monkeypatch.setattr("time.sleep", lambda _: (tmp_path / "run.1.json").touch())
