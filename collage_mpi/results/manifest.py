@@ -270,12 +270,16 @@ def began_ns(manifest: Mapping[str, Any]) -> dict[int, int]:
 
 def launch_of(manifest: Mapping[str, Any]) -> dict[int, int]:
     """Session -> the first one of the sessions that ran at the same time. A session that ran alone
-    is not listed. Of a session that was killed only its beginning is known."""
+    is not listed, nor are those of one process, which follow each other. Of a session that was
+    killed only its beginning is known."""
     told, found = finals(manifest), dict[int, int]()
+    jobs = {entry["session"]: entry.get("job") or {} for entry in manifest.get("sessions") or ()}
+    process = {n: (job.get("host"), job.get("pid")) for n, job in jobs.items() if job.get("pid")}
     together, end_ns = set[int](), -1
     for session, at_ns in [*sorted(began_ns(manifest).items(), key=lambda each: each[1])]:
-        if at_ns > end_ns:
-            together = set()
+        mine = process.get(session, ())
+        if at_ns > end_ns or mine in [process.get(each) for each in together]:
+            together, end_ns = set(), -1
         together.add(session)
         end_ns = max(end_ns, at_ns + int(1e9 * (told[session].get("seconds") or 0)))
         found |= dict.fromkeys(together if len(together) > 1 else (), min(together))

@@ -16,8 +16,8 @@ import numpy as np
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
 from collage_mpi.ledger.damage import examine, repair
 from collage_mpi.ledger.jobs import jobs, note
-from collage_mpi.ledger.records import Run as Numbered
 from collage_mpi.ledger.records import LISTING, rows_name
+from collage_mpi.ledger.records import Run as Numbered
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import EXPORT, PARTS_FOLDER, ROWS_FOLDER
 from collage_mpi.results.columns import rows_of

@@ -1,5 +1,5 @@
-"""Lists that are handed over in extents, and runs that grow by them: each picture has one row, which
-is the answer to its bytes, whoever dies and whatever changes meanwhile.
+"""Lists that are handed over in extents, and runs that grow by them: each picture has one row,
+which is the answer to its bytes, whoever dies and whatever changes meanwhile.
 """
 
 from __future__ import annotations
@@ -179,8 +179,7 @@ def test_what_goes_wrong_in_the_process_is_told(tmp_path: Path) -> None:
         if path == tmp_path:
             lister._process.kill()
         with pytest.raises(fault, match=message):
-            while True:
-                lister.take()
+            lister.take()
         lister.close()
 
 
@@ -208,12 +207,10 @@ def test_the_process_says_what_it_finds_line_by_line(photos, tmp_path, monkeypat
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line.get("extent") for line in said] == ["0.npz", "1.npz", "2.npz", None]
     assert any("hidden" in warning for warning in said[-1]["warnings"])
-    for bad, key in ((tmp_path / "none.tar", "tar"), (tmp_path / "gone", "folder")):
-        monkeypatch.setattr(
-            sys, "stdin", io.StringIO(json.dumps(asked | {"path": str(bad)}) + "\n")
-        )
-        extents.main()
-        assert "gone" in json.loads(capsys.readouterr().out)["fault"] or key == "tar"
+    asked["path"] = str(tmp_path / "gone")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asked) + "\n"))
+    extents.main()
+    assert "gone: cannot be read" in json.loads(capsys.readouterr().out)["fault"]
 
 
 # ---- runs ----------------------------------------------------------------------------

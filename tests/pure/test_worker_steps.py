@@ -211,6 +211,6 @@ def test_a_session_begins_with_nothing_of_the_one_before() -> None:
     play.step(Cancelled((2,)))
     for told in (End(), WELCOME, HELLO, START):
         play.step(told)
-    assert not (play.steps.queue or play.steps.open or play.steps.cancelled)
+    assert not [*play.steps.queue, *play.steps.open, *play.steps.cancelled]
     play.come(1, read=True)
     assert play.begun == [3]
