@@ -282,11 +282,11 @@ def _streamed(settings: RunSettings, read_as: ReadAs) -> tuple[type[MemberSource
     and settings that do not need the number of images."""
     needs = settings.shuffle_seed() is not None or settings.agree is not None or settings.partial
     needs |= settings.open_loop or settings.teams > 1 or settings.assign == "turn"
-    paths = [] if needs or read_as.labels else expand_paths(settings.shards)
+    paths = [] if needs else expand_paths(settings.shards)
     if len(paths) != 1:
         return None
     source, path = source_of(paths[0])
-    if not issubclass(source, MemberSource) or source.stream(path) is None:
+    if not issubclass(source, MemberSource) or source.stream(path, read_as) is None:
         return None
     return source, path
 

@@ -440,6 +440,9 @@ class JobRun:
         warn_of_one_class_groups(plan)
         warn_of_small_pictures(plan)
         warn_of_bad_shards(plan.shards)
+        if plan.shards.grows and self.first:
+            text = "listed so far, and are classified while the others are listed"
+            tell(f"{counted(len(plan.shards), 'picture')} {text}", logging.INFO)
         alone = plan.settings.alone == "on"
         self.store = open_folder(self.out, shared=plan.settings.shared_out == "on", alone=alone)
         try:
@@ -473,6 +476,8 @@ class JobRun:
                 self.plan = plan.at_run([*there[: run.number - 1], run])
             else:
                 self.fixed = entry(fixed_facts(plan))
+                if plan.shards.grows:
+                    plan.shards.save_indexes(self.out / INDEX_FOLDER)  # all jobs go by them
             # A folder that cannot be used is told before 10 ranks load their weights.
             self.session = register(self.store, self.owner, entry(self.facts), rows=PARTS_FOLDER)
         with suppress(OSError):  # workers then list the members themselves

@@ -167,7 +167,7 @@ def main() -> None:
         source = source_class(asked["source"])
         assert issubclass(source, MemberSource)
         with reading(path):
-            stream = source.stream(path)
+            stream = source.stream(path, ReadAs(labels=False))
             assert stream is not None
             for number, index in enumerate(extents(source, path, stream, content=asked["content"])):
                 name = f"{number}.npz"

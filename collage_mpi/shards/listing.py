@@ -299,7 +299,9 @@ class FolderSource(MemberSource):
         return list_folder(path, read_as.class_names, strict=False, labels=how[0], in_time=how[1])
 
     @classmethod
-    def stream(cls, path: Path) -> Stream:
+    def stream(cls, path: Path, read_as: ReadAs) -> Stream | None:
+        if read_as.labels:  # which folders are classes is known at the end
+            return None
         seen = _Seen(path, merges=False)
         return Stream(_below(seen), seen.warnings)
 
@@ -342,7 +344,7 @@ class ListSource(MemberSource):
         )
 
     @classmethod
-    def stream(cls, path: Path) -> Stream:
+    def stream(cls, path: Path, read_as: ReadAs) -> Stream:
         return Stream(cls._each(path))
 
     @classmethod

@@ -376,9 +376,10 @@ class MemberSource(PictureSource):
         """
 
     @classmethod
-    def stream(cls, path: Path) -> Stream | None:
+    def stream(cls, path: Path, read_as: ReadAs) -> Stream | None:
         """The pictures one by one, without labels, in an order that may depend on the disk; None if
-        only `listed` finds them. Raises as `listed`, also while they are listed."""
+        they have labels, or only `listed` finds them. Raises as `listed`, also while they are
+        listed."""
         return None
 
     @classmethod

@@ -76,7 +76,9 @@ def test_each_extent_takes_as_long_as_those_before(count: int) -> None:
 @pytest.mark.parametrize("content", [True, False])
 def test_an_extent_knows_its_pictures_by_time_and_bytes(content, photos, monkeypatch) -> None:
     os.utime(photos / "5.png", (time.time() + 9, time.time() + 9))
-    (found,) = extents.extents(FolderSource, photos, FolderSource.stream(photos), content=content)
+    (found,) = extents.extents(
+        FolderSource, photos, FolderSource.stream(photos, READ_AS), content=content
+    )
     whole = FolderSource.describe(photos, READ_AS).members
     assert found.times[:].tolist() == whole.times[:].tolist()
     assert found.times[0] < 0, "it may change without another time"
@@ -85,7 +87,7 @@ def test_an_extent_knows_its_pictures_by_time_and_bytes(content, photos, monkeyp
 
 
 def test_a_stream_has_what_a_listing_has(photos: Path) -> None:
-    stream, whole = FolderSource.stream(photos), listing.list_folder(photos, labels=False)
+    stream, whole = FolderSource.stream(photos, READ_AS), listing.list_folder(photos, labels=False)
     found = MemberIndex.of(stream.members)
     assert found.digest() == whole.index.digest()
     assert found.faults == whole.index.faults != {}
@@ -93,7 +95,7 @@ def test_a_stream_has_what_a_listing_has(photos: Path) -> None:
     table = photos / "l.csv"
     table.write_text("path\n5.png\nb/2.png\nnone.png\n")
     index, whole = (
-        MemberIndex.of(ListSource.stream(table).members),
+        MemberIndex.of(ListSource.stream(table, READ_AS).members),
         ListSource.listed(table, READ_AS),
     )
     assert index.digest() == whole.index.digest()
@@ -115,7 +117,7 @@ def test_the_first_pictures_of_a_large_folder_come_before_it_was_read(
         return _Entries(each)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    members = FolderSource.stream(photos / "b").members
+    members = FolderSource.stream(photos / "b", READ_AS).members
     first = [name for name, _ in islice(members, 3)]
     assert len(seen) < 8, "of 13 entries"
     names = [*first, *(name for name, _ in members)]
@@ -223,7 +225,9 @@ class Extents:
 
     def __init__(self, source: type[MemberSource], path: Path, read_as: ReadAs) -> None:
         self.path, self.ended, self._read_as, self._source = path, False, read_as, source
-        self._all = extents.extents(source, path, source.stream(path), content=read_as.content)
+        self._all = extents.extents(
+            source, path, source.stream(path, READ_AS), content=read_as.content
+        )
 
     def take(self, stop_reason: Callable[[], str | None]) -> list[ShardInfo]:
         index = next(self._all, None)

@@ -368,6 +368,7 @@ def test_a_run_whose_name_is_seen_late_is_known_to_the_plan(shards, tmp_path, mo
     monkeypatch.setattr("time.sleep", lambda _: (tmp_path / "run.1.json").touch())
     monkeypatch.setattr(run_module, "compose", lambda out: "the run of " + out.name)
     monkeypatch.setattr(run_module, "make_plan", made)
+    monkeypatch.setattr(run_module, "read_runs", lambda out: ())
     world = SimpleNamespace(transport=SimpleNamespace(size=6), ranks=range(1, 6))
     settings = RunSettings(shards=shards, single="null", collage="null", out=str(tmp_path), side=2)
     with pytest.raises(KeyError, match=f"the run of {tmp_path.name}"):
