@@ -369,7 +369,7 @@ class MemberIndex:
         the columns of a large file stay there."""
         try:
             file = open(path, "rb")  # noqa: SIM115  # stays open
-            held = os.fstat(file.fileno()).st_size <= HELD_BYTES * len(TYPES)
+            held = os.fstat(file.fileno()).st_size <= HELD_BYTES
             with zipfile.ZipFile(file) as archive:
                 columns = {
                     info.filename.removesuffix(".npy"): _column(archive, info, file, held=held)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -213,6 +214,12 @@ def test_the_process_says_what_it_finds_line_by_line(photos, tmp_path, monkeypat
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asked) + "\n"))
     extents.main()
     assert "gone: cannot be read" in json.loads(capsys.readouterr().out)["fault"]
+
+
+def test_the_process_ends_with_its_job() -> None:
+    code = "from collage_mpi.shards.extents import _end_with_job as end; end(); print('goes on')"
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == 1
 
 
 # ---- runs ----------------------------------------------------------------------------

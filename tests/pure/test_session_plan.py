@@ -405,6 +405,13 @@ def test_a_complete_run_is_waited_for_that_is_seen_late(monkeypatch, stopped, st
     assert len(slept) == (0 if stopped else 2)
 
 
+def test_a_run_that_grows_is_not_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr(run_module, "read_runs", lambda _: [Run(1, 0, 8, 8)])
+    monkeypatch.setattr(run_module, "compose", lambda _: {"status": "incomplete", "listing": "due"})
+    job = SimpleNamespace(out=Path("out"), run=Run(1, 0, 8, 8), _why_stop=lambda: None)
+    assert run_module.JobRun._seen_status(job) == "incomplete"  # else it sleeps a minute
+
+
 @pytest.fixture
 def unlabelled(tmp_path) -> tuple[str, ...]:
     write_shard(tmp_path / "u.h5", np.zeros((6, 6, 6, 1), np.uint8))
