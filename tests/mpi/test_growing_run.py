@@ -27,10 +27,14 @@ pytestmark = [pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.timeout(300)]
 EXTENT, PICTURES, RANKS = 15, 40, 3
 QUICK = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 NETWORK = """
+import time
+from pathlib import Path
 import numpy as np
 
 class TopLeft:
     def predict(self, batch):
+        while batch.any() and np.ptp(batch) < 40 and Path("hold").exists():  # no noise
+            time.sleep(0.02)
         return np.eye(256)[batch[:, 0, 0, 0]][:, None]
 
 def network(kind, shape, side, cell_px, classes, device):
@@ -135,10 +139,11 @@ def test_a_kill_while_the_input_is_listed(words, start) -> None:
     assert job.result().returncode != 0
     picture(99, folder="0")  # among those that are listed
     Path("photos/1/10.png").unlink()
+    Image.fromarray(np.full((8, 9, 3), 77, np.uint8)).save("photos/0/05.png")
     go_on = start(words, gated=False).result()
     assert go_on.returncode == 0, go_on.stderr
     assert verify_run("out").ok
-    assert rows_of() == expected("0/99.png")
+    assert rows_of() == expected("0/99.png") | {"0/05.png": 77}
     assert [each[2] for each in spans_of_runs()] == ["open", "over"]
 
 
@@ -152,6 +157,30 @@ def test_a_job_that_joins_lists_the_rest_if_nobody_else_does(words, start) -> No
     assert verify_run("out").ok
     assert rows_of() == expected()
     assert [each[:2] for each in spans_of_runs()] == [(0, EXTENT), (EXTENT, PICTURES)]
+
+
+def test_two_jobs_share_a_run_that_grows(words, start) -> None:
+    Path("hold").touch()
+    job = start(words)
+    wait_for("out/run.1.json", job)
+    other = start(words, gated=False)
+    wait_for("out/jobs/0002.json", other)
+    Path("hold").unlink()
+    wait_for("out/COMPLETE.1", job)
+    for gate in (1, 2, 3):
+        Path(f"open.{gate}").touch()
+    for each in (job, other):
+        assert each.result().returncode == 0, each.result().stderr
+    assert verify_run("out").ok
+    assert rows_of() == expected()
+    assert spans_of_runs()[0] == (0, EXTENT, "open")
+    processes = [json.loads(path.read_text())["facts"]["job"]["pid"] for path in job_files()]
+    assert len({*processes}) == 2, "each job goes on with its ranks"
+    assert len(processes) > 2
+
+
+def job_files() -> list[Path]:
+    return [*Path("out/jobs").iterdir()]
 
 
 def test_a_signal_while_the_next_extent_is_awaited(words, start) -> None:

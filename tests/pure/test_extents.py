@@ -318,6 +318,27 @@ def test_a_run_says_what_is_due(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("gradual")
+@pytest.mark.parametrize("change", ["nothing", "touch", "remove"])
+def test_a_run_that_lacks_only_the_end_of_its_listing_is_ended(change, tmp_path) -> None:
+    folder, out = Folder(tmp_path / "photos", 0), tmp_path / "run"
+    out.mkdir()
+    job, growing = None, Growing()
+    for _ in range(2):
+        job = Job(folder.root, out, growing=growing, key="content").begin()
+        job.do(job.lacking)
+    name = folder.some()
+    if change == "touch":
+        folder.touch(name)
+    elif change == "remove":
+        (folder.root / name).unlink()
+        del folder.there[name]
+    assert compose(out)["listing"] == "due"
+    assert Job(folder.root, out, key="content").mine is None  # who listed it has died
+    assert compose(out)["listing"] == "over"
+    check(folder, out, prune=False)
+
+
+@pytest.mark.usefixtures("gradual")
 @pytest.mark.parametrize(
     "more", [{"order": "shuffle:1"}, {"limit": 3}, {"input_labels": "auto"}, {"teams": 2}]
 )
