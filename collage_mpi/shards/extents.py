@@ -131,7 +131,7 @@ class Lister:
                 if found or stop_reason():
                     break
                 continue
-            told: dict[str, Any] = json.loads(line or "{}")
+            told: dict[str, Any] = json.loads(line if line.endswith("\n") else "{}")
             if "extent" in told:
                 found.append(self._extent(told["extent"]))
                 continue
