@@ -46,8 +46,8 @@ from collage_mpi.settings.run_settings import (
 )
 from collage_mpi.settings.stages import BEST, TOP5
 from collage_mpi.shards import ShardSet
-from collage_mpi.shards.extents import Lister, TakesLong, in_time
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
+from collage_mpi.shards.lister import Lister, TakesLong, in_time
 from collage_mpi.shards.order import (
     Listed,
     Order,
@@ -201,7 +201,8 @@ def make_plan(
         read_tensors(network)  # damage is found here, before any rank has loaded torch
     shards = shards_of(settings, known, update, read_as(settings, networks), growing)
     try:
-        _tell_of_usual_resize(settings, networks, shards)
+        if growing is None or not (growing.lister and known):  # it was told before
+            _tell_of_usual_resize(settings, networks, shards)
         order = run_order(settings, known["images"] if known else len(shards), known)
         return _fitted(settings, placement, networks, shards, order)
     except BaseException:

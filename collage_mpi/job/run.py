@@ -134,6 +134,8 @@ class Ask:
         brief: do not tell how the batch was chosen.
         redo_rank: if the run is complete, classify the images again that this rank has answered
             (`answered_by`); "": none.
+        again: this process has done another run of the input, and what it warned of is not told
+            again.
     """
 
     stop_reason: StopReason = lambda: None
@@ -143,6 +145,7 @@ class Ask:
     phase: str = ""
     brief: bool = False
     redo_rank: str = ""
+    again: bool = False
 
 
 def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> SessionOutcome:
@@ -176,7 +179,7 @@ def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> S
                     raise
                 growing.close()
                 worker_group.end()
-            ask = replace(ask, brief=True)
+            ask = replace(ask, brief=True, again=True)
     finally:
         growing.close()
 
@@ -437,9 +440,10 @@ class JobRun:
     def outcome(self) -> SessionOutcome:
         """Do the job to its end."""
         plan = self.plan
-        warn_of_one_class_groups(plan)
-        warn_of_small_pictures(plan)
-        warn_of_bad_shards(plan.shards)
+        if not self.ask.again:
+            warn_of_one_class_groups(plan)
+            warn_of_small_pictures(plan)
+            warn_of_bad_shards(plan.shards)
         if plan.shards.grows and self.first:
             text = "listed so far, and are classified while the others are listed"
             tell(f"{counted(len(plan.shards), 'picture')} {text}", logging.INFO)

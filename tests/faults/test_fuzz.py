@@ -77,7 +77,7 @@ NOT_TRIED = {
     ("models/asking", "_child"): CHILD,
     ("models/asked", "main"): "its parent's request",
     ("shards/extents", "main"): "its parent's request",
-    ("shards/extents", "take"): CHILD,
+    ("shards/lister", "take"): CHILD,
     **{
         ("models/libraries", f"load_{name}"): LIBRARY
         for name in ("timm", "hf", "onnx", "exported", "scripted")

@@ -29,8 +29,8 @@ from collage_mpi.ledger.reading import runs
 from collage_mpi.ledger.records import Run
 from collage_mpi.results.manifest import compose
 from collage_mpi.results.parts import read_ledger
-from collage_mpi.shards import extents, listing
-from collage_mpi.shards.extents import Lister, TakesLong, in_time
+from collage_mpi.shards import extents, lister, listing
+from collage_mpi.shards.lister import Lister, TakesLong, in_time
 from collage_mpi.shards.listing import FolderSource, ListSource
 from collage_mpi.shards.members import Member, MemberIndex, Stream
 from collage_mpi.shards.order import Order, Permutation, Shuffle
@@ -250,7 +250,7 @@ class Extents:
 @pytest.fixture
 def gradual(monkeypatch) -> None:
     """Every folder takes long to list, and is listed by `Extents`."""
-    monkeypatch.setattr(extents, "FIRST_S", -1.0)
+    monkeypatch.setattr(lister, "FIRST_S", -1.0)
     monkeypatch.setattr(plans, "Lister", Extents)
     monkeypatch.setattr(extents, "_until", lambda members, *_: islice(members, Extents.size()))
 

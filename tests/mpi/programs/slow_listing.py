@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from collage_mpi import __main__
-from collage_mpi.shards import extents
+from collage_mpi.shards import extents, lister
 
 LISTER = "--lister"
 
@@ -32,6 +32,6 @@ if sys.argv[1] == LISTER:
     extents.main()
 else:
     command = (sys.executable, __file__, LISTER, sys.argv.pop(1))
-    extents.own_command = lambda module: command
-    extents.FIRST_S = 0.0
+    lister.own_command = lambda module: command
+    lister.FIRST_S = 0.0
     sys.exit(__main__.main())
