@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from collage_mpi.cli import main
-from collage_mpi.results import read_results, verify_run
+from collage_mpi.results import follow, read_results, verify_run
 from collage_mpi.results.manifest import compose
 from collage_mpi.results.parts import read_runs
 
@@ -114,13 +114,17 @@ def test_rows_are_on_the_disk_before_the_listing_is_over(words, start) -> None:
     wait_for("out/COMPLETE.1", job)
     report = verify_run("out")
     assert report.headline.startswith("incomplete: 15 of 15 rows")
-    assert "more images are to be listed: collage-mpi launch" in report.problems[0]
+    assert "a job is writing here" in report.problems[0]
     assert compose(Path("out"))["listing"] == "due"
     assert sorted(read_results("out").images["predicted"]) == list(range(EXTENT))
-    for gate in (1, 2, 3):
-        Path(f"open.{gate}").touch()
-    done = job.result()
-    assert done.returncode == 0, done.stderr
+    with ThreadPoolExecutor(1) as reader:
+        followed = reader.submit(lambda: [len(each["row"]) for each in follow("out")])
+        time.sleep(1.0)  # it has seen that the first run is complete
+        for gate in (1, 2, 3):
+            Path(f"open.{gate}").touch()
+        done = job.result()
+        assert done.returncode == 0, done.stderr
+        assert sum(followed.result()) == PICTURES
     assert [span[:2] for span in spans_of_runs()][-1][1] == PICTURES
     assert spans_of_runs()[0] == (0, EXTENT, "open")
     assert spans_of_runs()[-1][2] == "over"
@@ -137,6 +141,7 @@ def test_a_kill_while_the_input_is_listed(words, start) -> None:
     wait_for("out/COMPLETE.1", job)
     os.kill(rank_0(), signal.SIGKILL)
     assert job.result().returncode != 0
+    assert "more images are to be listed: collage-mpi launch" in verify_run("out").problems[0]
     picture(99, folder="0")  # among those that are listed
     Path("photos/1/10.png").unlink()
     Image.fromarray(np.full((8, 9, 3), 77, np.uint8)).save("photos/0/05.png")
