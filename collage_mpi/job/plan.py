@@ -234,6 +234,8 @@ def shards_of(
             "--update is for runs over all images, and this one has --limit or --only: leave it out"
         )
     content, listing = settings.key == "content", known.get(LISTING) if known else None
+    if listing in (OPEN, DUE) and settings.teams > 1:
+        raise UsageError(f"{settings.out}: its input is still listed. Finish it without --teams")
     if listing == OPEN or (listing == DUE and growing and growing.lister):
         infos = saved(entries, indexes, paths[0], replace(read_as, content=content))
         return _grown(infos, growing if listing == DUE else None)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ import pytest
 from jobs_by_hand import Job
 from test_updates import Folder, check
 
-from collage_mpi.errors import DataFault, EnvironmentFault, Interrupted
+from collage_mpi.errors import DataFault, EnvironmentFault, Interrupted, UsageError
 from collage_mpi.job import plan as plans
 from collage_mpi.job import run as run_module
 from collage_mpi.job.plan import Growing
@@ -301,6 +302,10 @@ def test_a_run_says_what_is_due(tmp_path: Path) -> None:
     for _ in range(3):
         job = Job(folder.root, out, growing=growing).begin()
         states.append((compose(out)["listing"], compose(out)["status"], compose(out)["rows"]))
+        if compose(out)["listing"] == "open":
+            teams = replace(job.plan.settings, teams=2)
+            with pytest.raises(UsageError, match=r"still listed\. Finish it without --teams"):
+                plans.shards_of(teams, compose(out), None, READ_AS)
         if job.lacking is not None:
             job.do(job.lacking)
         ledger = read_ledger(out)
