@@ -51,6 +51,12 @@ class RankGone(CollageError):
     exit_code = ExitCode.INCOMPLETE
 
 
+class Interrupted(CollageError):
+    """A signal came before the job began."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
 class ShardFault(EnvironmentFault):
     """A shard that was sound when the job began can no longer be read, or has changed."""
 

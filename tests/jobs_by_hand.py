@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rows_by_name import add_image
 
-from collage_mpi.job.plan import Plan, make_plan
+from collage_mpi.job.plan import Growing, Plan, make_plan
 from collage_mpi.job.provenance import fixed_facts
 from collage_mpi.job.run import (
     Ask,
@@ -57,11 +57,13 @@ class Job:
         update: Update | None = None,
         owner: str = "a" * 32,
         redo: str = "",
+        growing: Growing | None = None,
         **more,
     ) -> None:
         known = compose(out) if (out / "run.1.json").exists() else {}
         settings = RunSettings(shards=(str(source),), out=str(out), **{**SETTINGS, **more})
-        plan, self.store = make_plan(settings, 3, known, update=update), FolderStore(out)
+        plan = make_plan(settings, 3, known, update=update, growing=growing)
+        self.store = FolderStore(out)
         self.out, self.name, self.lacking, self.plan = out, owner, None, plan
         self.ask, self.there, self.mine = Ask(update=update, redo_rank=redo), [], None
         if not known:

@@ -58,6 +58,7 @@ class LoopSettings:
         stop_reason: says why to stop, or None.
         report: called every REPORT_EVERY_NS, and at the end.
         draw: which images are audited.
+        releases: let idle ranks go while other jobs hold all images that are left.
     """
 
     credit: int
@@ -67,6 +68,7 @@ class LoopSettings:
     stop_reason: Callable[[], str | None]
     report: Callable[[], object]
     draw: Draw
+    releases: bool = True
 
 
 class ReadyRank(NamedTuple):
@@ -192,6 +194,7 @@ class Coordinator:
         self.changes: list[tuple[int, Changed]] = []  # by rank, in order
         self._stop_reason, self._report = settings.stop_reason, settings.report
         self._draw, self._arrivals = settings.draw, settings.arrivals
+        self._releases = settings.releases
         self._packer, self._leased, self._paused = packer, leased, False
         self._stopped = self._input_closed = self._letting_in = self._stepping = False
         self._report_at_ns = self._write_at_ns = self._release_at_ns = 0
@@ -389,7 +392,7 @@ class Coordinator:
         if came and isinstance(self._arrivals, ClosedLoop):
             self._arrivals.granted(self.clock())  # latencies of awaited images count from now
         self._note_pause()
-        if self._paused and now_ns >= self._release_at_ns:
+        if self._paused and self._releases and now_ns >= self._release_at_ns:
             self._release()
         for stages in leased.stages():
             self._step(self.clock(), stages)

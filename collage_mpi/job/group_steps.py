@@ -29,7 +29,7 @@ MEMBER = table(
         READY: {"measure": MEASURING, "start": WORKING, "end": DONE, **ENDS},
         MEASURING: {"measured": READY, **ENDS},
         WORKING: {"end": DONE, "release": DONE, **ENDS},
-        DONE: ENDS,
+        DONE: {"shards": DONE, "welcome": WELCOMED, **ENDS},
         STOPPED: {"bye": PARTED, "late": STUCK, "gone": LOST},
         PARTED: {},
         STUCK: {},

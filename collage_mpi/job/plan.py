@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,10 +16,16 @@ import numpy as np
 from collage_mpi.bounds.sample import Asked, front
 from collage_mpi.encoding.grid import Grid
 from collage_mpi.encoding.vectors import SCORES
-from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, UsageError
+from collage_mpi.errors import (
+    CollageError,
+    DataFault,
+    EnvironmentFault,
+    Interrupted,
+    UsageError,
+)
 from collage_mpi.job.pairs import drawn_first
 from collage_mpi.kinds import COLLAGE, KIND, KINDS, SINGLE
-from collage_mpi.ledger.records import Run
+from collage_mpi.ledger.records import LISTING, OPEN, Run
 from collage_mpi.models import describe
 from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.models.asking import Described, ask
@@ -29,7 +35,7 @@ from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.runtimes import candidates
 from collage_mpi.models.weights import read_tensors
 from collage_mpi.results import INDEX_FOLDER
-from collage_mpi.results.manifest import COMPLETE
+from collage_mpi.results.manifest import COMPLETE, DUE
 from collage_mpi.results.statistics import ADVICE, weaker_by
 from collage_mpi.rows import MOST_ITEMS
 from collage_mpi.settings.run_settings import (
@@ -41,6 +47,7 @@ from collage_mpi.settings.run_settings import (
 from collage_mpi.settings.stages import BEST, TOP5
 from collage_mpi.shards import ShardSet
 from collage_mpi.shards.inputs import HDF5, expand_paths, source_of
+from collage_mpi.shards.lister import Lister, TakesLong, in_time
 from collage_mpi.shards.order import (
     Listed,
     Order,
@@ -50,10 +57,10 @@ from collage_mpi.shards.order import (
     read_numbers,
 )
 from collage_mpi.shards.pictures import is_enlarged, parse_fit
-from collage_mpi.shards.reader import as_before, lists_before
+from collage_mpi.shards.reader import as_before, lists_before, saved
 from collage_mpi.shards.remote import url_of
-from collage_mpi.shards.schema import CHANNELS, read_class_names
-from collage_mpi.shards.source import ReadAs
+from collage_mpi.shards.schema import CHANNELS, ShardInfo, read_class_names
+from collage_mpi.shards.source import MemberSource, ReadAs
 from collage_mpi.shards.update import Update
 from collage_mpi.system.environment import launcher_size
 from collage_mpi.system.printable import counted
@@ -115,8 +122,15 @@ class Plan:
         """
         if len(runs) == 1:
             return self
-        found = self.images_of(runs)
-        return replace(self, order=Order.of_list(found[runs[-1].first :]), first=runs[-1].first)
+        first, grown = runs[-1].first, None
+        if not any(run.again for run in runs):
+            images = runs[-1].settings["images_now"]
+            grown = self.order.grown(images)
+        if grown is not None:
+            order = grown.part([(first, runs[-1].stop)])
+        else:
+            order = Order.of_list(self.images_of(runs)[first:])
+        return replace(self, order=order, first=first)
 
     def images_of(self, runs: Sequence[Run]) -> np.ndarray:
         """(n,) int64, the global index of the image at each position of the runs. An image that was
@@ -137,6 +151,25 @@ class Plan:
         return {kind: settings.network(kind) for kind in KINDS if kind in used}
 
 
+@dataclass
+class Growing:
+    """How a process lists its input while it is at work.
+
+    Attributes:
+        stop_reason: says why not to wait for the listing, or None.
+        lister: what lists the input, if that takes long; None before, and for who joins the run.
+    """
+
+    stop_reason: Callable[[], str | None] = lambda: None
+    lister: Lister | None = None
+
+    def close(self) -> None:
+        """End the listing."""
+        if self.lister is not None:
+            self.lister.close()
+        self.lister = None
+
+
 def make_plan(
     settings: RunSettings,
     world_size: int,
@@ -145,6 +178,7 @@ def make_plan(
     launched: bool = True,
     team: int = 0,
     update: Update | None = None,
+    growing: Growing | None = None,
 ) -> Plan:
     """Check settings, world, shards and networks against each other.
 
@@ -155,6 +189,7 @@ def make_plan(
         launched: this process is a rank of the world, so the launcher's number of ranks is checked.
         team: the team whose ranks are placed.
         update: how the run is updated; None if it is not.
+        growing: for a job that begins while the input is listed.
 
     Raises:
         UsageError, EnvironmentFault, DataFault: the first fault that is found.
@@ -164,9 +199,10 @@ def make_plan(
     networks = check_without_images(settings, world_size)
     for network in networks.values():
         read_tensors(network)  # damage is found here, before any rank has loaded torch
-    shards = shards_of(settings, known, update, read_as(settings, networks))
+    shards = shards_of(settings, known, update, read_as(settings, networks), growing)
     try:
-        _tell_of_usual_resize(settings, networks, shards)
+        if growing is None or not (growing.lister and known):  # it was told before
+            _tell_of_usual_resize(settings, networks, shards)
         order = run_order(settings, known["images"] if known else len(shards), known)
         return _fitted(settings, placement, networks, shards, order)
     except BaseException:
@@ -179,12 +215,13 @@ def shards_of(
     known: Mapping[str, Any] | None,
     update: Update | None,
     read_as: ReadAs,
+    growing: Growing | None = None,
 ) -> ShardSet:
     """The shards of a run, with the numbers that they have there.
 
     Args:
         settings: of the run.
-        known, update: as in `make_plan`.
+        known, update, growing: as in `make_plan`.
         read_as: how they are read.
 
     Raises:
@@ -196,18 +233,71 @@ def shards_of(
         raise UsageError(
             "--update is for runs over all images, and this one has --limit or --only: leave it out"
         )
-    content = settings.key == "content"
+    content, listing = settings.key == "content", known.get(LISTING) if known else None
+    if listing in (OPEN, DUE) and settings.teams > 1:
+        raise UsageError(f"{settings.out}: its input is still listed. Finish it without --teams")
+    if listing == OPEN or (listing == DUE and growing and growing.lister):
+        infos = saved(entries, indexes, paths[0], replace(read_as, content=content))
+        return _grown(infos, growing if listing == DUE else None)
     read_as = replace(read_as, content=content, before=lists_before(entries, indexes))
-    shards = ShardSet.open(paths, skip_bad=True, read_as=read_as)
+    streamed = None if known or growing is None else _streamed(settings, read_as)
+    how = replace(read_as, in_time=in_time()) if streamed else read_as
+    try:
+        shards = ShardSet.open(paths, skip_bad=True, read_as=how)
+    except TakesLong:
+        assert streamed is not None
+        assert growing is not None
+        growing.lister = Lister(*streamed, read_as)
+        return _grown([], growing)
     if not known:
         return shards
     try:
-        complete = known.get("status", COMPLETE[0]) in COMPLETE
-        how = {"content": content, "limited": settings.partial, "complete": complete}
-        return as_before(shards, entries, indexes, update, **how)
+        complete = listing == DUE or known.get("status", COMPLETE[0]) in COMPLETE
+        if listing == DUE and update is None:  # who listed it has died
+            update = Update()
+        return as_before(
+            shards,
+            entries,
+            indexes,
+            update,
+            content=content,
+            limited=settings.partial,
+            complete=complete,
+        )
     except BaseException:
         shards.close()
         raise
+
+
+def _grown(infos: Sequence[ShardInfo], growing: Growing | None) -> ShardSet:
+    """The shards of a run whose input is being listed: those of the run, and what was listed
+    since. `growing`: None: nothing is to be added."""
+    if growing is None or growing.lister is None:
+        shards = ShardSet(infos)
+        shards.grows = True
+        return shards
+    more = growing.lister.take(growing.stop_reason)
+    if reason := growing.stop_reason():
+        raise Interrupted(f"{reason}: go on with the same command")
+    if not infos and not more:
+        raise DataFault(f"{growing.lister.path}: no picture in it")
+    shards = ShardSet([*infos, *more])
+    shards.grows = not growing.lister.ended
+    return shards
+
+
+def _streamed(settings: RunSettings, read_as: ReadAs) -> tuple[type[MemberSource], Path] | None:
+    """The input of a run, if ranks may begin while it is listed: one folder or list without labels,
+    and settings that do not need the number of images."""
+    needs = settings.shuffle_seed() is not None or settings.agree is not None or settings.partial
+    needs |= settings.open_loop or settings.teams > 1 or settings.assign == "turn"
+    paths = [] if needs else expand_paths(settings.shards)
+    if len(paths) != 1:
+        return None
+    source, path = source_of(paths[0])
+    if not issubclass(source, MemberSource) or source.stream(path, read_as) is None:
+        return None
+    return source, path
 
 
 def read_as(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> ReadAs:

@@ -23,6 +23,7 @@ from collage_mpi.job.messages import Changed, Hello
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.session import TeamSession
 from collage_mpi.kinds import KINDS
+from collage_mpi.ledger.records import LISTING, OPEN
 from collage_mpi.models.gate import sha256_of_network
 from collage_mpi.models.named import is_file, is_null
 from collage_mpi.models.runtimes import processor
@@ -100,6 +101,7 @@ def fixed_facts(plan: Plan, shards: int | None = None) -> dict[str, Any]:
         ],
         "bad_shards": [{"path": str(p), "reason": why} for p, why in plan.shards.bad.items()],
         "rows": len(plan.order),
+        **({LISTING: OPEN} if plan.shards.grows else {}),
         "order": settings.order if settings.only is None else f"{settings.order}, only some",
         **({"permutation": plan.order.permutation} if plan.order.permutation else {}),
         **({"decoder": decoder_text()} if plan.shards.fit else {}),

@@ -39,6 +39,7 @@ from collage_mpi.job.handshake import (
 )
 from collage_mpi.job.messages import Hello, Start
 from collage_mpi.job.plan import (
+    Growing,
     Plan,
     make_plan,
     warn_of_one_class_groups,
@@ -55,14 +56,14 @@ from collage_mpi.ledger.jobs import jobs, note, register
 from collage_mpi.ledger.owner import Owner, cell_size, join
 from collage_mpi.ledger.reading import Found, View, runs
 from collage_mpi.ledger.reading import counted as counted_parts
-from collage_mpi.ledger.records import Job, Run, complete_name, run_name
+from collage_mpi.ledger.records import LISTING, OPEN, OVER, Job, Run, complete_name, run_name
 from collage_mpi.ledger.spans import Spans
-from collage_mpi.ledger.store import FolderStore
+from collage_mpi.ledger.store import UNSEEN_S, FolderStore
 from collage_mpi.models.info import TORCH
 from collage_mpi.results import INDEX_FOLDER, PARTS_FOLDER, SUMMARY, has_run
 from collage_mpi.results.jobs import entry
 from collage_mpi.results.lease_files import LeaseFiles, jobs_in
-from collage_mpi.results.manifest import COMPLETE, compose
+from collage_mpi.results.manifest import COMPLETE, DUE, compose
 from collage_mpi.results.number_sets import keys_digest
 from collage_mpi.results.parts import by_row_groups, read_ledger, read_runs
 from collage_mpi.results.reader import StoredRun, label_of, open_run, rows_of_part
@@ -82,7 +83,7 @@ from collage_mpi.rows import IMAGES, TASKS
 from collage_mpi.settings.batches import injected_ns
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import ShardSet
-from collage_mpi.shards.order import Order, ranges_of
+from collage_mpi.shards.order import BLOCK, Order, ranges_of
 from collage_mpi.shards.reader import Growth
 from collage_mpi.shards.update import Update
 from collage_mpi.system.printable import counted
@@ -112,6 +113,7 @@ class SessionOutcome:
     out: Path
     input_faults: tuple[str, ...] = ()  # shards that were not read in full, or have changed
     summary: dict[str, Any] | None = None  # of the run; None if nothing was left to do
+    grows: bool = False  # all that is listed has its row, and the listing goes on
 
     @property
     def exit_code(self) -> ExitCode:
@@ -132,6 +134,8 @@ class Ask:
         brief: do not tell how the batch was chosen.
         redo_rank: if the run is complete, classify the images again that this rank has answered
             (`answered_by`); "": none.
+        again: this process has done another run of the input, and what it warned of is not told
+            again.
     """
 
     stop_reason: StopReason = lambda: None
@@ -141,6 +145,7 @@ class Ask:
     phase: str = ""
     brief: bool = False
     redo_rank: str = ""
+    again: bool = False
 
 
 def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> SessionOutcome:
@@ -153,14 +158,48 @@ def run_session(settings: RunSettings, worker_group: WorkerGroup, ask: Ask) -> S
     settings.require_inputs()
     out = Path(settings.out)
     check_place(out, shared=settings.shared_out == "on")  # waits for a run whose name is seen late
-    known = compose(out) if has_run(out) else {}
-    size = worker_group.transport.size
-    team = team_of(settings, worker_group)
-    plan = make_plan(settings, size, known, team=team, update=ask.update)
+    size, team = worker_group.transport.size, team_of(settings, worker_group)
+    growing = Growing(ask.stop_reason)
     try:
-        return JobRun(plan, worker_group, known, ask).outcome()
+        while True:
+            known = compose(out) if has_run(out) else {}
+            number = len(read_runs(out)) if known else 0
+            try:
+                plan = make_plan(
+                    settings, size, known, team=team, update=ask.update, growing=growing
+                )
+                try:
+                    outcome = JobRun(plan, worker_group, known, ask).outcome()
+                finally:
+                    plan.shards.close()
+                if not (outcome.grows and goes_on(out, growing)):
+                    return outcome
+            except CollageError:
+                if ask.stop_reason() or not overtaken(out, number):
+                    raise
+                growing.close()
+                worker_group.end()
+            ask = replace(ask, brief=True, again=True)
     finally:
-        plan.shards.close()
+        growing.close()
+
+
+def overtaken(out: Path, number: int) -> bool:
+    """Whether another job has begun a run of an input that is listed meanwhile, since there were
+    `number` runs."""
+    there = read_runs(out) if has_run(out) else ()
+    return len(there) > number and any(LISTING in run.settings for run in there)
+
+
+def goes_on(out: Path, growing: Growing) -> bool:
+    """Whether a job has another run of the input to do, which is still listed. Who does not list it
+    waits for the job that does, and lists the rest itself if no further run comes."""
+    until_s = time.monotonic() + UNSEEN_S
+    while growing.lister is None and time.monotonic() < until_s and not growing.stop_reason():
+        if compose(out).get(LISTING) != DUE:
+            break
+        time.sleep(1.0)
+    return growing.stop_reason() is None
 
 
 def team_of(settings: RunSettings, group: WorkerGroup) -> int:
@@ -195,6 +234,7 @@ def next_run(
     so_far: Json = {}
     for run in there:
         so_far |= run.settings
+    grows = last.grows
     for number, shard in enumerate(so_far["shards"]):
         mine = [(info.fingerprint, info.count) for info in shards.infos[number : number + 1]]
         if mine != [(shard["fingerprint"], shard["count"])]:
@@ -214,10 +254,27 @@ def next_run(
             tell(f"{text} if it was not that of rank {ask.redo_rank}", logging.WARNING)
         return there, last
     known, images = so_far.get("images_now") or so_far["images"], len(shards)
+    more = images - known if not plan.settings.partial else 0
+    parts = counted_parts(store)
+    has_row = sp.union(*(part.spans for part in parts))
+    asked = ask.retry_errors or ask.redo_rank or ask.update is not None
+    if (
+        (grows or not asked)
+        and growth.nothing
+        and not any(run.again or run.dropped for run in there)
+        and has_row == ((0, last.stop),)
+    ):
+        if not more and grows == shards.grows:
+            return there, None
+        facts, blocks = fixed_facts(plan), range(0, images, BLOCK)
+        ascending = (np.arange(at, min(at + BLOCK, images)) for at in blocks)
+        now = {key: facts[key] for key in ("shards", "bad_shards")} | {"rows": last.stop + more}
+        now |= {"images_now": images, "input_digest": keys_digest(ascending, plan.starts)}
+        now |= {LISTING: OPEN if shards.grows else OVER} if grows else {}
+        return there, Run(last.number + 1, last.stop, last.stop + more, 1, settings=now)
     place = np.full(images, -1, np.int64)  # of each image, the position that counts
     found = plan.images_of(there)
     place[found] = np.arange(len(found))
-    parts = counted_parts(store)
 
     def at(spans: Spans) -> np.ndarray:
         mask = np.zeros(images, bool)
@@ -228,11 +285,12 @@ def next_run(
     def spans_of(images: np.ndarray) -> Spans:
         return tuple(ranges_of(np.sort(place[images])))
 
-    has = at(sp.union(*(part.spans for part in parts)))
+    has = at(has_row)
     wrong = at(sp.union(*(part.errors for part in parts)))
     changed, touched, inside = (np.zeros(images, bool) for _ in range(3))
     changed[growth.again], touched[growth.touched], inside = True, True, place >= 0
-    if ask.update is None and (answered := np.flatnonzero(changed & has & ~wrong)).size:
+    answered = np.flatnonzero(changed & has & ~wrong)
+    if ask.update is None and not grows and answered.size:
         shard, row = shards.locate(int(answered[0]))
         raise UsageError(
             f"{plan.settings.out}: {counted(len(answered), 'picture')} changed after the run "
@@ -248,7 +306,6 @@ def next_run(
         tried |= redone
     again = inside & ~gone & (changed | tried | ~has)
     dropped = gone & has & (wrong | ask.update.prune) if ask.update else ~(has | True)
-    more = images - known if not plan.settings.partial else 0
     if say and ask.update is not None:
         kept = inside & ~gone & ~again
         told = {
@@ -263,7 +320,7 @@ def next_run(
         if marked := int((gone & has & ~dropped).sum()):
             text = f"{counted(marked, 'row')} of removed pictures"
             tell(f"{text} stay in the table, marked as removed: --prune drops them", logging.INFO)
-    other = bool(more or dropped.any() or growth.removed or growth.renamed)
+    other = bool(more or grows or dropped.any() or growth.removed or growth.renamed)
     other |= ask.update is not None and bool(touched.any())  # the next one knows their times
     if not (again.any() or other):
         return there, None
@@ -276,6 +333,7 @@ def next_run(
         now |= {key: facts[key] for key in ("shards", "bad_shards")}
         now |= {"rows": len(rows), "dropped": without}
         now |= {"input_digest": keys_digest([rows], plan.starts)}
+        now |= {LISTING: OVER} if grows else {}
     again_at, stop = spans_of(again), last.stop + int(again.sum()) + more
     run = Run(last.number + 1, last.stop, stop, 1, again=again_at, settings=now)
     return there, structs.replace(run, dropped=spans_of(dropped))
@@ -382,9 +440,13 @@ class JobRun:
     def outcome(self) -> SessionOutcome:
         """Do the job to its end."""
         plan = self.plan
-        warn_of_one_class_groups(plan)
-        warn_of_small_pictures(plan)
-        warn_of_bad_shards(plan.shards)
+        if not self.ask.again:
+            warn_of_one_class_groups(plan)
+            warn_of_small_pictures(plan)
+            warn_of_bad_shards(plan.shards)
+        if plan.shards.grows and self.first:
+            text = "listed so far, and are classified while the others are listed"
+            tell(f"{counted(len(plan.shards), 'picture')} {text}", logging.INFO)
         alone = plan.settings.alone == "on"
         self.store = open_folder(self.out, shared=plan.settings.shared_out == "on", alone=alone)
         try:
@@ -406,18 +468,20 @@ class JobRun:
                 if run is not None and run.first == run.stop:  # it only says what is gone
                     close_empty(self.out, self.store, run, self.owner)
                     (self.out / SUMMARY).unlink(missing_ok=True)
-                    run = None
+                    there, run = runs(self.store), None
                 if run is None:
-                    status = compose(self.out)["status"]
-                    if self.first and not (self.out / SUMMARY).exists():  # who marked it has died
+                    status, grows = compose(self.out)["status"], there[-1].grows
+                    summed = grows or (self.out / SUMMARY).exists()
+                    if self.first and not summed:  # who marked it has died
                         write_summary(open_run(self.out))
                     faults = input_faults(plan.shards, status)
-                    return SessionOutcome(
-                        status, "every image had its row already", self.out, faults
-                    )
+                    why = "every image had its row already"
+                    return SessionOutcome(status, why, self.out, faults, grows=grows)
                 self.plan = plan.at_run([*there[: run.number - 1], run])
             else:
                 self.fixed = entry(fixed_facts(plan))
+                if plan.shards.grows:
+                    plan.shards.save_indexes(self.out / INDEX_FOLDER)  # all jobs go by them
             # A folder that cannot be used is told before 10 ranks load their weights.
             self.session = register(self.store, self.owner, entry(self.facts), rows=PARTS_FOLDER)
         with suppress(OSError):  # workers then list the members themselves
@@ -615,8 +679,10 @@ class JobRun:
         until_s = time.monotonic() + LATE_S
         while True:
             there = any(run.number == self.run.number for run in read_runs(self.out))
-            status = str(compose(self.out)["status"]) if there else ev.INCOMPLETE
-            if status in COMPLETE or self._why_stop() or time.monotonic() >= until_s:
+            manifest = compose(self.out) if there else {"status": ev.INCOMPLETE}
+            status = str(manifest["status"])
+            done = status in COMPLETE or manifest.get(LISTING) == DUE
+            if done or self._why_stop() or time.monotonic() >= until_s:
                 return status
             time.sleep(1.0)
 
@@ -642,6 +708,8 @@ class JobRun:
     def _outcome(self, finish: ev.Finish) -> SessionOutcome:
         """What the run has become. Rank 0 waits for the other teams before, and writes the
         summary."""
+        if self.run.grows and self._is_complete():
+            return SessionOutcome(ev.INCOMPLETE, "the listing goes on", self.out, grows=True)
         if self.teams is not None:
             self.teams.wait(self._why_stop, self._is_complete)
         found = open_run(self.out)

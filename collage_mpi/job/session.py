@@ -144,6 +144,7 @@ class TeamSession(ExitStack):
             stop_reason=self._stop_reason,
             report=self.report,
             draw=Draw(settings.audit_share, AUDIT_SEED, plan.shards.fingerprints),
+            releases=not plan.shards.grows,  # they are needed again
         )
         packer = Packer(table, self.encoder, wire, clock, self.reading)
         return Coordinator(core, self.worker_group, packer, self.rows, self.leased, loop)

@@ -57,6 +57,7 @@ class Endpoint(Protocol):
     fault_tolerant: bool
 
     def open_tasks(self, nbytes: int, slots: int) -> None: ...
+    def close_tasks(self) -> None: ...
     def poll_control(self) -> np.ndarray | None: ...
     def poll_tasks(self) -> list[np.ndarray]: ...
     def buffer(self, nbytes: int) -> np.ndarray: ...
@@ -378,10 +379,10 @@ class Worker:
 
     def _welcome(self, welcome: Welcome) -> list[Event]:
         """Load the networks and warm them up, or find out why this rank cannot work."""
+        self.endpoint.close_tasks()  # of the session before: the next tasks may be larger
+        told, self._told_shards = self._told_shards, []
         try:
-            self.session = Session(
-                welcome, self._told_shards, self._load, self.clock, self._cpu_clock
-            )
+            self.session = Session(welcome, told, self._load, self.clock, self._cpu_clock)
             return [self.session.networks.hello(self.session.cannot_read)]
         except Exception as error:
             fault = limit_met(error) or error

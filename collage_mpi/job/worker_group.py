@@ -9,12 +9,21 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from collage_mpi.core.events import RankLost
-from collage_mpi.errors import CollageError, ExitCode
+from collage_mpi.errors import ExitCode, Interrupted
 from collage_mpi.faults.failure_detector import FailureDetector
 from collage_mpi.faults.process_monitor import ProcessMonitor
 from collage_mpi.faults.reply_timeout import SECOND_NS
 from collage_mpi.job import messages
-from collage_mpi.job.group_steps import DONE, GREETED, STUCK, Asked, Gone, GroupSteps, Heard, Tell
+from collage_mpi.job.group_steps import (
+    GREETED,
+    MEMBER,
+    STUCK,
+    Asked,
+    Gone,
+    GroupSteps,
+    Heard,
+    Tell,
+)
 from collage_mpi.job.messages import Bye, Hello, Here, Measured, Message, Shards, Welcome
 from collage_mpi.mpi import protocol as wire
 from collage_mpi.mpi.transport import CoordinatorTransport, Received
@@ -113,7 +122,7 @@ class WorkerGroup:
         if unseen and self.detector.keep_going:
             self._ask({}, dict.fromkeys(unseen, HERE_LIMIT_S))
             self._answers(Here, interrupted)
-        self.session = 1
+        self.session += 1
         told: dict[int, Sequence[Message]]
         told = {rank: [*shards, welcomes[rank]] for rank in self.present}
         self._ask(told, dict.fromkeys(told, limit_s))
@@ -186,8 +195,9 @@ class WorkerGroup:
         self._ask(dict.fromkeys(self.present, (start,)))
 
     def end(self) -> None:
-        """Tell all ranks that the session is over, as far as they do not know."""
-        working = [rank for rank in self.present if self.steps.states[rank] != DONE]
+        """Tell all ranks that the session is over, as far as they do not know; another may
+        follow."""
+        working = [rank for rank in self.present if "end" in MEMBER[self.steps.states[rank]]]
         self._ask(dict.fromkeys(working, (messages.End(),)))
 
     def release(self, ranks: Collection[int]) -> None:
@@ -280,7 +290,7 @@ class WorkerGroup:
             heard(len(self.steps.answers))
             reason = interrupted()
             if reason is not None:
-                raise _Interrupted(f"{reason}: go on with the same command")
+                raise Interrupted(f"{reason}: go on with the same command")
         return {r: each for r, each in self.steps.answers.items() if isinstance(each, what)}
 
     def _turn(self) -> bool:
@@ -318,12 +328,6 @@ class WorkerGroup:
         if header.session != self.session or header.type != wire.CONTROL:
             return None
         return messages.unpack(arrival.message, arrival.rank)
-
-
-class _Interrupted(CollageError):
-    """A signal came before the job began."""
-
-    exit_code = ExitCode.INCOMPLETE
 
 
 def _ns(seconds: float) -> int:

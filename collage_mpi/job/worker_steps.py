@@ -32,7 +32,7 @@ WORKER = table(
         READY: {"measure": MEASURING, "start": WORKING, "end": OVER, "stop": PARTING},
         MEASURING: {"measured": READY},
         WORKING: {"changed": WORKING, "end": OVER, "release": OVER, "stop": PARTING},
-        OVER: {"stop": PARTING},
+        OVER: {"shards": OVER, "welcome": LOADING, "stop": PARTING},
         PARTING: {"leave": ENDED, "late": ENDED},
         ENDED: {},
     }
@@ -184,6 +184,9 @@ class WorkerSteps:
         if isinstance(message, messages.End | messages.Release | messages.Stop):
             while self.begun:
                 self._answer()
+            self.queue.clear()  # it was cancelled
+            self.open.clear()
+            self.cancelled.clear()
         self._move(type(message).__name__.lower())
         if self.state != ENDED:
             self._actions.append(message)

@@ -98,6 +98,12 @@ run: changed pictures are in `again`, removed ones in `dropped` if they are prun
 answer. A run without positions only records what is gone. A list is taken only from a complete
 run; two updates agree by the link of `run.N.json`, and who has found something else is refused.
 
+Growing. A run whose settings say that the listing is open has the images that were listed when it
+began. When all of them have their rows, the number after it has those that were listed meanwhile;
+the last one says that the listing is over. Who lists is nowhere recorded: every job may make the
+next number, and a job that has found other images than the number that is there plans anew by the
+lists of the run. If no job lists, the next one compares all names, as in an update.
+
 Readers. `reading` opens names that a listing or a mark tells of, and nothing else: a host that
 asks too early believes for a minute that a name is missing. A packed cell is read once. `late` are
 names that must be there and cannot be seen.

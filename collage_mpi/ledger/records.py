@@ -20,6 +20,7 @@ BEAT_BYTES = 1024
 MARK_BYTES = 64
 COMPLETE = b"complete"  # what the news say then
 FORMAT = 5  # of the whole folder; 1 and 2 have no ledger, 3 other parts, 4 parts that stay
+LISTING, OPEN, OVER = "listing", "open", "over"  # what a run's settings may say
 DEATHS = 3  # positions that so many holders died with are taken one by one
 
 Owner = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -153,6 +154,11 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settings: dict[str, Any] = {}
     format: int = FORMAT
     dropped: Spans = ()
+
+    @property
+    def grows(self) -> bool:
+        """Whether more images of the input are to be listed, for the next run."""
+        return bool(self.settings.get(LISTING) == OPEN)
 
     @property
     def asking(self) -> Spans:

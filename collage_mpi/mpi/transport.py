@@ -385,9 +385,15 @@ class WorkerTransport:
         self._tasks: ReceiveRing | None = None
 
     def open_tasks(self, nbytes: int, slots: int) -> None:
-        """Post receives for task messages of up to nbytes. They stay posted until `close`."""
+        """Post receives for task messages of up to nbytes. They stay posted until `close_tasks`."""
         inbox = Inbox(self.coordinator, TAG_TASK, nbytes, slots)
         self._tasks = ReceiveRing(self._comm, self._mpi, inbox, lends=True)
+
+    def close_tasks(self) -> None:
+        """Withdraw the receives of task messages."""
+        if self._tasks is not None:
+            self._tasks.close()
+        self._tasks = None
 
     def poll_control(self) -> np.ndarray | None:
         """The next control message, or None."""
@@ -420,8 +426,7 @@ class WorkerTransport:
     def close(self, limit_s: float = 5.0) -> None:
         """Complete the sends under way (bounded) and withdraw the receives."""
         self._sends.flush(limit_s)
-        if self._tasks is not None:
-            self._tasks.close()
+        self.close_tasks()
         self._control.close()
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from collage_mpi.errors import DataFault
 from collage_mpi.kinds import COLLAGE, SINGLE
+from collage_mpi.ledger.records import LISTING, OPEN, OVER
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import jobs
 from collage_mpi.results.parts import Ledger, read_ledger
@@ -24,6 +25,7 @@ from collage_mpi.system.printable import readable, shown
 
 COMPLETE = ("complete", "complete_with_errors")
 STATUSES = (*COMPLETE, "incomplete")
+DUE = "due"  # the listing of the input goes on, and all that is listed has its row
 
 Json = dict[str, Any]
 
@@ -149,6 +151,7 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "started": (is_text, "a time"),
     "warmup_groups": (_is_count, "a number of groups"),
     "status": (is_text, "a status"),
+    "listing": (is_text, f"{OPEN}, {DUE} or {OVER}"),
     "sessions": (list_of(_SESSION), "a list of sessions"),
     "bad_shards": (list_of(fields(path=is_text, reason=is_text)), "a list of {path, reason}"),
     "cost_ratio": (is_number, "a number"),
@@ -196,6 +199,7 @@ def compose(out: Path, ledger: Ledger | None = None) -> Json:
     found |= {"sessions": jobs.entries(out), "thresholds": [], "status": ledger.status}
     while (held := _linked(store, out, threshold_name(len(found["thresholds"]) + 1))) is not None:
         found["thresholds"].append(held)
+    found |= {LISTING: DUE} if ledger.due else {}
     check_manifest(found := readable(found), str(out))
     return check_manifest(found | _last_facts(found), str(out))
 
@@ -266,12 +270,16 @@ def began_ns(manifest: Mapping[str, Any]) -> dict[int, int]:
 
 def launch_of(manifest: Mapping[str, Any]) -> dict[int, int]:
     """Session -> the first one of the sessions that ran at the same time. A session that ran alone
-    is not listed. Of a session that was killed only its beginning is known."""
+    is not listed, nor are those of one process, which follow each other. Of a session that was
+    killed only its beginning is known."""
     told, found = finals(manifest), dict[int, int]()
+    jobs = {entry["session"]: entry.get("job") or {} for entry in manifest.get("sessions") or ()}
+    process = {n: (job.get("host"), job.get("pid")) for n, job in jobs.items() if job.get("pid")}
     together, end_ns = set[int](), -1
     for session, at_ns in [*sorted(began_ns(manifest).items(), key=lambda each: each[1])]:
-        if at_ns > end_ns:
-            together = set()
+        mine = process.get(session, ())
+        if at_ns > end_ns or mine in [process.get(each) for each in together]:
+            together, end_ns = set(), -1
         together.add(session)
         end_ns = max(end_ns, at_ns + int(1e9 * (told[session].get("seconds") or 0)))
         found |= dict.fromkeys(together if len(together) > 1 else (), min(together))

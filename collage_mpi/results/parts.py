@@ -69,6 +69,7 @@ class Ledger(NamedTuple):
         parts: those of images that have rows that count, and all of tasks; by session and number.
         errors: positions whose row is an error row.
         complete: whether each image has its row, and the run is marked so.
+        due: each image that is listed has its row, and more are to be listed.
         late: see `reading.Found`.
     """
 
@@ -77,6 +78,7 @@ class Ledger(NamedTuple):
     errors: Spans
     complete: bool
     late: tuple[str, ...] = ()
+    due: bool = False
 
     @property
     def status(self) -> str:
@@ -171,13 +173,13 @@ class LedgerReader:
             DataFault: as `read_runs`; a record is damaged or missing.
         """
         known, folder = read_runs(self._out), self._out / PARTS_FOLDER
-        rows, complete, late = list[Part](), False, list[str]()
+        rows, complete, grows, late = list[Part](), False, False, list[str]()
         with reading(self._out):
             for run in known:
                 view = self._views.setdefault(run.number, View(self._store, run))
                 found = view.look()
                 rows = [*without(rows, replaced(run, found.counted)), *found.parts]
-                complete = found.complete  # of the last one
+                complete, grows = found.complete, run.grows  # of the last one
                 late += found.late
             listed = list_parts(folder) if folder.is_dir() else []
         parts = {part.path.name: part for part in listed if part.table != IMAGES.name}
@@ -189,7 +191,8 @@ class LedgerReader:
                 raise Damage(row.file, "a record names it, but it is no part of a run")
             parts[row.file] = part._replace(spans=own, rows=count)
         errors = sp.union(*(row.errors for row in rows))
-        return Ledger(known, tuple(sorted(parts.values())), errors, complete, tuple(late))
+        written, done = tuple(sorted(parts.values())), complete and not grows
+        return Ledger(known, written, errors, done, tuple(late), complete and grows)
 
 
 def read_ledger(out: Path) -> Ledger:

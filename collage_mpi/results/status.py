@@ -443,7 +443,19 @@ class Watch:
         Raises:
             EnvironmentFault, DataFault: as `read_statuses`.
         """
-        return [(status, self._life(status)) for status in read_statuses(self._run)]
+        found = [(status, self._life(status)) for status in read_statuses(self._run)]
+        if found and found[-1][1] == ENDED and self._goes_on(last := found[-1][0]):
+            found[-1] = last, ALIVE
+        return found
+
+    def _goes_on(self, status: Json) -> bool:
+        """Whether a job has ended only one run of an input that it still lists: its process is on
+        this machine and lives."""
+        there = status["state"] == "incomplete" and (self._run / run_name(1)).exists()
+        goes_on = there and _ended(status) is False and read_ledger(self._run).due
+        if goes_on:
+            self._signs[status["session"]].since_s = self._clock()
+        return goes_on
 
     def _life(self, status: Json) -> str:
         now_s = self._clock()
@@ -454,20 +466,20 @@ class Watch:
             known.last, known.since_s, known.moves = signs, now_s, True
         if status["state"] in STATUSES:
             return ENDED
-        if _has_ended(status):
+        if _ended(status):
             return DEAD
         if now_s - known.since_s >= LOOK_S:
             return SILENT
         return ALIVE if known.moves else UNKNOWN
 
 
-def _has_ended(status: Json) -> bool:
-    """Whether the process of a job was on this machine and has certainly ended."""
+def _ended(status: Json) -> bool | None:
+    """Whether the process of a job has ended; None if it cannot be seen from here."""
     try:
         process = read_record(ProcessId, status["process"])
     except (KeyError, ValueError):
-        return False
-    return has_ended(process) is True
+        return None
+    return has_ended(process)
 
 
 def find_writer(

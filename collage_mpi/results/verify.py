@@ -16,8 +16,8 @@ import numpy as np
 from collage_mpi.errors import CollageError, DataFault, EnvironmentFault, ExitCode
 from collage_mpi.ledger.damage import examine, repair
 from collage_mpi.ledger.jobs import jobs, note
+from collage_mpi.ledger.records import LISTING, rows_name
 from collage_mpi.ledger.records import Run as Numbered
-from collage_mpi.ledger.records import rows_name
 from collage_mpi.ledger.store import FolderStore
 from collage_mpi.results import EXPORT, PARTS_FOLDER, ROWS_FOLDER
 from collage_mpi.results.columns import rows_of
@@ -28,7 +28,7 @@ from collage_mpi.results.lease_files import (
     strangers,
     wrong_with,
 )
-from collage_mpi.results.manifest import COMPLETE, Json, compose, finals, resume_command
+from collage_mpi.results.manifest import COMPLETE, DUE, Json, compose, finals, resume_command
 from collage_mpi.results.number_sets import Draw, InputCoverage, NumberSet, draw_of
 from collage_mpi.results.parts import list_parts, read_ledger, read_runs, read_where_it_lies
 from collage_mpi.results.reader import Inventory, Run, open_run, rows_of_part
@@ -552,9 +552,10 @@ def _conclude(run: Run, report: VerifyReport) -> None:
         report.problems.append(f"{report.headline}; all rows of the shards that could be read")
     elif manifest_status not in COMPLETE or not run.complete:
         report.status = "incomplete"
+        due = run.manifest.get(LISTING) == DUE
+        why = "more images are to be listed" if due else "no job has marked the run as complete"
         report.problems.append(
-            f"{report.headline}; all rows are there, but no job has marked the run as complete: "
-            f"{report.next_step}"
+            f"{report.headline}; all rows are there, but {why}: {report.next_step}"
         )
     else:
         report.status = "complete_with_errors" if report.error_rows else "complete"

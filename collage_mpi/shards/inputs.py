@@ -146,8 +146,9 @@ def expand_paths(paths: Sequence[Path | str]) -> list[Path]:
 def _in_folder(folder: Path) -> list[Path]:
     if source_of(folder)[0].name != "folder":
         return [folder]
-    with reading(folder):
-        inside = sorted(item for item in folder.iterdir() if not item.name.startswith("."))
+    with reading(folder), os.scandir(folder) as entries:
+        shown = (entry.name for entry in entries if not entry.name.startswith("."))
+        inside = sorted(folder / name for name in shown if name.lower().endswith(IN_FOLDERS))
     found = {end: [one for one in inside if one.name.lower().endswith(end)] for end in IN_FOLDERS}
     found = {end: files for end, files in found.items() if files}
     if found:

@@ -9,7 +9,7 @@ import heapq
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,7 +20,14 @@ import numpy as np
 
 from collage_mpi.errors import DataFault, EnvironmentFault
 from collage_mpi.shards.column import Column, pieces
-from collage_mpi.shards.members import Listing, Member, MemberIndex, list_bytes, name_text
+from collage_mpi.shards.members import (
+    Listing,
+    Member,
+    MemberIndex,
+    Stream,
+    list_bytes,
+    name_text,
+)
 from collage_mpi.shards.pictures import SUFFIXES
 from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.schema import ShardInfo, split_part
@@ -61,12 +68,17 @@ class _Seen:
     """The entries that a walk over folders skipped or found twice.
 
     Attributes:
+        in_time: is called for each entry, and raises if it takes too long.
+        merges: the pictures of a folder are in order; otherwise only SORTED_AT_ONCE of them are, so
+            that the first ones come before the whole folder was read.
         folders: the real path of each folder that was walked.
         counts: kind (a key of SAID) -> number of entries.
         first: kind -> the first entry.
     """
 
     root: Path
+    in_time: Callable[[], object] = int
+    merges: bool = True
     folders: set[str] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
@@ -85,7 +97,12 @@ class _Seen:
 
 
 def list_folder(
-    root: Path, names: Sequence[str] | None = None, *, strict: bool = True, labels: bool = True
+    root: Path,
+    names: Sequence[str] | None = None,
+    *,
+    strict: bool = True,
+    labels: bool = True,
+    in_time: Callable[[], object] = int,
 ) -> Listing:
     """List the pictures below `root`. Each folder directly in `root` is a class, whose pictures may
     be at any depth. Without such folders the pictures have no labels.
@@ -96,6 +113,7 @@ def list_folder(
         strict: if False and the folders cannot be classes, list pictures without labels, with a
             warning.
         labels: if False, the pictures get no labels.
+        in_time: see `ReadAs`.
 
     Raises:
         EnvironmentFault: a folder cannot be read.
@@ -104,23 +122,21 @@ def list_folder(
     """
     if not os.path.isdir(root):
         raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
-    seen, found = _Seen(root), list[str]()  # the folders with pictures
-    files, folders = _scan(str(root), seen)
+    seen, found = _Seen(root, in_time), list[str]()  # the folders with pictures
     loose = 0
 
     def members() -> Iterator[tuple[str, Member]]:
         nonlocal loose
-        for name, member in files:
-            loose += 1
-            yield name, member
-        for folder in folders:
-            top = os.path.join(root, folder)
-            for path, member in _walk(top, seen, (os.path.realpath(root),)):
-                if found[-1:] != [folder]:
-                    found.append(folder)
-                yield path[start:], replace(member, label=len(found) - 1)
+        for name, member in _below(seen):
+            folder, inside, _ = name.partition(os.sep)
+            if not inside:
+                loose += 1
+                yield name, member
+                continue
+            if found[-1:] != [folder]:
+                found.append(folder)
+            yield name, replace(member, label=len(found) - 1)
 
-    start = len(os.path.join(root, ""))
     index = MemberIndex.of(members())
     if not len(index):
         raise DataFault(f"{root}: no picture below it. Pictures end in {', '.join(SUFFIXES)}.")
@@ -179,17 +195,25 @@ def _warn_of_splits(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _scan(folder: str, seen: _Seen) -> tuple[Iterator[tuple[str, Member]], list[str]]:
-    """The pictures directly in a folder by their names, in order, and its folders in order.
+def _below(seen: _Seen) -> Iterator[tuple[str, Member]]:
+    """Yields the pictures below the root by their paths there."""
+    start = len(os.path.join(seen.root, ""))
+    return ((path[start:], member) for path, member in _walk(str(seen.root), seen, ()))
+
+
+def _scan(folder: str, seen: _Seen, folders: list[str]) -> Iterator[tuple[str, Member]]:
+    """Yields the pictures directly in a folder by their names, in order, and then has added its
+    folders.
 
     A broken link counts as a picture if it has the name of one. The pictures of a large folder are
     sorted on the disk.
     """
-    folders, runs, files = list[str](), list[MemberIndex](), list[tuple[str, Member]]()
+    runs, files = list[MemberIndex](), list[tuple[str, Member]]()
     odd: dict[str, list[str]] = {HIDDEN: [], BROKEN: [], OTHER: []}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
+                seen.in_time()
                 if entry.name.startswith("."):
                     odd[HIDDEN].append(entry.path)
                 elif entry.is_dir():
@@ -199,7 +223,11 @@ def _scan(folder: str, seen: _Seen) -> tuple[Iterator[tuple[str, Member]], list[
                 else:
                     odd[BROKEN if _is_broken(entry) else OTHER].append(entry.path)
                 if len(files) >= SORTED_AT_ONCE:
-                    runs.append(MemberIndex.of(sorted(files, key=_name)))
+                    files.sort(key=_name)
+                    if seen.merges:
+                        runs.append(MemberIndex.of(files))
+                    else:
+                        yield from files
                     files = []
     except OSError as error:
         where = error.filename or folder  # an entry that is a cycle of links, or the folder
@@ -208,7 +236,8 @@ def _scan(folder: str, seen: _Seen) -> tuple[Iterator[tuple[str, Member]], list[
         if paths:
             seen.note(what, min(paths), len(paths))
     files.sort(key=_name)
-    return heapq.merge(*map(_of_run, runs), files, key=_name), sorted(folders)
+    folders.sort()
+    yield from heapq.merge(*map(_of_run, runs), files, key=_name)
 
 
 def _of_run(run: MemberIndex) -> Iterator[tuple[str, Member]]:
@@ -223,10 +252,10 @@ def _walk(folder: str, seen: _Seen, above: tuple[str, ...]) -> Iterator[tuple[st
     if real in above:
         seen.note(LOOP, folder)
         return
-    files, folders = _scan(folder, seen)
+    folders = list[str]()
     twice = real in seen.folders
     seen.folders.add(real)
-    for name, member in files:
+    for name, member in _scan(folder, seen, folders):
         path = os.path.join(folder, name)
         if twice:
             seen.note(TWICE, path)
@@ -266,7 +295,15 @@ class FolderSource(MemberSource):
 
     @classmethod
     def listed(cls, path: Path, read_as: ReadAs) -> Listing:
-        return list_folder(path, read_as.class_names, strict=False, labels=read_as.labels)
+        how = read_as.labels, read_as.in_time
+        return list_folder(path, read_as.class_names, strict=False, labels=how[0], in_time=how[1])
+
+    @classmethod
+    def stream(cls, path: Path, read_as: ReadAs) -> Stream | None:
+        if read_as.labels:  # which folders are classes is known at the end
+            return None
+        seen = _Seen(path, merges=False)
+        return Stream(_below(seen), seen.warnings)
 
     @classmethod
     def _file(cls, path: Path, name: str) -> str:
@@ -293,18 +330,9 @@ class ListSource(MemberSource):
 
     @classmethod
     def listed(cls, path: Path, read_as: ReadAs) -> Listing:
-        reader = reader_of(path)
-        names = cls._lines(path) if reader is None else iter(reader(path).pictures())
-        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            index = MemberIndex.of(
-                named
-                for some in iter(lambda: [*islice(names, NAMED_AT_ONCE)], [])
-                for named in pool.map(_named, some, [cls._file(path, one) for one in some])
-            )
+        index = MemberIndex.of(cls._each(path, read_as.in_time))
         if not len(index):
             raise DataFault(f"{path}: names no picture; needed: the path of one picture a line")
-        if reader is not None:  # rows of the table
-            index = replace(index, offsets=Column.of(pieces(np.arange(len(index)))))
         doubles = repeated(index)
         notes = [
             f"{path}: {counted(len(doubles), 'line')} for a picture that was named before, such as "
@@ -314,6 +342,21 @@ class ListSource(MemberSource):
         return Listing(
             index, lambda row: cls._file(path, index.name(row)), read_as.class_names, tuple(notes)
         )
+
+    @classmethod
+    def stream(cls, path: Path, read_as: ReadAs) -> Stream:
+        return Stream(cls._each(path))
+
+    @classmethod
+    def _each(cls, path: Path, in_time: Callable[[], object] = int) -> Iterator[tuple[str, Member]]:
+        reader, row = reader_of(path), 0
+        names = cls._lines(path) if reader is None else iter(reader(path).pictures())
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            while some := [*islice(names, NAMED_AT_ONCE)]:
+                for name, member in pool.map(_named, some, [cls._file(path, one) for one in some]):
+                    in_time()
+                    yield name, member if reader is None else replace(member, offset=row)
+                    row += 1
 
     @staticmethod
     def _lines(path: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -369,7 +369,7 @@ class MemberIndex:
         the columns of a large file stay there."""
         try:
             file = open(path, "rb")  # noqa: SIM115  # stays open
-            held = os.fstat(file.fileno()).st_size <= HELD_BYTES * len(TYPES)
+            held = os.fstat(file.fileno()).st_size <= HELD_BYTES
             with zipfile.ZipFile(file) as archive:
                 columns = {
                     info.filename.removesuffix(".npy"): _column(archive, info, file, held=held)
@@ -443,6 +443,18 @@ def _column(
 def name_text(name: str) -> str:
     """A file's name as text that HDF5 can store. NUL and bytes that are not UTF-8 become \\xNN."""
     return storable(name).replace("\0", "\\x00")
+
+
+class Stream(NamedTuple):
+    """The pictures of a source, by the names by which it finds them again, while they are listed.
+
+    Attributes:
+        members: yields them.
+        warnings: sentences for the user, once all are listed.
+    """
+
+    members: Iterator[tuple[str, Member]]
+    warnings: Callable[[], tuple[str, ...]] = tuple
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,14 @@ class Order:
         a run whose manifest names none."""
         return self._permutation.version
 
+    def grown(self, images: int) -> Order | None:
+        """This order, and after it the images that the input has more, which then has so many; None
+        if it is not that of the files."""
+        if type(self._permutation) is not Permutation:
+            return None
+        more = (self._permutation.images, images)
+        return Order(Permutation(images), [*self._ranges, more])
+
     def part(self, ranges: Iterable[Range]) -> Order:
         """The images at ranges of positions, one range after the other."""
         starts, own = self._starts.tolist(), []

@@ -44,6 +44,7 @@ from collage_mpi.shards.source import (
     ANY_ITEMS,
     MOST_DECODERS,
     PLAIN,
+    MemberSource,
     PictureSource,
     ReadAs,
     ReadMeter,
@@ -76,6 +77,11 @@ class Growth:
     renamed: bool = False
     lines: list[str] = field(default_factory=list)
 
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing has changed."""
+        return not (self.again or self.touched or self.removed or self.renamed)
+
 
 class ShardSet:
     """Shards as one list of images, with global indices 0 to len - 1 in file order.
@@ -91,6 +97,7 @@ class ShardSet:
         lost: shard number -> reason, for shards in `infos` that can no longer be read.
         left_out: shards that a resumed run does not use; see `as_before`.
         growth: what has changed in the sources since the run began; see `as_before`.
+        grows: more images are to be listed.
         hash_limit_bytes: a larger file that has changed is not hashed again but counts as lost;
             None for no limit.
         decoders: number of pictures that are decoded at a time, by default one a core of this rank.
@@ -104,6 +111,7 @@ class ShardSet:
         self.lost: dict[int, str] = {}
         self.left_out: tuple[Path, ...] = ()
         self.growth = Growth()
+        self.grows = False
         self._row_faults: dict[int, str] = {}  # global index -> why the row cannot be used
         self._stamps: list[Stamp | None] = [info.stamp for info in infos]
         self.shape, self.dtype = infos[0].shape, infos[0].dtype
@@ -626,6 +634,27 @@ def as_before(
     renumbered.lost.update(lost)
     renumbered.growth = growth
     return renumbered
+
+
+def saved(
+    known: Sequence[Mapping[str, Any]], indexes: Path, path: Path, read_as: ReadAs
+) -> list[ShardInfo]:
+    """The shards of a run by its lists alone, without a look at the source. For `known` and
+    `indexes` see `as_before`; `path`: of the source.
+
+    Raises:
+        EnvironmentFault: a list cannot be read.
+    """
+    source, path = source_of(path)
+    assert issubclass(source, MemberSource)
+    infos = []
+    for entry in known:
+        file = indexes / f"{content_of(entry)}.npz"
+        index = MemberIndex.load(file)
+        if index is None or len(index) != entry["count"]:
+            raise EnvironmentFault(f"{file}: missing or damaged. Restore this list of pictures")
+        infos.append(_fitted(source.of_list(path, read_as, index, entry["fingerprint"]), entry))
+    return infos
 
 
 def content_of(entry: Mapping[str, Any]) -> str:

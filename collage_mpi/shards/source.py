@@ -27,6 +27,7 @@ from collage_mpi.shards.members import (
     Listing,
     Member,
     MemberIndex,
+    Stream,
     read_member,
 )
 from collage_mpi.shards.pictures import (
@@ -66,6 +67,7 @@ class ReadAs:
         labels: whether to use the labels of the source.
         pictures: whether to refuse items that are not pictures.
         content: read all pictures of a list of members, to know them by their bytes.
+        in_time: is called for each picture that is listed, and raises if it takes too long.
         before: path of a source -> its members when they were listed before, whose bytes need not
             be read again if neither size nor time has changed.
     """
@@ -75,6 +77,7 @@ class ReadAs:
     labels: bool = True
     pictures: bool = True
     content: bool = False
+    in_time: Callable[[], object] = field(default=int, compare=False)
     before: Mapping[str, MemberIndex] = field(default_factory=dict, compare=False)
 
 
@@ -378,6 +381,13 @@ class MemberSource(PictureSource):
         """
 
     @classmethod
+    def stream(cls, path: Path, read_as: ReadAs) -> Stream | None:
+        """The pictures one by one, without labels, in an order that may depend on the disk; None if
+        they have labels, or only `listed` finds them. Raises as `listed`, also while they are
+        listed."""
+        return None
+
+    @classmethod
     @abstractmethod
     def _file(cls, path: Path, name: str) -> str:
         """The file that holds the picture with this name."""
@@ -399,17 +409,31 @@ class MemberSource(PictureSource):
         """The description of a source, and what to warn of."""
         listed_ns = time.time_ns()
         listing = cls.listed(path, read_as)
-        index = listing.index.listed_at(listed_ns)
-        before = read_as.before.get(str(path))
-        digests = digests_of(
-            index, lambda row: cls._member(path, index, row), before, content=read_as.content
-        )
-        index = replace(index, digests=digests)
+        index, before = listing.index.listed_at(listed_ns), read_as.before.get(str(path))
+        index = cls.with_digests(path, index, before, content=read_as.content)
         fingerprint = fingerprint_of(index, read_sidecar(path) if os.path.isfile(path) else None)
+        read_as = replace(read_as, class_names=listing.class_names)
+        return listing.warnings, cls.of_list(path, read_as, index, fingerprint)
+
+    @classmethod
+    def with_digests(
+        cls, path: Path, index: MemberIndex, before: MemberIndex | None = None, *, content: bool
+    ) -> MemberIndex:
+        """A list with the digests of `digests_of`."""
+        digests = digests_of(
+            index, lambda row: cls._member(path, index, row), before, content=content
+        )
+        return replace(index, digests=digests)
+
+    @classmethod
+    def of_list(
+        cls, path: Path, read_as: ReadAs, index: MemberIndex, fingerprint: str
+    ) -> ShardInfo:
+        """The description of a source, or of an extent of it, by its list."""
         about = picture_info(cls, path, read_as, len(index), fingerprint)
-        return listing.warnings, replace(
+        return replace(
             about,
-            class_names=listing.class_names,
+            class_names=read_as.class_names,
             has_labels=index.labels is not None,
             members=index,
         )

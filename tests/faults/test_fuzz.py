@@ -76,6 +76,8 @@ NOT_TRIED = {
     ("launch/mpiexec", "noted_signal"): "any text that is no signal's name is none",
     ("models/asking", "_child"): CHILD,
     ("models/asked", "main"): "its parent's request",
+    ("shards/extents", "main"): "its parent's request",
+    ("shards/lister", "take"): CHILD,
     **{
         ("models/libraries", f"load_{name}"): LIBRARY
         for name in ("timm", "hf", "onnx", "exported", "scripted")

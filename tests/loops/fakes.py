@@ -351,6 +351,9 @@ class FakeEndpoint:
     def open_tasks(self, nbytes: int, slots: int) -> None:
         self.ring = (nbytes, slots)
 
+    def close_tasks(self) -> None:
+        self.ring = None
+
     def poll_control(self) -> np.ndarray | None:
         return self.control.popleft() if self.control else None
 

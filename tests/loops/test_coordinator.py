@@ -918,6 +918,15 @@ def test_a_job_that_waits_for_long_lets_idle_ranks_go_but_one_of_each_kind(
     assert f"ranks {', '.join(map(str, released[0]))} released, the others wait" in caplog.text
 
 
+def test_a_job_whose_input_is_listed_meanwhile_lets_no_rank_go(monkeypatch) -> None:
+    monkeypatch.setattr(coordinator, "RELEASE_NS", 100 * MS)
+    job = Job(8, ledger=lambda job: Leases(job, 4))
+    job.leased._dry = False  # it does not wait for its first images
+    job.coordinator._releases = False
+    job.complete()
+    assert not job.coordinator.released
+
+
 # ---- lost ranks ---------------------------------------------------------------
 
 

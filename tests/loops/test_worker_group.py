@@ -541,3 +541,20 @@ def test_what_other_processes_take_does_not_make_a_batch_small():
         return Measured(found.service_ns * told.batch, found.service_ns)
 
     assert chosen_of(loaded).batch == 8
+
+
+def test_a_second_session_hears_nothing_of_the_first() -> None:
+    transport = Workers(3, polite)
+    group = group_of(transport)
+    group.end()  # no rank has begun anything
+    assert transport.told == []
+    for session in (1, 2):
+        group.welcome(welcomes(3))
+        assert group.session == session
+        group.start(Start({"collage": 1.0}, {}, 1, 1, 1))
+        group.end()
+        assert [told for _, told in transport.told[-2:]] == [End(), End()]
+    transport.push(1, 1, Measured(7, None))  # late
+    transport.answer = lambda rank, told: None if rank == 1 else polite(rank, told)
+    transport.push(1, 3, hello(9))
+    assert group.welcome(welcomes(3)) == {1: hello(9), 2: hello(2)}

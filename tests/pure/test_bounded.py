@@ -153,6 +153,9 @@ def test_sessions_that_ran_at_the_same_time_belong_together() -> None:
     offsets = clock_offsets_ns({"sessions": sessions}, 5)
     assert offsets == {3: -3, 5: 0, 6: 1}
     assert clock_offsets_ns({"sessions": sessions}, 1) == {1: 0}
+    for number in (3, 5):  # of one process: the later one has begun when the other one had ended
+        sessions[number - 1]["job"] = {"host": "a", "pid": 7}
+    assert launch_of({"sessions": sessions}) == {5: 5, 6: 5}
 
 
 # ---- summaries and proofs ---------------------------------------------------

@@ -218,6 +218,7 @@ def test_every_transition_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     play.say(Measured(1, None))
     play.ask(End())
     Play().to(WORKING).ask(Release())
+    Play().to(DONE).ask(SHARDS, WELCOME)
     Play().to(PARTED)
     Play().to(STOPPED).wait()
     assert taken == {(state, event) for state, moves in MEMBER.items() for event in moves}

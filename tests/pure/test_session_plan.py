@@ -362,12 +362,13 @@ def test_a_run_whose_name_is_seen_late_is_known_to_the_plan(shards, tmp_path, mo
     parts.mkdir()
     (parts / "images-0001-000001.parquet").touch()
 
-    def made(settings, size, known, team, update):
+    def made(settings, size, known, team, update, growing):
         raise KeyError(known)
 
     monkeypatch.setattr("time.sleep", lambda _: (tmp_path / "run.1.json").touch())
     monkeypatch.setattr(run_module, "compose", lambda out: "the run of " + out.name)
     monkeypatch.setattr(run_module, "make_plan", made)
+    monkeypatch.setattr(run_module, "read_runs", lambda out: ())
     world = SimpleNamespace(transport=SimpleNamespace(size=6), ranks=range(1, 6))
     settings = RunSettings(shards=shards, single="null", collage="null", out=str(tmp_path), side=2)
     with pytest.raises(KeyError, match=f"the run of {tmp_path.name}"):
@@ -402,6 +403,13 @@ def test_a_complete_run_is_waited_for_that_is_seen_late(monkeypatch, stopped, st
     job = SimpleNamespace(out=Path("out"), run=second, _why_stop=lambda: stopped)
     assert run_module.JobRun._seen_status(job) == status
     assert len(slept) == (0 if stopped else 2)
+
+
+def test_a_run_that_grows_is_not_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr(run_module, "read_runs", lambda _: [Run(1, 0, 8, 8)])
+    monkeypatch.setattr(run_module, "compose", lambda _: {"status": "incomplete", "listing": "due"})
+    job = SimpleNamespace(out=Path("out"), run=Run(1, 0, 8, 8), _why_stop=lambda: None)
+    assert run_module.JobRun._seen_status(job) == "incomplete"  # else it sleeps a minute
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 37_836, "analysis": 6_051, "tests": 52_637}
-GUIDE_WORDS = 18_355  # every page of docs/ but architecture.md
-ARCHITECTURE_WORDS = 2_487
+LINES = {"collage_mpi": 38_279, "analysis": 6_051, "tests": 53_295}
+GUIDE_WORDS = 18_505  # every page of docs/ but architecture.md
+ARCHITECTURE_WORDS = 2_551
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

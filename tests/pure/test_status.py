@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -439,3 +440,22 @@ def test_a_folder_that_the_system_does_not_look_into_is_told_of(tmp_path: Path) 
         read_status(name)
     with pytest.raises(EnvironmentFault, match="cannot be read: File name too long"):
         read_ledger(name)
+
+
+def test_a_job_that_still_lists_its_input_lives_between_two_runs(out: Path, monkeypatch) -> None:
+    due = SimpleNamespace(due=True, complete=False, status="incomplete")
+    monkeypatch.setattr("collage_mpi.results.status.read_ledger", lambda _: due)
+    (out / "run.1.json").touch()
+    StatusFiles(out, FACTS, 5.0).end("incomplete")
+    clock = Hands()
+    watch = Watch(out, clock)
+    for _ in range(3):
+        view = watch.look()
+        assert (view.life, view.lost) == (ALIVE, False)
+        clock.now_s += SILENT_S
+    assert find_writer(out) is not None
+    due.due = False
+    assert watch.look().life == ENDED
+    due.due = True
+    monkeypatch.setattr("collage_mpi.results.status.has_ended", lambda _: None)
+    assert watch.look().life == ENDED, "of another host nobody knows"

@@ -194,9 +194,23 @@ def test_every_transition_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = note_transitions(monkeypatch)
     for state in (NEW, READY, WORKING):
         Play(state, tolerant=True).step(Stop(0))
-    Play(READY).step(End())
+    over = Play(READY)
+    for told in (End(), SHARDS, WELCOME):
+        over.step(told)
     Play(WORKING).step(Release())
     Play(LOADING).step(Fault("no GPU", 3))
     Play(PARTING).step(now_ns=LATE_NS)
     Play(PARTING).step(Leave())
     assert taken == {(state, event) for state, moves in WORKER.items() for event in moves}
+
+
+def test_a_session_begins_with_nothing_of_the_one_before() -> None:
+    play = Play()
+    for _ in range(3):
+        play.come(1, read=False)
+    play.step(Cancelled((2,)))
+    for told in (End(), WELCOME, HELLO, START):
+        play.step(told)
+    assert not [*play.steps.queue, *play.steps.open, *play.steps.cancelled]
+    play.come(1, read=True)
+    assert play.begun == [3]
