@@ -20,6 +20,8 @@ from collage_mpi.shards.members import Member, MemberIndex, Stream
 from collage_mpi.shards.remote import path_of
 from collage_mpi.shards.source import MemberSource, ReadAs
 from collage_mpi.system.files import reading
+from collage_mpi.system.forked import RELAYED
+from collage_mpi.system.process_tree import sheltered
 
 
 def extents(
@@ -59,7 +61,14 @@ def _until(
 
 
 def main() -> None:
-    """List what the first line of the standard input asks for, and tell each extent in a line."""
+    """List what the first line of the standard input asks for, and tell each extent in a line. Only
+    the job ends it: a signal to all processes of a rank, which may leave the job at work, does not.
+    """
+    with sheltered(*RELAYED):  # once more, for a process that a server forked
+        _list_what_is_asked()
+
+
+def _list_what_is_asked() -> None:
     asked = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_job, daemon=True).start()
     path, number, said = path_of(asked["path"]), 0, dict[str, Any]()

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from collage_mpi.shards.members import MemberIndex
 from collage_mpi.shards.schema import ShardInfo
 from collage_mpi.shards.source import MemberSource, ReadAs, fingerprint_of
 from collage_mpi.system.environment import without_rank
-from collage_mpi.system.forked import of_server
-from collage_mpi.system.process_tree import own_command
+from collage_mpi.system.forked import RELAYED, of_server
+from collage_mpi.system.process_tree import own_command, sheltered
 from collage_mpi.system.tell import tell
 
 FIRST_S = 1.0  # a source that takes longer is listed in extents; each takes as long as those before
@@ -56,18 +57,21 @@ class Lister:
         self._source, self.path, self._read_as = source, path, read_as
         self._folder = tempfile.TemporaryDirectory()
         self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._process = subprocess.Popen(
-            [*own_command("collage_mpi.shards.extents")],
-            env={**without_rank(os.environ), **of_server},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        with sheltered(*RELAYED):  # a signal to all processes of a rank is for the job
+            self._process = subprocess.Popen(
+                [*own_command("collage_mpi.shards.extents")],
+                env={**without_rank(os.environ), **of_server},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         asked = {"source": source.name, "path": str(path), "content": read_as.content}
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({**asked, "folder": self._folder.name}) + "\n")
-        self._process.stdin.flush()
-        threading.Thread(target=self._hear, name="collage-mpi listing", daemon=True).start()
+        with suppress(BrokenPipeError):  # `take` says that it died
+            self._process.stdin.write(json.dumps({**asked, "folder": self._folder.name}) + "\n")
+            self._process.stdin.flush()
+        self._hearing = threading.Thread(target=self._hear, name="collage-mpi listing", daemon=True)
+        self._hearing.start()
 
     def _hear(self) -> None:
         assert self._process.stdout is not None
@@ -113,5 +117,10 @@ class Lister:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        self._hearing.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # what it was asked may not have been read
+                pipe.close()
         self._folder.cleanup()

@@ -16,6 +16,7 @@ from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,8 @@ from collage_mpi.shards.order import Order, Permutation, Shuffle
 from collage_mpi.shards.schema import ShardInfo
 from collage_mpi.shards.source import MemberSource, ReadAs, fingerprint_of
 from collage_mpi.shards.update import AGAIN, Update
+from collage_mpi.system.forked import RELAYED
+from collage_mpi.system.process_tree import own_command
 
 READ_AS = ReadAs(labels=False)
 PLAYS = 30
@@ -185,6 +188,53 @@ def test_what_goes_wrong_in_the_process_is_told(tmp_path: Path) -> None:
         with pytest.raises(fault, match=message):
             lister.take()
         lister.close()
+
+
+def test_a_signal_to_all_processes_of_a_rank_is_for_the_job(photos: Path) -> None:
+    found = Lister(FolderSource, photos, READ_AS)
+    try:
+        for number in RELAYED:
+            found._process.send_signal(number)
+        assert sum(info.count for info in found.take()) > 0
+    finally:
+        found.close()
+
+
+def test_a_process_that_a_server_forked_leaves_signals_to_the_job(tmp_path: Path) -> None:
+    """It starts without blocked signals."""
+    process = subprocess.Popen(
+        [*own_command("collage_mpi.shards.extents")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    status, bits = Path(f"/proc/{process.pid}/status"), sum(1 << number - 1 for number in RELAYED)
+    until_s = time.monotonic() + 60
+    while int(status.read_text().split("SigBlk:")[1].split()[0], 16) & bits != bits:
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+    for number in RELAYED:
+        process.send_signal(number)
+    asked = {"source": "folder", "path": f"{tmp_path}/gone", "content": False, "folder": "."}
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(asked).encode() + b"\n")
+    process.stdin.flush()
+    assert b"gone: cannot be read" in process.stdout.readline()
+    process.communicate(timeout=60)
+
+
+def test_a_process_that_died_before_it_was_asked_is_told(photos: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lister, "own_command", lambda module: ("true",))
+    popen = subprocess.Popen
+
+    def start(*args: object, **options: Any) -> subprocess.Popen[str]:
+        process = popen(*args, **options)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    found = Lister(FolderSource, photos, READ_AS)
+    with pytest.raises(EnvironmentFault, match="the process that lists it died"):
+        found.take()
+    found.close()
 
 
 def test_who_waits_for_the_next_extent_can_be_stopped(tmp_path: Path) -> None:
