@@ -296,12 +296,29 @@ def test_a_picture_that_changes_before_it_is_read_is_not_the_answer_to_what_was_
         folder.there["moved.png"] = first
     folder.write(name, GOOD + b"while")
     job = Job(folder.root, out, Update(touched=AGAIN), key=key).begin()
+    held, _ = job.plan.shards.read_files_checked(job.lacking)
+    assert (None in held) == (key == "path" or not moved), "what has moved is found by its bytes"
     job.do(job.lacking)
     if not moved:
         folder.write(name, first)
     while (job := Job(folder.root, out, Update(touched=AGAIN), key=key)).mine is not None:
         job.begin().do(job.lacking)
     check(folder, out, prune=False)
+
+
+def test_other_bytes_of_the_same_size_and_time_are_not_those_that_were_listed(tmp_path) -> None:
+    folder, out = Folder(tmp_path / "photos", 0), tmp_path / "run"
+    out.mkdir()
+    job = Job(folder.root, out, key="content").begin()
+    name = next(name for name, data in folder.there.items() if data.startswith(GOOD))
+    path, first = folder.root / name, folder.there[name]
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.write_bytes(first[::-1])
+    os.utime(path, ns=times)
+    held, _ = job.plan.shards.read_files_checked(job.lacking)
+    assert held.count(None) == 1
+    fault = job.plan.shards.row_fault(job.lacking[held.index(None)])
+    assert "it has changed since it was listed" in fault
 
 
 def test_a_job_refuses_what_is_no_update(tmp_path) -> None:
