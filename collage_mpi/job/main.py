@@ -34,7 +34,7 @@ from collage_mpi.system.environment import (
     status_word,
     told_interface,
 )
-from collage_mpi.system.limits import fault_of
+from collage_mpi.system.limits import fault_of, share_one_heap
 from collage_mpi.system.printable import numbered
 from collage_mpi.system.process_tree import STOP_SIGNALS
 from collage_mpi.system.tell import report, tell
@@ -94,7 +94,10 @@ def run_world(
     if tolerant:
         hard_exit.arm()
         atexit.register(hard_exit.remove_shared_memory)  # for scripts that end by themselves
-    report(there=launcher_rank() or 0)
+    rank = launcher_rank() or 0
+    if rank == 0:  # before its threads begin
+        share_one_heap()
+    report(there=rank)
     comm, mpi = open_world(fault_tolerant=tolerant)
     if not tolerant and comm.Get_size() > 1:
         hard_exit.finalize_by(partial(finalize, comm, mpi))

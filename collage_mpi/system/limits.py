@@ -7,6 +7,7 @@ whole work.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
@@ -19,6 +20,7 @@ from collage_mpi.errors import CollageError, EnvironmentFault
 MOST_DESCRIPTORS = 1 << 16  # looked at, one by one: a list of them would need a descriptor
 NO_THREAD = "can't start new thread"
 MIB = 1 << 20
+M_ARENA_MAX = -8  # of malloc.h
 
 
 def raise_descriptor_limit() -> None:
@@ -27,6 +29,15 @@ def raise_descriptor_limit() -> None:
     if soft != hard:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def share_one_heap() -> None:
+    """Let all threads of this process, and pyarrow, use one heap. By default glibc gives each
+    thread heaps of its own, pyarrow has another one, and each keeps what it once needed.
+    """
+    with suppress(AttributeError, OSError):  # another C library, or none that can be opened
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # read when it first allocates
 
 
 def fault_of(error: BaseException) -> CollageError | None:

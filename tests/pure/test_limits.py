@@ -126,3 +126,32 @@ def test_an_error_that_is_raised_from_itself_has_one_cause():
     with pytest.raises(UsageError) as raised:
         raise error from error
     assert fault_of(raised.value) is error
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_all_threads_of_rank_0_and_pyarrow_use_one_heap(shared: bool, tmp_path: Path) -> None:
+    code = f"""
+import ctypes, threading
+from collage_mpi.system.limits import share_one_heap
+if {shared}:
+    share_one_heap()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.fopen.restype = ctypes.c_void_p, ctypes.c_void_p
+together = threading.Barrier(4)
+def take():
+    together.wait()
+    for _ in range(100):
+        libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=take) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+stream = ctypes.c_void_p(libc.fopen(b"{tmp_path}/heaps", b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+import pyarrow
+print(pyarrow.default_memory_pool().backend_name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heaps = (tmp_path / "heaps").read_text().count("<heap nr=")
+    assert (heaps == 1, done.stdout == "system\n") == (shared, shared)
