@@ -27,7 +27,7 @@ from collage_mpi.shards.update import AGAIN, Known, Update
 
 TICK_S = 0.02  # some kernels count the times of folders in steps of 10 ms
 TRUST = Update(touched=AGAIN, trust_dirs=True)
-PLAYS = 6
+PLAYS = 3
 
 
 @pytest.fixture
