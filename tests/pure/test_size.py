@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINES = {"collage_mpi": 38_408, "analysis": 6_051, "tests": 53_650}
-GUIDE_WORDS = 18_628  # every page of docs/ but architecture.md
+GUIDE_WORDS = 18_621  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 2_500
 NO_CODE = {
     tokenize.COMMENT,
