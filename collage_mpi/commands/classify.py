@@ -80,6 +80,7 @@ class TableArguments(MpiArguments):
     key: str | None = same(InputSettings, "key", default=None, group="")
     touched: str = same(RunArguments, "touched")
     prune: bool = same(RunArguments, "prune")
+    trust_dirs: bool = same(RunArguments, "trust_dirs")
     image_px: int | None = same(InputSettings, "image_px", group="")
     resize_px: int | None = same(InputSettings, "resize_px", group="")
     fit: str = same(InputSettings, "fit", group="")
@@ -316,8 +317,8 @@ def _ranks(args: ClassifyArguments) -> int:
 
 def update_words(args: TableArguments | MapArguments) -> tuple[str, ...]:
     """The words of `run` that update a run."""
-    how = ("--update", f"--touched={args.touched}", "--prune" if args.prune else "")
-    return tuple(filter(None, how))
+    given = {"--prune": args.prune, "--trust-dirs": args.trust_dirs}
+    return "--update", f"--touched={args.touched}", *(word for word in given if given[word])
 
 
 def run_words(values: Values, *how: str, retry_errors: bool, verbose: bool) -> tuple[str, ...]:
@@ -492,6 +493,7 @@ class MapArguments(MpiArguments):
     ranks: int | None = same(ClassifyArguments, "ranks")
     touched: str = same(RunArguments, "touched")
     prune: bool = same(RunArguments, "prune")
+    trust_dirs: bool = same(RunArguments, "trust_dirs")
     retry_errors: bool = switch("also process the images of error rows again")
     verbose: bool = same(ClassifyArguments, "verbose")
 

@@ -55,6 +55,11 @@ class RunArguments(Arguments):
         choices=("ask", "again", "same"),
     )
     prune: bool = switch("with --update: drop the rows of pictures that are gone")
+    trust_dirs: bool = switch(
+        "with --update: do not look at the known pictures of a folder whose own time is that of "
+        "the last look. Quick on network file systems, but a picture that was rewritten in place "
+        "is not found"
+    )
     leave: bool = switch(
         "when other jobs hold all images that are left, end with exit code 6 in place of waiting"
     )
@@ -85,11 +90,13 @@ class RunArguments(Arguments):
         """
         from collage_mpi.shards.update import Update
 
-        if not self.update and (self.prune or self.touched != "ask"):
-            raise UsageError("--prune and --touched say how a run is updated: add --update")
+        if not self.update and (self.prune or self.trust_dirs or self.touched != "ask"):
+            raise UsageError(
+                "--prune, --touched and --trust-dirs say how a run is updated: add --update"
+            )
         if self.redo_rank is not None and not re.fullmatch(r"([0-9]+:)?[0-9]+", self.redo_rank):
             raise UsageError(f"--redo-rank takes RANK or JOB:RANK, such as 2:7: {self.redo_rank}")
-        return Update(touched=self.touched, prune=self.prune) if self.update else None
+        return Update(self.touched, self.prune, self.trust_dirs) if self.update else None
 
     def settings(self, world_size: int | None) -> RunSettings:
         """The settings of the job; if the folder has a run, those that are not given are the run's.
@@ -236,6 +243,7 @@ def _forecast(
             "--update": args.update,
             f"--touched={args.touched}": args.touched != "ask",
             "--prune": args.prune,
+            "--trust-dirs": args.trust_dirs,
             "--leave": args.leave,
         }
         how = [*(word for word, given in asked.items() if given), *flags_of(settings)]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from collage_mpi.errors import CollageError, UsageError
 from collage_mpi.ledger import spans as sp
-from collage_mpi.results import has_run
+from collage_mpi.results import INDEX_FOLDER, has_run
 from collage_mpi.results.manifest import COMPLETE, compose, recorded_settings
 from collage_mpi.results.parts import read_ledger
 from collage_mpi.results.writer import differences, refuse_foreign
@@ -98,6 +99,9 @@ def finished_status(
             gone = shards.gone().sum() > (before.get("dropped") or 0)
             if update is not None and update.prune and gone:
                 return None
+            if update is not None:
+                with suppress(OSError):  # it may not be writable
+                    shards.save_folders(out / INDEX_FOLDER, entries)
         files = digests(named_files(settings))
     except (CollageError, OSError):
         return None

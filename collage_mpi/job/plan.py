@@ -239,7 +239,13 @@ def shards_of(
     if listing == OPEN or (listing == DUE and growing and growing.lister):
         infos = saved(entries, indexes, paths[0], replace(read_as, content=content))
         return _grown(infos, growing if listing == DUE else None)
-    read_as = replace(read_as, content=content, before=lists_before(entries, indexes))
+    trusts = update is not None and update.trust_dirs
+    if trusts and all(source_of(path)[0].name != "folder" for path in expand_paths(paths)):
+        raise UsageError(
+            "--trust-dirs is for folders of pictures, and no --input is one: leave it out"
+        )
+    before = lists_before(entries, indexes)
+    read_as = replace(read_as, content=content, before=before, trust_dirs=trusts)
     streamed = None if known or growing is None else _streamed(settings, read_as)
     how = replace(read_as, in_time=in_time()) if streamed else read_as
     try:

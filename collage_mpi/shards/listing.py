@@ -9,9 +9,10 @@ import heapq
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -33,7 +34,7 @@ from collage_mpi.shards.remote import network_faults, opened, stat_of, url_of
 from collage_mpi.shards.schema import ShardInfo, split_part
 from collage_mpi.shards.source import MemberSource, ReadAs, RowColumns
 from collage_mpi.shards.tables import ListedColumns, names_pictures, reader_of
-from collage_mpi.shards.update import repeated
+from collage_mpi.shards.update import Known, repeated
 from collage_mpi.system.files import reading, require_regular
 from collage_mpi.system.printable import counted
 
@@ -71,7 +72,9 @@ class _Seen:
         in_time: is called for each entry, and raises if it takes too long.
         merges: the pictures of a folder are in order; otherwise only SORTED_AT_ONCE of them are, so
             that the first ones come before the whole folder was read.
+        before: pictures that are known, if folders are trusted.
         folders: the real path of each folder that was walked.
+        stamps: see `MemberIndex.folders`.
         counts: kind (a key of SAID) -> number of entries.
         first: kind -> the first entry.
     """
@@ -79,7 +82,9 @@ class _Seen:
     root: Path
     in_time: Callable[[], object] = int
     merges: bool = True
+    before: Known | None = None
     folders: set[str] = field(default_factory=set)
+    stamps: dict[str, list[int]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
 
@@ -87,6 +92,26 @@ class _Seen:
         """Count entries of one kind, a key of SAID."""
         self.counts[what] = self.counts.get(what, 0) + number
         self.first.setdefault(what, name_text(os.path.relpath(path, self.root)))
+
+    def inside(self, path: str) -> str:
+        """A path below the root, from there."""
+        return path[self._start :]
+
+    @cached_property
+    def _start(self) -> int:
+        return len(os.path.join(self.root, ""))
+
+    def key(self, entry: os.DirEntry[str]) -> bytes:
+        """The name of a picture in a list."""
+        return os.fsencode(self.inside(entry.path))
+
+    def known_in(self, folder: str) -> Known | None:
+        """The pictures that are known, if nothing in a folder has another name than before. Its
+        stamp is noted. Raises OSError."""
+        about, inside = os.stat(folder), self.inside(folder)
+        self.stamps[inside] = stamp = [about.st_ctime_ns, about.st_ino]
+        same = self.before is not None and self.before.folders.get(inside) == stamp
+        return self.before if same else None
 
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each kind."""
@@ -103,6 +128,7 @@ def list_folder(
     strict: bool = True,
     labels: bool = True,
     in_time: Callable[[], object] = int,
+    before: MemberIndex | None = None,
 ) -> Listing:
     """List the pictures below `root`. Each folder directly in `root` is a class, whose pictures may
     be at any depth. Without such folders the pictures have no labels.
@@ -114,6 +140,7 @@ def list_folder(
             warning.
         labels: if False, the pictures get no labels.
         in_time: see `ReadAs`.
+        before: a list whose sizes and times are taken where a folder has its stamp of then.
 
     Raises:
         EnvironmentFault: a folder cannot be read.
@@ -122,7 +149,8 @@ def list_folder(
     """
     if not os.path.isdir(root):
         raise EnvironmentFault(f"{root}: not a folder. Give the folder that holds class folders.")
-    seen, found = _Seen(root, in_time), list[str]()  # the folders with pictures
+    seen = _Seen(root, in_time, before=None if before is None else Known(before))
+    found = list[str]()  # the folders with pictures
     loose = 0
 
     def members() -> Iterator[tuple[str, Member]]:
@@ -159,7 +187,7 @@ def list_folder(
     own = None
     if numbers and index.labels is not None:
         own = Column.of(np.array(numbers)[some] for some in pieces(index.labels))
-    index = replace(index, labels=own)
+    index = replace(index, labels=own, folders=seen.stamps)
     return Listing(index, lambda row: os.path.join(root, index.name(row)), classes, notes)
 
 
@@ -197,8 +225,8 @@ def _warn_of_splits(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
 
 def _below(seen: _Seen) -> Iterator[tuple[str, Member]]:
     """Yields the pictures below the root by their paths there."""
-    start = len(os.path.join(seen.root, ""))
-    return ((path[start:], member) for path, member in _walk(str(seen.root), seen, ()))
+    walked = _walk(str(seen.root), seen, ())
+    return ((seen.inside(path), member) for path, member in walked)
 
 
 def _scan(folder: str, seen: _Seen, folders: list[str]) -> Iterator[tuple[str, Member]]:
@@ -208,9 +236,10 @@ def _scan(folder: str, seen: _Seen, folders: list[str]) -> Iterator[tuple[str, M
     A broken link counts as a picture if it has the name of one. The pictures of a large folder are
     sorted on the disk.
     """
-    runs, files = list[MemberIndex](), list[tuple[str, Member]]()
+    runs, files = list[MemberIndex](), list[os.DirEntry[str]]()
     odd: dict[str, list[str]] = {HIDDEN: [], BROKEN: [], OTHER: []}
     try:
+        known = seen.known_in(folder)
         with os.scandir(folder) as entries:
             for entry in entries:
                 seen.in_time()
@@ -219,25 +248,25 @@ def _scan(folder: str, seen: _Seen, folders: list[str]) -> Iterator[tuple[str, M
                 elif entry.is_dir():
                     folders.append(entry.name)
                 elif is_picture(entry.name) and (entry.is_file() or _is_broken(entry)):
-                    files.append((entry.name, _member(entry)))
+                    files.append(entry)
                 else:
                     odd[BROKEN if _is_broken(entry) else OTHER].append(entry.path)
                 if len(files) >= SORTED_AT_ONCE:
-                    files.sort(key=_name)
+                    members = _members(files, seen, known)
                     if seen.merges:
-                        runs.append(MemberIndex.of(files))
+                        runs.append(MemberIndex.of(members))
                     else:
-                        yield from files
+                        yield from members
                     files = []
+        members = _members(files, seen, known)
     except OSError as error:
         where = error.filename or folder  # an entry that is a cycle of links, or the folder
         raise EnvironmentFault(f"{where}: cannot be read: {error.strerror}") from error
     for what, paths in odd.items():
         if paths:
             seen.note(what, min(paths), len(paths))
-    files.sort(key=_name)
     folders.sort()
-    yield from heapq.merge(*map(_of_run, runs), files, key=_name)
+    yield from heapq.merge(*map(_of_run, runs), members, key=_name)
 
 
 def _of_run(run: MemberIndex) -> Iterator[tuple[str, Member]]:
@@ -272,6 +301,23 @@ def _name(named: tuple[str, Member]) -> str:
     return named[0]
 
 
+def _members(
+    entries: Iterable[os.DirEntry[str]], seen: _Seen, known: Known | None
+) -> list[tuple[str, Member]]:
+    """Pictures of a folder by their names, in order. `known`: those that need not be looked at. A
+    link is looked at, as what it leads to is in another folder. Raises OSError."""
+    found, facts = list[tuple[str, Member]](), dict[bytes, tuple[int, int]]()
+    if known is not None:
+        facts = known.facts([seen.key(entry) for entry in entries if not entry.is_symlink()])
+    for entry in entries:
+        seen.in_time()
+        own = facts.get(seen.key(entry)) if facts and not entry.is_symlink() else None
+        kept = own and Member(entry.name, entry.path, own[0], time_ns=own[1])
+        found.append((entry.name, kept or _member(entry)))
+    found.sort(key=_name)
+    return found
+
+
 def _member(entry: os.DirEntry[str]) -> Member:
     if _is_broken(entry):
         return Member(entry.name, entry.path, 0, fault="a link that leads nowhere")
@@ -295,8 +341,14 @@ class FolderSource(MemberSource):
 
     @classmethod
     def listed(cls, path: Path, read_as: ReadAs) -> Listing:
-        how = read_as.labels, read_as.in_time
-        return list_folder(path, read_as.class_names, strict=False, labels=how[0], in_time=how[1])
+        return list_folder(
+            path,
+            read_as.class_names,
+            strict=False,
+            labels=read_as.labels,
+            in_time=read_as.in_time,
+            before=read_as.before.get(str(path)) if read_as.trust_dirs else None,
+        )
 
     @classmethod
     def stream(cls, path: Path, read_as: ReadAs) -> Stream | None:

@@ -181,6 +181,9 @@ class MemberIndex:
         digests: (n, DIGEST_BYTES) uint8 of the bytes, zeros where they were not read; None if none
             were.
         gone: (n,) bool, the members that were there before; None if there are none.
+        folders: path of each folder that was walked, relative to the first one -> its
+            [st_ctime_ns, st_ino] before it was read. `save` and lists of some of the rows leave
+            them out.
     """
 
     names: Values
@@ -192,6 +195,7 @@ class MemberIndex:
     times: Values | None = None
     digests: Values | None = None
     gone: Values | None = None
+    folders: Mapping[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, members: Iterable[tuple[str, Member]]) -> MemberIndex:
@@ -221,7 +225,7 @@ class MemberIndex:
             rows += len(block)
         for name, column in columns.items():
             column.pad(0 if name == "names" else rows)
-        return cls(faults=faults, **columns)
+        return cls(faults=faults, folders={}, **columns)
 
     @classmethod
     def joined(cls, lists: Iterable[MemberIndex]) -> MemberIndex:
@@ -229,12 +233,13 @@ class MemberIndex:
         return cls.packed(block for each in lists for block in each.blocks())
 
     def listed_at(self, listed_ns: int) -> MemberIndex:
-        """The list, with times below 0 for what may change without another time. `listed_ns`: Unix
-        time when the list was begun."""
+        """The list, with times below 0 for what may change without another time, and without
+        folders that may. `listed_ns`: Unix time when the list was begun."""
         assert self.times is not None
         latest = listed_ns - FRESH_NS
         times = (np.where(some > latest, -some, some) for some in pieces(self.times))
-        return replace(self, times=Column.of(times))
+        folders = {path: at for path, at in self.folders.items() if 0 < at[0] <= latest}
+        return replace(self, times=Column.of(times), folders=folders)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -316,6 +321,7 @@ class MemberIndex:
             self.offsets[first:stop],
             self.sizes[first:stop],
             faults={row - first: self.faults[row] for row in near if row in self.faults},
+            folders={},
             **{name: None if c is None else c[first:stop] for name, c in more.items()},
         )
 
@@ -338,6 +344,7 @@ class MemberIndex:
             self.offsets[rows],
             self.sizes[rows],
             faults={at: self.faults[row] for at, row in enumerate(near) if row in self.faults},
+            folders={},
             **{name: None if c is None else c[rows] for name, c in more.items()},
         )
 
@@ -383,7 +390,8 @@ class MemberIndex:
             right = {name: (c.dtype.str, c.shape) == TYPES[name] for name, c in own.items()}
             if len(rows) != 1 or not all(right.values()):
                 return None
-            return cls(faults={int(row): str(why) for row, why in faults.items()}, **own)
+            faults = {int(row): str(why) for row, why in faults.items()}
+            return cls(faults=faults, folders={}, **own)
         except UNREADABLE_OR_GONE:
             return None
 

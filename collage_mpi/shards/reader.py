@@ -6,12 +6,13 @@ gives the shards of a run that goes on the numbers that they have there, and say
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -52,6 +53,7 @@ from collage_mpi.shards.source import (
 )
 from collage_mpi.shards.update import Update, compare, differences, update
 from collage_mpi.system.environment import local_size, threads_per_rank
+from collage_mpi.system.files import write_atomic
 from collage_mpi.system.printable import storable
 
 VERIFIED_AT_ONCE = 64  # images
@@ -365,6 +367,28 @@ class ShardSet:
                 info = replace(info, index=str(path))
             infos.append(info)
         self.infos = tuple(infos)
+        self.save_folders(folder)
+
+    def save_folders(self, folder: Path, known: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Write `MemberIndex.folders` beside the lists of members. Its name is made of the
+        names of all lists of a source, because it is true of these lists only.
+
+        Args:
+            folder: of the lists.
+            known: the shards of a run whose lists say the same, if not those of this set are saved.
+
+        Raises:
+            OSError: as the system says.
+        """
+        names, folders = defaultdict[Path, list[str]](list), dict[Path, Mapping[str, list[int]]]()
+        for number, info in enumerate(self.infos):
+            if info.members is not None:
+                own = content_of(known[number]) if known else info.members.content
+                names[info.path].append(own)
+                folders[info.path] = info.members.folders or folders.get(info.path, {})
+        for path, stamps in folders.items():
+            if stamps:
+                write_atomic(_folders_file(folder, names[path]), [json.dumps(stamps).encode()])
 
     def close(self) -> None:
         """Close the files. Later reads raise. A second call does nothing."""
@@ -601,6 +625,7 @@ def as_before(
         for number in numbers:
             count = known[number]["count"]
             part = MemberIndex.packed(found.known.blocks(first, first + count))
+            part = replace(part, folders=found.known.folders)
             first += count
             infos[number] = _listed(info, part, known[number]["fingerprint"])
         if asked and complete and len(found.more):
@@ -664,12 +689,29 @@ def content_of(entry: Mapping[str, Any]) -> str:
 
 def lists_before(known: Sequence[Mapping[str, Any]], indexes: Path) -> dict[str, MemberIndex]:
     """Path of a source -> the members that a run knows of it. For arguments see `as_before`."""
-    found: dict[str, list[MemberIndex]] = defaultdict(list)
+    found: dict[str, list[tuple[str, MemberIndex]]] = defaultdict(list)
     for entry in known:
-        index = MemberIndex.load(indexes / f"{content_of(entry)}.npz")
+        name = content_of(entry)
+        index = MemberIndex.load(indexes / f"{name}.npz")
         if index is not None and entry.get("path"):
-            found[entry["path"]].append(index)
-    return {path: MemberIndex.joined(lists) for path, lists in found.items()}
+            found[entry["path"]].append((name, index))
+    joined = dict[str, MemberIndex]()
+    for path, pairs in found.items():
+        names, lists = zip(*pairs, strict=True)
+        joined[path] = replace(MemberIndex.joined(lists), folders=_folders(indexes, names))
+    return joined
+
+
+def _folders_file(indexes: Path, lists: Sequence[str]) -> Path:
+    return indexes / f"{hashlib.sha256(' '.join(lists).encode()).hexdigest()}.folders.json"
+
+
+def _folders(indexes: Path, lists: Sequence[str]) -> dict[str, list[int]]:
+    """What `save_folders` has written beside these lists; {} if it is missing or damaged."""
+    with suppress(OSError, ValueError):
+        stamps = json.loads(_folders_file(indexes, lists).read_bytes())
+        return stamps if isinstance(stamps, dict) else {}
+    return {}
 
 
 def _lists_of(

@@ -70,6 +70,7 @@ class ReadAs:
         in_time: is called for each picture that is listed, and raises if it takes too long.
         before: path of a source -> its members when they were listed before, whose bytes need not
             be read again if neither size nor time has changed.
+        trust_dirs: take size and time from there too, where a folder has its time of before.
     """
 
     fit: PictureFit = DEFAULT_FIT
@@ -79,6 +80,7 @@ class ReadAs:
     content: bool = False
     in_time: Callable[[], object] = field(default=int, compare=False)
     before: Mapping[str, MemberIndex] = field(default_factory=dict, compare=False)
+    trust_dirs: bool = field(default=False, compare=False)
 
 
 PLAIN = ReadAs()

@@ -4,7 +4,7 @@ another name, or are gone. `compare` decides; nothing here touches a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import NamedTuple
@@ -31,10 +31,12 @@ class Update:
         touched: what to do with pictures of another time and the same size, whose bytes are not
             known: AGAIN, SAME, or ASK if they are more than MOST_BY_TIME.
         prune: pictures that are gone lose their rows.
+        trust_dirs: do not look at the known pictures of a folder that has its own time of before.
     """
 
     touched: str = ASK
     prune: bool = False
+    trust_dirs: bool = False
 
 
 class Changes(NamedTuple):
@@ -195,6 +197,39 @@ def _part(keys: Column, wanted: np.ndarray, part: int, parts: int) -> tuple[np.n
     return np.concatenate(rows), np.concatenate(found)
 
 
+class Known:
+    """Sizes and times of the pictures of a list, by their names. It takes 16 bytes a picture.
+
+    Pictures with a fault, those that are gone, and those that may change without another time are
+    not known.
+
+    Attributes:
+        folders: of the list.
+    """
+
+    def __init__(self, index: MemberIndex) -> None:
+        self._index, self.folders = index, index.folders
+        keys, rows, first = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+        for block in index.blocks() if index.times is not None else ():
+            assert block.times is not None
+            known = np.flatnonzero((block.times[:] > 0) & block.live & ~_faulty(block))
+            keys.append(np.fromiter(map(hash, block.raw_names()), np.int64, len(block))[known])
+            rows.append(known + first)
+            first += len(block)
+        own = np.concatenate(keys)
+        order = np.argsort(own)
+        self._keys, self._rows = own[order], np.concatenate(rows)[order]
+
+    def facts(self, names: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
+        """Name -> size in bytes and time in ns, of those of `names` that are known, and perhaps of
+        others."""
+        at = np.searchsorted(self._keys, np.fromiter(map(hash, names), np.int64, len(names)))
+        some = self._index.take(self._rows[at[at < len(self._rows)]])
+        times = some.sizes if some.times is None else some.times  # without times: no rows
+        facts = zip(some.sizes[:].tolist(), times[:].tolist(), strict=True)
+        return dict(zip(some.raw_names(), facts, strict=True))
+
+
 class Updated(NamedTuple):
     """A source after an update.
 
@@ -274,6 +309,8 @@ def update(
             yield block
 
     known = replace(MemberIndex.packed(facts()), gone=gone if gone.any() else None)
+    if asked is not None:  # else some facts are older than the folders
+        known = replace(known, folders=new.folders)
     return Updated(
         known,
         MemberIndex.packed(map(new.take, pieces(changes.new))),

@@ -56,6 +56,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "key": (("--key", "content"), {"key": "content"}),
     "touched": (("--touched", "same"), {}),
     "prune": (("--prune",), {}),
+    "trust_dirs": (("--trust-dirs",), {}),
     "retry_errors": (("--retry-errors",), {}),
     "verbose": (("-v",), {}),
     "mpi": (("--mpi", "openmpi"), {}),
@@ -140,8 +141,9 @@ def test_each_option_of_classify_reaches_the_run_and_changes_nothing_else(option
     words, settings = OPTIONS[option]
     base, found = run_of(started, *CLASSIFY), run_of(started, *CLASSIFY, *words)
     assert difference(found, base) == settings
-    asked = {"touched": {"touched": "same"}, "prune": {"prune": True}}.get(option, {})
-    assert found.run.asked == Update(**asked)
+    asked = {"touched": {"touched": "same"}, "prune": {"prune": True}}
+    asked["trust_dirs"] = {"trust_dirs": True}
+    assert found.run.asked == Update(**asked.get(option, {}))
     assert found.run.retry_errors == (option == "retry_errors")
     assert found.run.brief == (option != "verbose")
     assert found.mpi == ("openmpi" if option == "mpi" else "auto")
