@@ -399,12 +399,6 @@ class RedundancySettings(Settings):
         "scheme hedge: an image is late after this long and gets a second copy when a rank is idle",
         at_least=0,
     )
-    linger_ms: float | None = _late(
-        None,
-        "send a collage that is not full this long after its group's first image",
-        unset="when it is full",
-        at_least=0,
-    )
 
     def _check(self) -> None:
         if self.first and not self.takes_threshold:
@@ -1181,7 +1175,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             depth=self.groups_in_flight(workers),
             paced=self.paced,
             drain=self.between == "drain",
-            linger_ns=ms_to_ns(self.linger_ms),
             max_attempts=MAX_ATTEMPTS,
             endgame=self.endgame == "on",
             check=self.check,

@@ -183,29 +183,12 @@ def test_of_few_images_nobody_says_that_they_are_too_many(tmp_path):
 
 
 def test_a_load_that_is_served_is_no_overload(tmp_path, capsys):
-    words = ["--rate", "50", "--straggler", "pinned", "--linger-ms", "20"]
+    words = ["--rate", "50", "--straggler", "pinned"]
     out = str(tmp_path / "run")
     assert main(["simulate", "--images", "900", "--out", out, *words]) == 0
     told = capsys.readouterr().out
     assert "offered load" in told
     assert "OVERLOADED" not in told
-
-
-def test_a_collage_of_a_part_filled_group_leaves_after_the_linger_time(tmp_path):
-    """Rank 1 is dead: its image is answered by the collage, 30 ms + 100 ms after it came."""
-    times = tmp_path / "t.txt"
-    times.write_text("0\n0.01\n5\n5.01\n5.02\n5.025\n5.03\n")
-    found = latencies_ms(
-        tmp_path, 7, side=2, scheme="collage", straggler="pinned", dead=("1:0",),
-        arrival_file=str(times), linger_ms=30.0,
-    )  # fmt: skip
-    # The second group is full at 5.025 s: no linger; its image of rank 1 came at 5.02 s. The
-    # last image waits for rank 3, which is at work for the third until 5.1 s.
-    assert found == pytest.approx([130, 100, 100, 100, 105, 100, 170])
-    groups = np.sort(read_results(tmp_path / "run").groups, order="group")
-    assert groups["images"].tolist() == [2, 4, 1]
-    assert groups["t0_ns"].tolist() == [0, 5 * S_NS, round(5.03 * S_NS)]
-    assert groups["latency_ns"].tolist() == [130_000_000, 125_000_000, 170_000_000]
 
 
 def test_the_deadline_counts_from_each_image_s_own_arrival(tmp_path):

@@ -175,8 +175,8 @@ def test_a_job_takes_what_the_run_knows_and_what_is_given(
 ) -> None:
     out = tmp_path / "run"
     SoleWriter(out, ask(depth=3)).close("incomplete", job={"folder": "elsewhere"})
-    found = joined_settings({"out": str(out), "linger_ms": 5.0}, "flags", 6)
-    assert (found.depth, found.linger_ms, found.shards) == (3, 5.0, (str(shard),))
+    found = joined_settings({"out": str(out), "deadline_ms": 5.0}, "flags", 6)
+    assert (found.depth, found.deadline_ms, found.shards) == (3, 5.0, (str(shard),))
     assert joined_settings({"out": str(out), "singles": 2}, "flags", 6).singles == 2
     # Relative paths are those of the folder that it was begun in, where they are not here.
     run, entry = (json.loads((out / name).read_text()) for name in ("run.1.json", "jobs/0001.json"))

@@ -183,7 +183,7 @@ def test_meaning():
         ({"straggler": "pinned", "slow_ranks": ["3=5"]}, "RANK:FACTOR"),
         ({"straggler": "trace"}, "--trace-file"),
         ({"cost_ratio": float("nan")}, "positive"),
-        ({"linger_ms": float("nan")}, "at least 0"),
+        ({"deadline_ms": float("nan")}, "at least 0"),
         ({"device": "tpu"}, "auto, cpu, cuda"),
     ],
 )

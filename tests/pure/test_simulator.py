@@ -211,7 +211,7 @@ def test_a_batch_amortises_messages():
         {"depth": 2},
         {"between": "drain"},
         {"singles": 7},
-        {"rate": 300.0, "linger_ms": 5.0},
+        {"rate": 300.0},
         {"dead": ("1:9",), "reply_timeout_s": 2.0},
     ],
     ids=str,

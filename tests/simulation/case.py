@@ -266,10 +266,8 @@ def _seldom(seed: int, work: tuple[str, ...]) -> tuple[str, ...]:
     """In some cases a setting that changes little."""
     rng = random.Random(f"seldom {seed}")
     words = [("--warmup-groups", "0"), ("--warmup-groups", "5"), ("--cost-ratio", "1.3")]
-    if "none" in work and "cascade" not in work:
-        words += [("--linger-ms", "30")]
     if "cascade" in work and "--agree" not in work and "--first" not in work:
-        words += [("--deadline-ms", "60"), ("--linger-ms", "30")]
+        words += [("--deadline-ms", "60")]
     return rng.choice(words) if rng.random() < 0.3 else ()
 
 
@@ -397,8 +395,6 @@ def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:
         words += ("--placement", "fixed")
     if scheme == "collage" and rng.random() < 0.2:
         words += ("--confidence", "1")
-    if scheme.startswith("collage") and rng.random() < 0.2:
-        words += ("--linger-ms", "20")
     return words + rng.choice(((), ("--pixels", "auto"), ("--pixels", "rank0")))
 
 

@@ -266,21 +266,13 @@ class Session:
                     yield f"quicker than {least_ms} ms, which are pinned: {task}"
 
     def _sizes(self) -> Iterator[str]:
-        """A group is full, or the last one; or the wait for its images was over."""
+        """A group is full, or the last one."""
         images, cells = self.images, self.manifest["side"] ** 2
-        numbers, starts, counts = np.unique(images["group"], return_index=True, return_counts=True)
-        begins = images["t0_ns"][starts]
+        numbers, counts = np.unique(images["group"], return_counts=True)
         whole = self.alone and not self.final.get("lost")
         whole &= self.ended  # a session that is stopped has images of later groups, too
         if self.closed and self.alone and whole and (counts[:-1] < cells).any():
             yield f"groups {numbers[:-1][counts[:-1] < cells]} are not full, nor the last"
-        linger_ms = self.said["linger_ms"]
-        if self.closed or linger_ms is None:
-            return
-        for at in range(len(numbers) - 1):
-            early = begins[at + 1] < begins[at] + linger_ms * MS - TURN_NS
-            if whole and early and counts[at] < cells and numbers[at + 1] == numbers[at] + 1:
-                yield f"group {numbers[at]} is not full, and waits for less than {linger_ms} ms"
 
     def _losses(self) -> Iterator[str]:
         """Ranks that failed five times in a row get no more work; silent ones are waited for."""
