@@ -131,7 +131,6 @@ def entries(found: list[Network]) -> list[Entry]:
     ratio = {"cost_ratio": best.ratio}
     return [
         entry("none, pull", scheme="none"),
-        entry("none, pull, credit 2", scheme="none", credit=2),
         entry("collage, the default", scheme="collage", **best.sure),
         *(
             entry(f"batch of 9, cost {cost}", scheme="none", batch=9, batch_cost=cost)

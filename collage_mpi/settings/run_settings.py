@@ -789,13 +789,6 @@ class PaceSettings(Settings):
         auto=True,
         at_most=MOST_BATCH,
     )
-    credit: int | None = _pace(
-        None,
-        "messages that a rank may hold at a time; each message has one batch",
-        unset="2; in an open loop and with scheme cascade 1, because an image that waits on a busy "
-        "rank cannot go to an idle one or join a collage",
-        at_least=1,
-    )
     warmup_groups: int = _pace(
         2, "number of groups at the start that statistics leave out", at_least=0
     )
@@ -1106,8 +1099,9 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @property
     def messages(self) -> int:
-        """Messages that a rank may have at a time."""
-        return self.credit or (1 if self.open_loop else scheme_class(self.scheme).credit)
+        """Messages that a rank may have at a time. An image that waits on a busy rank cannot go to
+        an idle one, so in an open loop it is one message."""
+        return 1 if self.open_loop else scheme_class(self.scheme).credit
 
     def groups_in_flight(self, workers: int) -> int:
         """The largest depth of the core: the setting, or in an open loop the groups of the

@@ -158,12 +158,12 @@ def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
         "deep": ["--depth", "3"],
         "drain": ["--between", "drain", "--depth", "2"],
         "shuffled": ["--order", "shuffle:5", "--limit", "50"],
-        "confident": ["--confidence", "0.9", "--deadline-ms", "5", "--credit", "1"],
+        "confident": ["--confidence", "0.9", "--deadline-ms", "5"],
         "fastest": ["--placement", "fastest", "--cost-ratio", "1.5", *SLOW_2],
         "pull": ["--assign", "pull", "--endgame", "on", "--depth", "3", *SLOW_2],
         "pulled": ["--scheme", "none", "--assign", "pull", "--batch", "2", "--depth", "3"],
         "batch": ["--batch", "4"],
-        "batches": ["--batch", "3", "--depth", "2", "--credit", "1", "--scheme", "none", *HALF],
+        "batches": ["--batch", "3", "--depth", "2", "--scheme", "none", *HALF],
         "only": ["--scheme", "collage-only"],
         "late": ["--scheme", "hedge", "--hedge-ms", "0"],
         "cascade": ["--scheme", "cascade", "--batch", "2"],
@@ -241,7 +241,7 @@ def test_one_single_rank_and_one_image(mpi, data, both, tmp_path):
         [*both, *one, "--out", tmp_path / "n1"],
         [*both, *one, "--scheme", "none", "--out", tmp_path / "n1none"],
         [*lone, *one, "--out", tmp_path / "lone"],
-        [*large, *one, "--depth", "3", "--credit", "4", "--out", tmp_path / "large"],
+        [*large, *one, "--depth", "3", "--out", tmp_path / "large"],
     ]
     found = run_many(mpi, 3, cases, tmp_path)
     assert [codes(case) for case in found] == [[0] * 3] * 4, found[0][0]["err"]

@@ -197,7 +197,6 @@ VALUES: dict[str, tuple[str, ...]] = {
     "order": ("shuffle:7",),
     "device": ("auto",),
     "scheme": ("hedge", "--hedge-ms", "1"),
-    "credit": ("3",),
     "trust_network": ("any",),
     "slow_ranks": ("1:5",),
     "arrival_file": ("t.txt",),

@@ -244,7 +244,7 @@ def test_what_does_not_change_rows_may_change(ask: Callable[..., Json]) -> None:
     free = {"singles": 2, "collage_ranks": 2, "device": "cpu"}
     free |= {"reply_timeout_s": 3.0, "status_every_s": 1.0}
     assert differences(before, ask(**free, on_rank_loss="abort")) == []
-    for name, value in {"credit": 3, "depth": 2, "precision": "float32", "cost_ratio": 2.0}.items():
+    for name, value in {"audit": 0.5, "depth": 2, "precision": "float32"}.items():
         (line,) = differences(before, ask(**{name: value}))
         assert line.startswith(f"settings.{name}: ")
 

@@ -179,7 +179,6 @@ def test_meaning():
         ({"placement": "nearest"}, "known are: fixed, fastest"),
         ({"order": "shuffle"}, "shuffle:SEED"),
         ({"collage_ranks": 0}, "at least 1"),
-        ({"credit": 0}, "at least 1"),
         ({"straggler": "pinned", "slow_ranks": ["3=5"]}, "RANK:FACTOR"),
         ({"straggler": "trace"}, "--trace-file"),
         ({"cost_ratio": float("nan")}, "positive"),
@@ -262,8 +261,8 @@ def test_other_endings_and_missing_files(tmp_path):
 @pytest.mark.parametrize(
     ("values", "paced", "depth"),
     [
-        ({}, True, 22),  # credit of 11 ranks
-        ({"batch": 8, "credit": 1}, True, 11),
+        ({}, True, 22),  # two messages of 11 ranks
+        ({"batch": 8, "scheme": "cascade"}, True, 11),
         ({"depth": "auto"}, True, 22),
         ({"depth": 3}, False, 3),
         ({"assign": "turn"}, False, 1),
@@ -277,9 +276,9 @@ def test_depth_auto_follows_the_ranks_where_they_pull(values, paced, depth):
     assert (found.paced, found.groups_in_flight(found.world_size - 1)) == (paced, depth)
 
 
-def test_in_an_open_loop_a_rank_holds_one_message_unless_told():
-    asked = [{}, {"rate": 9.0}, {"rate": 9.0, "credit": 2}, {"scheme": "cascade"}]
-    assert [RunSettings(**settings).messages for settings in asked] == [2, 1, 2, 1]
+def test_in_an_open_loop_a_rank_holds_one_message():
+    asked = [{}, {"rate": 9.0}, {"scheme": "cascade"}]
+    assert [RunSettings(**settings).messages for settings in asked] == [2, 1, 1]
 
 
 def test_auto_is_found_out_later_where_a_setting_has_that_word():
@@ -288,11 +287,11 @@ def test_auto_is_found_out_later_where_a_setting_has_that_word():
     assert (found.batch_size, found.warm_groups) == (1, 2)
     assert RunSettings(batch=None).batch_costs() == {"single": 1.0, "collage": 1.0}
     assert (found.at_batch(8).batch, RunSettings(batch=2).at_batch(8).batch) == (8, 2)
-    for words in (["--credit", "auto"], ["--depth", "deep"]):
+    for words in (["--singles", "auto"], ["--depth", "deep"]):
         with pytest.raises(SystemExit):
             parse(*words)
-    with pytest.raises(UsageError, match="credit is 'auto'; it needs int"):
-        RunSettings.from_mapping({"credit": "auto"})
+    with pytest.raises(UsageError, match="singles is 'auto'; it needs int"):
+        RunSettings.from_mapping({"singles": "auto"})
 
 
 def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():

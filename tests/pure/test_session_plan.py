@@ -154,9 +154,8 @@ def test_a_batch_is_chosen_whose_kept_values_fit_a_message(shards, scheme, kept_
 
 
 def test_a_cancel_of_all_that_a_rank_may_hold_fits_a_message_of_places(shards):
-    settings = {"pixels": "workers", "credit": 40, "batch": 3}
-    plan = plan_of(shards, **settings)
-    assert task_bytes(plan, build_encoder(plan)) >= cancel_message_bytes(40 * 3)
+    plan = plan_of(shards, pixels="workers", batch=3)
+    assert task_bytes(plan, build_encoder(plan)) >= cancel_message_bytes(2 * 3)
 
 
 @pytest.mark.parametrize(

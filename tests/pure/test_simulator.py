@@ -62,7 +62,7 @@ def test_one_slow_rank_by_hand():
 
 
 def test_a_rank_runs_one_message_at_a_time():
-    rows = play(1, scheme="none", side=2, singles=1, credit=4)
+    rows = play(1, scheme="none", side=2, singles=1)
     assert [image.latency_ns for image in rows.images] == [5 * MS * n for n in (1, 2, 3, 4)]
 
 
@@ -155,7 +155,7 @@ def test_on_the_fastest_rank_the_collage_bounds_every_group(ratio):
 def test_a_slow_rank_leaves_to_quicker_ranks_what_they_would_end_sooner():
     """Four ranks, 20 images a second: the three quick ranks end every image in 100 ms."""
     constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:9",)}
-    rows = play(50, scheme="none", assign="pull", side=2, rate=20.0, credit=None, **constant)
+    rows = play(50, scheme="none", assign="pull", side=2, rate=20.0, **constant)
     late = [image for image in rows.images if image.latency_ns > 400 * MS]
     assert {image.rank for image in late} <= {2}
     assert len(late) < 9, "only until its service time is known"

@@ -361,7 +361,7 @@ def _with_a_very_slow_rank(case: Case) -> Case:
     pace = ("--straggler", "pinned", "--straggler-median-ms", "250", "--slow-ranks", "1:30")
     first = replace(case.sessions[0], faults=(), hosts=1, between=())
     work = (*case.work, "--endgame", "on", "--batch", "1")
-    return replace(case, work=work, pace=(*pace, "--credit", "1"), sessions=(first,))
+    return replace(case, work=work, pace=pace, sessions=(first,))
 
 
 def _with_a_team_that_comes_back(case: Case) -> Case:
@@ -374,7 +374,7 @@ def _with_a_team_that_comes_back(case: Case) -> Case:
     fault = Fault(kind, rng.randint(0, 200), -1, rng.randint(2100, 4000), at_work=True)
     sessions = [replace(s, faults=(), tolerant=True, hosts=3) for s in case.sessions]
     sessions[0] = replace(sessions[0], faults=(fault,), late_ms=0)
-    drawn = [word for word in pairwise(case.pace) if word[0] in ("--depth", "--order", "--credit")]
+    drawn = [word for word in pairwise(case.pace) if word[0] in ("--depth", "--order")]
     pace = [word for pair in drawn for word in pair]
     pace += ["--straggler", "lognormal", "--straggler-median-ms", str(rng.choice((100, 300)))]
     pace += ["--straggler-sigma", "0.2", "--reply-timeout-s", "1", "--start-timeout-s", "20"]
@@ -423,7 +423,6 @@ def _intake(rng: random.Random, teams: int) -> tuple[str, ...]:
     """How images come in."""
     words = ("--depth", rng.choice(("1", "1", "2", "auto")))
     words += ("--order", rng.choice(("file", f"shuffle:{rng.randrange(9)}")))
-    words += rng.choices(((), ("--credit", "1"), ("--credit", "3")), (6, 1, 1))[0]
     if teams == 1 and rng.random() < 0.3:
         return (*words, "--rate", rng.choice(("50", "400")))
     return words + rng.choices(((), ("--between", "drain")), (6, 1))[0]

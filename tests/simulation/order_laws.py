@@ -177,8 +177,10 @@ class Session:
             out[rank] += [(sent_ns, 1), (max(ends), -1)]
             if len(tasks) > self.batch and self.final.get("batch"):
                 yield f"a message of {len(tasks)} tasks, with batch {self.batch}: {tasks[0]}"
-        credit = self.said["credit"]
-        for rank, changes in out.items() if credit else ():
+        from collage_mpi.settings.run_settings import RunSettings  # late: the stand-ins come first
+
+        credit = RunSettings.from_mapping(self.said).messages
+        for rank, changes in out.items():
             count = 0
             for at_ns, change in sorted(changes):
                 count += change
