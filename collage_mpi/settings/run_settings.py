@@ -292,7 +292,6 @@ _setting = partial(setting, group=RANKS)
 UNTIL_CHOSEN = 0.9  # score that counts in a job with `agree`, which replaces it
 
 _accept = partial(setting, group="when a collage's answer counts")
-_late = partial(setting, group="late images")
 
 
 def ms_to_ns(value_ms: float | None) -> int | None:
@@ -302,7 +301,7 @@ def ms_to_ns(value_ms: float | None) -> int | None:
 
 @dataclass(frozen=True, repr=False)
 class RedundancySettings(Settings):
-    """The settings of schemes and ranks, of when answers count, and of when they are late."""
+    """The settings of schemes and ranks, and of when answers count."""
 
     scheme: str = _setting(
         "collage", "how redundancy is added (docs/schemes.md)", choices=SCHEME_NAMES
@@ -382,7 +381,8 @@ class RedundancySettings(Settings):
         None,
         "an answer with a lower score than --confidence counts this long after its group entered "
         "the job; the source of its row is then kept. Without a deadline it counts only if no "
-        "single rank can answer the image",
+        "single rank can answer the image. Scheme hedge: an image without an answer gets a second "
+        "copy this long after it entered, when a rank is idle",
         at_least=0,
     )
     audit: float | None = _accept(
@@ -393,11 +393,6 @@ class RedundancySettings(Settings):
         unset="0.01; none with --agree, which audits by itself",
         at_least=0,
         at_most=1,
-    )
-    hedge_ms: float | None = _late(
-        None,
-        "scheme hedge: an image is late after this long and gets a second copy when a rank is idle",
-        at_least=0,
     )
 
     def _check(self) -> None:
@@ -605,7 +600,7 @@ class RedundancySettings(Settings):
             assign=self.assign,
             accept=self.accept,
             collage_copies=self.n_copies,
-            hedge_ns=ms_to_ns(self.hedge_ms),
+            hedge_ns=ms_to_ns(self.deadline_ms),
             placement=self.layout,
             calibrate=self.agree is not None,
         )

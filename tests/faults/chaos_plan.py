@@ -64,7 +64,7 @@ SCHEMES: dict[str, tuple[int, tuple[str, ...]]] = {
     "collage": (6, ()),
     "none": (1, ()),
     "replicate": (1, ()),
-    "hedge": (2, ("--hedge-ms", "40")),
+    "hedge": (2, ("--deadline-ms", "40")),
     "collage-only": (1, ("--cost-ratio", "1.2")),
     "cascade": (6, ("--confidence", "0.9", "--audit", "0.2")),
 }

@@ -165,7 +165,7 @@ def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
         "batch": ["--batch", "4"],
         "batches": ["--batch", "3", "--depth", "2", "--scheme", "none", *HALF],
         "only": ["--scheme", "collage-only"],
-        "late": ["--scheme", "hedge", "--hedge-ms", "0"],
+        "late": ["--scheme", "hedge", "--deadline-ms", "0"],
         "cascade": ["--scheme", "cascade", "--batch", "2"],
         "apart": ["--scheme", "cascade", "--placement", "fixed"],
         "quick": ["--scheme", "cascade", "--first", "null"],

@@ -196,7 +196,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "class_names_file": ("n.txt",),
     "order": ("shuffle:7",),
     "device": ("auto",),
-    "scheme": ("hedge", "--hedge-ms", "1"),
+    "scheme": ("hedge", "--deadline-ms", "1"),
     "trust_network": ("any",),
     "slow_ranks": ("1:5",),
     "arrival_file": ("t.txt",),

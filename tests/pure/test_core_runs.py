@@ -51,7 +51,7 @@ def test_a_slow_rank_of_nine_takes_no_more_than_its_speed(scheme, slower):
         straggler_median_ms=500.0,
         slow_ranks=[f"4:{slower}"],
         collage_ranks=9 if alone else 1,
-        **({"hedge_ms": 1000.0} if scheme == "hedge" else {}),
+        **({"deadline_ms": 1000.0} if scheme == "hedge" else {}),
     )
     assert took_ns(rows) / 1e9 <= 1.05 * 1080 * 0.5 / (8 + 1 / slower)
     if scheme == "none":

@@ -423,7 +423,7 @@ def test_a_scheme_that_decides_by_classes_refuses_a_map_by_name(scheme: str) -> 
 
 def test_what_a_map_needs_and_cannot_have() -> None:
     for scheme in ("none", "replicate", "hedge"):
-        RunSettings(single="own.py:Each", save="outputs", scheme=scheme, hedge_ms=5)
+        RunSettings(single="own.py:Each", save="outputs", scheme=scheme, deadline_ms=5)
     for more in ({"single": "a.safetensors"}, {"single": "null"}, {"single": "m:F", "top_k": 1}):
         with pytest.raises(UsageError, match=r"a Python class of your own, FILE\.py:CLASS"):
             RunSettings(save="outputs", scheme="none", **more)

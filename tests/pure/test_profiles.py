@@ -66,7 +66,7 @@ def test_the_default_reaches_the_sum_of_the_ranks_speeds(scheme, slow):
         batch=8,
         straggler="pinned",
         slow_ranks=[slow],
-        hedge_ms=2000.0,  # over what a batch of 8 takes
+        deadline_ms=2000.0,  # over what a batch of 8 takes
         warmup_groups=0,
     )
     images = 2880

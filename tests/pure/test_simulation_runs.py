@@ -220,7 +220,7 @@ def test_schemes_are_compared_over_all_seeds(tmp_path, capsys):
         "--schemes",
         "none --assign turn",
         "none --singles 6",
-        "hedge --hedge-ms 130 --singles 6",
+        "hedge --deadline-ms 130 --singles 6",
     ]
     words += ["--straggler", "trace", "--trace-file", str(tmp_path / "t.npy")]
     told = []

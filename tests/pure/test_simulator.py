@@ -217,7 +217,7 @@ def test_a_batch_amortises_messages():
     ids=str,
 )
 def test_every_scheme_answers_every_image_in_batches(scheme, shape):
-    more = {"hedge_ms": 150.0} if scheme == "hedge" else {}
+    more = {"deadline_ms": 150.0} if scheme == "hedge" else {}
     if scheme == "collage-only":
         shape = {key: value for key, value in shape.items() if key not in ("singles", "dead")}
     dead = shape.get("dead", ())
@@ -287,7 +287,7 @@ def test_carry_equals_a_computation_without_events(scheme, spare):
 def test_hedging_bounds_what_a_slow_rank_can_cost():
     """Late after 150 ms, then a constant 100 ms on an idle rank: never more than 250 ms."""
     constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:9",)}
-    hedged = {"scheme": "hedge", "hedge_ms": 150.0}
+    hedged = {"scheme": "hedge", "deadline_ms": 150.0}
     found = play(20, singles=10, between="drain", **hedged, **constant).groups
     assert max(g.latency_ns for g in found) == 250 * MS
 

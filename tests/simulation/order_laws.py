@@ -216,10 +216,10 @@ class Session:
         """Hedges, deadlines and drains."""
         said = self.said
         rows = self.images
-        if said["hedge_ms"] is not None:
+        if self.scheme == "hedge":
             for row in rows[rows["source"] == HEDGE]:
                 sent = self._sent_of(row)
-                if sent and min(sent) < row["t0_ns"] + said["hedge_ms"] * MS - SLACK_NS:
+                if sent and min(sent) < row["t0_ns"] + said["deadline_ms"] * MS - SLACK_NS:
                     yield f"a hedge before its time: {row}"
         if (
             said["deadline_ms"] is not None
