@@ -166,7 +166,7 @@ def service_times(trace: str, seed: int, ranks: int) -> Json:
     if trace in DRAWN:
         slow = [text.format(slow=1 + seed % ranks) for text in DRAWN[trace].get("slow_ranks", [])]
         return {**DRAWN[trace], "slow_ranks": slow, "straggler_seed": seed}
-    return {"straggler": "trace", "trace_file": trace, "straggler_seed": seed}
+    return {"straggler": trace, "straggler_seed": seed}
 
 
 @cache

@@ -341,7 +341,7 @@ class ExportArguments(Arguments):
         "csv and parquet write one file for each table, hdf5 writes a single file. zarr writes "
         "what the run keeps of each image beyond its row (map, --top-k, --save), in the order of "
         f"the input. zarr needs {pip_line('zarr')}. trace writes the service times of the single "
-        "ranks, for --trace-file",
+        "ranks, for --straggler",
         choices=("csv", "parquet", "hdf5", "zarr", TRACE),
     )
     out: Path | None = setting(None, "folder to write to", unset="DIR/export", metavar="DIR")

@@ -168,8 +168,8 @@ def make_round(
     )
     settings = (
         *("--depth", str(rng.choice([1, 1, 2]))),
-        *("--straggler", "lognormal", "--straggler-median-ms", str(median_ms)),
-        *("--straggler-seed", str(rng.randrange(100)), "--straggler-sigma", "0.5"),
+        *("--straggler", f"lognormal:{median_ms}:0.5"),
+        *("--straggler-seed", str(rng.randrange(100))),
         *("--order", rng.choice(["file", f"shuffle:{rng.randrange(9)}"])),
         *shape_of_work(rng, schemes, collages),
     )

@@ -22,7 +22,7 @@ def test_rows_of_a_real_open_loop_have_their_intended_arrivals(mpiexec, tmp_path
     words = ["-m", "collage_mpi", "run", "--shards", tmp_path / "s.h5", "--out", tmp_path / "run"]
     words += ["--single", "null", "--collage", "null", "--singles", "2", "--side", "2"]
     words += ["--rate", "150", "--warmup-groups", "1"]
-    words += ["--straggler", "pinned", "--straggler-median-ms", "2"]
+    words += ["--straggler", "pinned:2"]
     done = mpiexec(4, words)
     assert done.returncode == 0, done.stderr
     assert "offered load" in done.stdout

@@ -137,8 +137,7 @@ def latencies_ms(
 def test_one_rank_waits_as_pollaczek_and_khinchine_say(tmp_path):
     """M/D/1: mean wait = rho S / (2 (1 - rho))."""
     found = latencies_ms(
-        tmp_path, 9000, scheme="none", singles=1, straggler="pinned",
-        straggler_median_ms=10.0, rate=50.0,
+        tmp_path, 9000, scheme="none", singles=1, straggler="pinned:10", rate=50.0,
     )  # fmt: skip
     assert found.mean() - 10 == pytest.approx(0.5 * 10 / (2 * 0.5), rel=0.06)
 
@@ -146,7 +145,7 @@ def test_one_rank_waits_as_pollaczek_and_khinchine_say(tmp_path):
 def test_overload_grows_in_time_whatever_the_window_and_is_said(tmp_path, monkeypatch):
     """100 images/s at a rank that does 50: image i waits some 10 ms x i. No omission."""
     common = {
-        "scheme": "none", "singles": 1, "straggler": "pinned", "straggler_median_ms": 20.0,
+        "scheme": "none", "singles": 1, "straggler": "pinned:20",
         "rate": 100.0,
     }  # fmt: skip
     wide = latencies_ms(tmp_path / "wide", 2000, **common)
@@ -173,7 +172,7 @@ def test_one_image_has_no_rate(tmp_path):
 
 def test_of_few_images_nobody_says_that_they_are_too_many(tmp_path):
     common = {
-        "scheme": "none", "singles": 1, "straggler": "pinned", "straggler_median_ms": 20.0,
+        "scheme": "none", "singles": 1, "straggler": "pinned:20",
         "rate": 100.0,
     }  # fmt: skip
     for images, known in ((199, None), (200, True)):
@@ -194,7 +193,7 @@ def test_a_load_that_is_served_is_no_overload(tmp_path, capsys):
 def test_the_deadline_counts_from_each_image_s_own_arrival(tmp_path):
     times = tmp_path / "t.txt"
     times.write_text("0\n0.1\n0.2\n0.3\n")
-    slow = {"straggler": "pinned", "straggler_median_ms": 10_000.0, "side": 2}
+    slow = {"straggler": "pinned:10000", "side": 2}
     file = {"arrival_file": str(times)}
     found = latencies_ms(
         tmp_path / "a",

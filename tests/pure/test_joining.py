@@ -87,7 +87,7 @@ def moments(path: Path, value: float) -> Path:
 
 FILES: dict[str, tuple[Callable[[Path, float], Path], Json]] = {
     "single": (weights, {}),
-    "trace_file": (times, {"straggler": "trace", "cost_ratio": 1.0}),
+    "straggler": (times, {"cost_ratio": 1.0}),
     "arrival_file": (moments, {}),
 }
 

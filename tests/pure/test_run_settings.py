@@ -180,7 +180,7 @@ def test_meaning():
         ({"order": "shuffle"}, "shuffle:SEED"),
         ({"collage_ranks": 0}, "at least 1"),
         ({"straggler": "pinned", "slow_ranks": ["3=5"]}, "RANK:FACTOR"),
-        ({"straggler": "trace"}, "--trace-file"),
+        ({"straggler": "trace"}, "it needs FILE.npy"),
         ({"cost_ratio": float("nan")}, "positive"),
         ({"deadline_ms": float("nan")}, "at least 0"),
         ({"device": "tpu"}, "auto, cpu, cuda"),
@@ -381,7 +381,7 @@ def test_run_s_help_begins_with_what_is_needed(capsys):
     [
         RunSettings(),
         RunSettings(shards=("a.h5", "b b.h5"), single="null", out="-odd", limit=7),
-        RunSettings(straggler="lognormal", straggler_sigma=1.1, slow_ranks=("1:2.0", "2:3.0")),
+        RunSettings(straggler="lognormal:100:1.1", slow_ranks=("1:2.0", "2:3.0")),
         RunSettings(rate=1 / 3, on_rank_loss="continue", straggler="none"),
         RunSettings(batch=None),
     ],

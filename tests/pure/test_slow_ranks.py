@@ -202,7 +202,7 @@ def test_a_batch_is_one_service_time_over_what_its_size_takes() -> None:
 
 
 def test_a_group_as_a_batch_is_one_service_time_over_what_its_images_take() -> None:
-    given: dict[str, Any] = {"straggler": "pinned", "straggler_median_ms": 50.0, "batch_cost": 0.5}
+    given: dict[str, Any] = {"straggler": "pinned:50", "batch_cost": 0.5}
     settings = RunSettings(
         scheme="cascade", first=("q",), placement="fixed", side=2, slow_ranks=("2:30",), **given
     )

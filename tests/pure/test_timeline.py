@@ -113,7 +113,7 @@ def test_ranks_of_other_teams_are_shown_at_the_same_times(run: Results) -> None:
 def simulated(receive_ns: int = 60_000, **changes: object) -> Results:
     """A consistent run: a rank does one thing at a time, rank 0 takes answers one by one."""
     settings = RunSettings.from_mapping(
-        {"straggler": "lognormal", "straggler_median_ms": 20.0, "warmup_groups": 0, **changes}
+        {"straggler": "lognormal:20", "warmup_groups": 0, **changes}
     )
     return simulate_in_memory(SimulatedJob(settings, 540, Costs(receive_ns=receive_ns)))
 

@@ -256,13 +256,14 @@ class Session:
             one = one[np.lexsort((one["task"], one["sent_ns"]))]
             if (np.diff(one["group"]) < 0).any():
                 yield f"a later group first: {one[1:][np.diff(one['group']) < 0][0]}"
-        if self.said["straggler"] != "pinned" or self.said["slow_ranks"]:
+        model, _, median_ms = self.said["straggler"].partition(":")
+        if model != "pinned" or self.said["slow_ranks"]:
             return
         for sent in self._by_message().values():
             calls = [t for t in sent if t["kind"] == SINGLE and t["outcome"] == ANSWERED]
             inputs = sum(int(t["items"]) for t in calls)
             further = 1.0 if self.said["batch_cost"] is None else self.said["batch_cost"]
-            least_ms = self.said["straggler_median_ms"] * (1 + (inputs - 1) * further)
+            least_ms = float(median_ms or 100) * (1 + (inputs - 1) * further)
             for task in calls:
                 if (task["done_ns"] - task["sent_ns"]) / MS < least_ms * (1 - 1e-3):
                     yield f"quicker than {least_ms} ms, which are pinned: {task}"
