@@ -132,7 +132,7 @@ class ImageRow(NamedTuple):
     In a cascade, `stages` says whose answers the columns OTHERS hold: bit i is set if column pair i
     has that of the first network at place i, whose image the exact network resolved. Without such a
     bit `other` is the exact network's answer, which audits an accepted one. Bit 3 + i is set if the
-    answer of the network at place i is changed, as `agree_on` says.
+    answer of the network at place i is changed, as `RunSettings.agree_on` says.
     """
 
     shard: U4

@@ -33,7 +33,6 @@ from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, KINDS, SINGLE, TABLE
 from collage_mpi.models.info import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.models.named import check_trust, embeds, is_foreign, is_function, is_null
 from collage_mpi.settings.stages import (
-    AGREE_ON,
     BEST,
     CLASS,
     MARGIN,
@@ -365,17 +364,12 @@ class RedundancySettings(Settings):
         None,
         "ask a cheaper network first, and choose the lowest score from which on its answers count, "
         "without labels, so that at most 1 - A of all images get another answer than the single "
-        "network's, with a probability of 95 % (docs/cascade.md). The cheaper network is one of "
+        "network's, with a probability of 95 % (docs/cascade.md). With --top-k 5 an answer is also "
+        "which five classes are the best, in any order. The cheaper network is one of "
         "--first, or that of --collage, or the single one in bfloat16. The scheme is then cascade",
         metavar="A",
         above=0,
         below=1,
-    )
-    agree_on: str = _accept(
-        CLASS,
-        "what --agree promises of an answer. class: its class. top5: its class, and which five "
-        "classes are the best, in any order; needs 6 classes or more",
-        choices=AGREE_ON,
     )
     deadline_ms: float | None = _accept(
         None,
@@ -413,8 +407,6 @@ class RedundancySettings(Settings):
                 f"agree is {self.agree:g} with confidence {self.confidence:g}: agree chooses the "
                 "score that counts; leave out --confidence, or --agree"
             )
-        if self.agree is None and self.agree_on != CLASS:
-            raise UsageError(f"agree_on is {self.agree_on}: it says what --agree promises; add it")
         if self.agree is not None and self.deadline_ms is not None:
             raise UsageError(
                 f"agree is {self.agree:g} with a deadline: after the deadline an answer counts "
@@ -934,12 +926,11 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 )
         if self.save == OUTPUTS:
             self._check_map(encoded)
-        five = self.agree_on == TOP5 and self.top_k in (None, 1, BEST)
-        if self.agree is not None and (self.save != NO_SAVE or (self.top_k and not five)):
+        if self.agree is not None and (self.save != NO_SAVE or self.top_k not in (None, BEST)):
             raise UsageError(
                 f"agree is {self.agree:g}, and more than the class is kept of an image: only the "
-                "class is promised, with --agree-on top5 also which five classes are the best, so "
-                "that --top-k may be 5. Leave out --top-k and --save, or --agree"
+                "class is promised, with --top-k 5 also which five classes are the best. Leave out "
+                "--top-k and --save, or --agree"
             )
         named = next((stage.network for stage in self.stages if stage.kind == COLLAGE), "")
         if named and self.collage and named != self.collage:
@@ -959,6 +950,11 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                     f"first is {stage.text}, which is the single network itself: name another "
                     f"network, or another format or input size, such as {stage.network}@bfloat16"
                 )
+
+    @property
+    def agree_on(self) -> str:
+        """What `agree` promises of an answer, CLASS or TOP5."""
+        return TOP5 if self.agree is not None and self.top_k == BEST else CLASS
 
     def _check_map(self, encoded: str | None) -> None:
         mapped = not self.single or is_function(self.single) or embeds(self.single)
@@ -1260,4 +1256,4 @@ def with_every_answer(settings: RunSettings) -> RunSettings:
     """The settings changed so that every answer counts at once."""
     first = tuple(replace(stage, threshold=None).text for stage in settings.stages)
     own = first if settings.first else ()
-    return replace(settings, confidence=0.0, agree=None, agree_on=CLASS, first=own)
+    return replace(settings, confidence=0.0, agree=None, first=own)
