@@ -97,6 +97,7 @@ class InputSettings(Settings):
         "auto",
         "3 for colour, 1 for grey. auto: as the network needs, otherwise 3",
         choices=("auto", "1", "3"),
+        hidden=True,
     )
     input_labels: str = _input(
         "auto",
@@ -139,6 +140,7 @@ class InputSettings(Settings):
         unset="all images",
         metavar="FILE",
         shipped=True,
+        hidden=True,
     )
     class_names_file: str | None = _input(
         None,
