@@ -347,9 +347,6 @@ def pairs_in(rows: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.nd
     return both & (rows["audited"] == AUDIT_CODE["done"]), scores, changed
 
 
-WAIT_FORMULA = "latency - read - encode (answers of collage tasks only) - compute"
-
-
 def wait_ns(images: np.ndarray) -> np.ndarray:
     """The part of each image's latency that is not reading, encoding or service (C3).
 

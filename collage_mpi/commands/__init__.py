@@ -24,7 +24,7 @@ COMMANDS: dict[str, str] = {
     "simulate": "simulate a job on virtual time, or compare schemes: any number of ranks, no MPI",
     "top": "watch a running job: progress, time left, ranks, lost and slow ranks",
     "verify": "prove that a run has exactly one row for every image",
-    "export": "write a run's rows as CSV, Parquet, HDF5 or Zarr",
+    "export": "write a run's rows as CSV, Parquet or Zarr",
     "plot": "draw figures of runs: latency CDFs and timelines",
     "ranks": "find ranks, GPUs and hosts that are slow, fail or are wrong; --exclude for Slurm",
     "report": "write an HTML page about one or several runs: charts, tables, pictures in one file",

@@ -338,11 +338,11 @@ class ExportArguments(Arguments):
     run: Path = setting(REQUIRED, "folder of the run", metavar="DIR", positional=True)
     to: str = setting(
         REQUIRED,
-        "csv and parquet write one file for each table, hdf5 writes a single file. zarr writes "
+        "csv and parquet write one file for each table. zarr writes "
         "what the run keeps of each image beyond its row (map, --top-k, --save), in the order of "
         f"the input. zarr needs {pip_line('zarr')}. trace writes the service times of the single "
         "ranks, for --straggler",
-        choices=("csv", "parquet", "hdf5", "zarr", TRACE),
+        choices=("csv", "parquet", "zarr", TRACE),
     )
     out: Path | None = setting(None, "folder to write to", unset="DIR/export", metavar="DIR")
     shards: tuple[Path, ...] = setting(

@@ -597,9 +597,6 @@ def test_no_reader_shows_a_class_of_a_map(run: Path) -> None:
     assert "outputs of 25 images" in said
     assert "accuracy  " not in said
     assert worst_images(results, None, 3) is None
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(export_run(results, "hdf5")[0]) as file:
-        assert not {"predicted", "score"} & {*file["images"].dtype.names}
 
 
 def test_zarr_has_the_outputs_in_the_order_of_the_input(run: Path, tmp_path: Path) -> None:
