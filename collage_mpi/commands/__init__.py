@@ -25,7 +25,7 @@ COMMANDS: dict[str, str] = {
     "top": "watch a running job: progress, time left, ranks, lost and slow ranks",
     "verify": "prove that a run has exactly one row for every image",
     "export": "write a run's rows as CSV, Parquet or Zarr",
-    "plot": "draw figures of runs: latency CDFs and timelines",
+    "plot": "draw latency distributions of runs",
     "ranks": "find ranks, GPUs and hosts that are slow, fail or are wrong; --exclude for Slurm",
     "report": "write an HTML page about one or several runs: charts, tables, pictures in one file",
     "prep": "make shards from pictures, HDF5 or IDX files; inspect and verify any input",

@@ -25,14 +25,13 @@ from collage_mpi.results import EXPORT, REPORT
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.files import writing
-from collage_mpi.system.printable import brief, counted, minutes, printable, ranges_in, say, some_of
+from collage_mpi.system.printable import brief, counted, minutes, printable, say, some_of
 from collage_mpi.system.table import Column, Printable, Table, Value, to_text
 from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from collage_mpi.results import Results
     from collage_mpi.results.reader import Run
     from collage_mpi.results.slow_ranks import Recurrence, Speed
     from collage_mpi.results.status import View, Watch
@@ -413,40 +412,15 @@ EXPORT_COMMAND = Command(export, ExportArguments)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigureArguments(Arguments):
-    """The arguments of every figure."""
-
-    out: Path = setting(REQUIRED, "path of the files to write, without suffix", metavar="STEM")
-    title: str | None = setting(None, "title above the figure", metavar="TITLE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CdfArguments(FigureArguments):
+class CdfArguments(Arguments):
     """The arguments of `plot cdf`."""
 
     runs: tuple[Path, ...] = setting(REQUIRED, "folders of runs", metavar="RUN", positional=True)
+    out: Path = setting(REQUIRED, "path of the files to write, without suffix", metavar="STEM")
+    title: str | None = setting(None, "title above the figure", metavar="TITLE")
     per: str = setting(
         "group", "draw the latency of groups or of images", choices=("group", "image")
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimelineArguments(FigureArguments):
-    """The arguments of `plot timeline`."""
-
-    run: Path = setting(REQUIRED, "folder of the run", metavar="RUN", positional=True)
-    groups: str = setting(REQUIRED, "first and last group to draw, such as 20-27", metavar="A-B")
-    session: int = setting(1, "number of the session, if several jobs or teams did the run")
-
-
-def _drawn(paths: Sequence[Path]) -> int:
-    """Print the names of the written files; returns 0."""
-    for path in paths:
-        say(str(path))
-    return 0
-
-
-# ---- cdf ----------------------------------------------------------------------
 
 
 def cdf(args: CdfArguments) -> int:
@@ -458,38 +432,9 @@ def cdf(args: CdfArguments) -> int:
 
     runs = [read_results(path) for path in args.runs]
     print(render_comparison(compare(runs, per=args.per)))
-    return _drawn(plot_latency_cdf(runs, args.out, per=args.per, title=args.title))
-
-
-# ---- timeline -----------------------------------------------------------------
-
-
-def timeline(args: TimelineArguments) -> int:
-    """Draw some groups of a run, and write them as a trace for Perfetto."""
-    from collage_mpi.figures.plots import plot_timeline
-    from collage_mpi.results import read_results
-    from collage_mpi.results.timeline import make_timeline, write_trace
-
-    run = read_results(args.run)
-    first, last = parse_groups(args.groups)
-    made = make_timeline(run, first, last, args.session)
-    title = args.title or _timeline_title(run, first, last)
-    trace = args.out.with_name(args.out.name + ".trace.json")
-    write_trace(trace, made)
-    return _drawn([*plot_timeline(made, args.out, title), trace])
-
-
-def parse_groups(text: str) -> tuple[int, int]:
-    """First and last group of "10-18" or "7". Raises UsageError for any other form."""
-    found = ranges_in(text)
-    if found is None or len(found) > 1:
-        raise UsageError(f"--groups {text}: it needs a number or a range, as in 10-18")
-    return found[0].start, found[0].stop - 1
-
-
-def _timeline_title(run: Results, first: int, last: int) -> str:
-    model = run.manifest.get("straggler") or "none"
-    return f"Groups {first} to {last}: {run.scheme}, {run.mode}\nStragglers: {model}"
+    for path in plot_latency_cdf(runs, args.out, per=args.per, title=args.title):
+        say(str(path))
+    return int(ExitCode.COMPLETE)
 
 
 PLOT_COMMAND = Commands(
@@ -499,12 +444,6 @@ PLOT_COMMAND = Commands(
             cdf,
             CdfArguments,
             "draw the latency distributions of several runs in one figure and print a table",
-        ),
-        "timeline": Command(
-            timeline,
-            TimelineArguments,
-            "draw some groups of a run, with ranks as rows and tasks as bars; also writes a trace "
-            "for Perfetto",
         ),
     },
     epilog=f"Figures need matplotlib: {pip_line('plot')}. For example: collage-mpi plot cdf "
