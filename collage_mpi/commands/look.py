@@ -26,7 +26,7 @@ from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.files import writing
 from collage_mpi.system.printable import brief, counted, minutes, printable, say, some_of
-from collage_mpi.system.table import Column, Printable, Table, Value, to_text
+from collage_mpi.system.table import Printable, Table, Value, to_text
 from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
@@ -627,6 +627,8 @@ def _speeds_as_json(
 
 def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     """Print the ranks, GPUs and hosts of a run; only the slow ones if `brief`."""
+    from collage_mpi.report.tables import speeds_table
+
     say(f"{found.run.path}: {found.run.label}")
     if found.on_purpose:
         say(f"  service times were injected: {found.run.manifest.get('straggler')}")
@@ -636,7 +638,7 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
         slow = sum(speed.slow for speed in speeds)
         shown = speeds[: slow if brief else max(slow, SHOWN)]
         if shown and not one_host:
-            say(to_text(_speeds_table(unit, shown)))
+            say(to_text(speeds_table(unit, shown)))
             left = len(speeds) - len(shown)
             if left and not brief:
                 say(f"  and {left:,} more, none of them slow")
@@ -656,41 +658,15 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
 
 def _print_compared(run: Run, *, brief: bool) -> None:
     """Print how many answers of each rank, device and host were wrong; only those if `brief`."""
+    from collage_mpi.report.tables import compared_table
     from collage_mpi.results.summary import COMPARED_UNITS, compared_answers
 
     found = compared_answers(run.manifest)
     for unit in COMPARED_UNITS:
         units = [each for each in found if each["unit"] == unit]
         wrong = sum(each["wrong"] > 0 for each in units)
-        rows: list[list[Value]] = [
-            [
-                *(each["name"], each["host"], each["compared"], each["wrong"]),
-                " to ".join(f"{100 * end:.2g} %" for end in each["interval"]),
-                "WRONG" if each["wrong"] else "",
-            ]
-            for each in units[: wrong if brief else max(wrong, SHOWN)]
-        ]
-        if rows:
-            columns = (unit, "on", Column("compared", ","), Column("wrong", ","), "95 %", "")
-            say(to_text(Table(columns, rows)))
-
-
-def _speeds_table(unit: str, speeds: Sequence[Speed]) -> Table:
-    hosts = unit == "rank" and any(speed.host for speed in speeds)
-    named = [unit, *(["host"] if hosts else []), "kind"]
-    rows = []
-    for speed in speeds:
-        where = [speed.host or "?"] if hosts else []
-        name = speed.name if unit != "rank" or not _gpu(speed) else f"{speed.name} {speed.device}"
-        figures = map(brief, (speed.median_ms, speed.ratio))
-        ends = None if speed.interval is None else " to ".join(map(brief, speed.interval))
-        slow = "SLOW" if speed.slow else ""
-        rows.append([name, *where, speed.kind, *figures, ends, speed.messages, slow])
-    return Table([*named, "median ms", "x peers", "95 %", Column("answers", ","), ""], rows)
-
-
-def _gpu(speed: Speed) -> bool:
-    return speed.device not in (None, "cpu")
+        if shown := units[: wrong if brief else max(wrong, SHOWN)]:
+            say(to_text(compared_table(unit, shown)))
 
 
 def _print_hosts(hosts: Sequence[Recurrence]) -> None:
