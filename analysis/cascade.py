@@ -131,7 +131,6 @@ def entries(found: list[Network]) -> list[Entry]:
     ratio = {"cost_ratio": best.ratio}
     return [
         entry("none, pull", scheme="none"),
-        entry("none, pull, credit 2", scheme="none", credit=2),
         entry("collage, the default", scheme="collage", **best.sure),
         *(
             entry(f"batch of 9, cost {cost}", scheme="none", batch=9, batch_cost=cost)
@@ -167,7 +166,7 @@ def service_times(trace: str, seed: int, ranks: int) -> Json:
     if trace in DRAWN:
         slow = [text.format(slow=1 + seed % ranks) for text in DRAWN[trace].get("slow_ranks", [])]
         return {**DRAWN[trace], "slow_ranks": slow, "straggler_seed": seed}
-    return {"straggler": "trace", "trace_file": trace, "straggler_seed": seed}
+    return {"straggler": trace, "straggler_seed": seed}
 
 
 @cache

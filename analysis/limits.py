@@ -78,7 +78,7 @@ JOBS = (
     Job("reading", "small", "quick", NONE, 800),
     Job("cpu", "raw.h5", "usual", NONE, 2000),
     Job("arrivals", "raw.h5", "quick", "--scheme none --rate 40", 320),
-    Job("rank 0", "raw.h5", "null", "--scheme none --depth 64 --credit 16", 12000, 4),
+    Job("rank 0", "raw.h5", "null", "--scheme none --depth 64", 12000, 4),
     Job("rank 0 decoding", "photos", "null",
         "--scheme collage --collage null --confidence 0 --pixels rank0 --side 2", 400, 6),
     Job("rank 0 reading", "small", "null", "--scheme none --batch 8 --pixels rank0", 800),

@@ -46,8 +46,7 @@ SCHEMES = {
 
 def machines(time_scale: float) -> list[str]:
     """Flags: how long the ranks take."""
-    words = ["--straggler", "lognormal", "--straggler-median-ms", str(MEDIAN_MS * time_scale)]
-    words += ["--straggler-sigma", str(SIGMA)]
+    words = ["--straggler", f"lognormal:{MEDIAN_MS * time_scale:g}:{SIGMA}"]
     return [*words, "--slow-ranks", f"{SLOW}:{FACTOR:g}"]
 
 

@@ -209,7 +209,7 @@ def main() -> None:
         common |= {"singles": args.ranks - 1, "collage_ranks": 1, "collage": "null"}
         common |= {"confidence": 0.5}
     if "hedge" in args.scheme:
-        common |= {"hedge_ms": 100.0}
+        common |= {"deadline_ms": 100.0}
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "images.h5"
         pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, args.px, args.px, 3), np.uint8)

@@ -67,7 +67,7 @@ def entries(n: int, median_s: float = MEDIAN_S) -> list[Entry]:
     """
     more: Json = {"scheme": "none", "singles": n + 2}
     hedge: Json = {**more, "scheme": "hedge"}
-    soon: Json = {**hedge, "hedge_ms": 1.3e3 * median_s}
+    soon: Json = {**hedge, "deadline_ms": 1.3e3 * median_s}
     paper: Json = {"scheme": "collage", "collage_ranks": 2, "confidence": 0.0, "assign": "turn"}
     fastest: Json = {"placement": "fastest"}
     spare: Json = {"collage_ranks": 1, "singles": n + 1}

@@ -23,6 +23,7 @@ from collage_mpi.ledger.records import run_name
 from collage_mpi.results import Results, read_results
 from collage_mpi.rows import KIND_CODE, KINDS, SOURCES, ran_together
 from collage_mpi.system.table import Table
+from collage_mpi.workload.straggler_settings import StragglerSettings
 
 
 class Ratio(NamedTuple):
@@ -41,10 +42,11 @@ def ratio(results: Results) -> Ratio:
         SystemExit: it is something else.
     """
     settings, images, tasks = results.manifest["settings"], results.images, results.tasks
-    if settings["straggler"] != "pinned" or not images["answered"].all():
+    model, median_ms, _ = StragglerSettings(settings["straggler"]).model()
+    if model != "pinned" or not images["answered"].all():
         raise SystemExit(f"{results.path}: it needs --straggler pinned and no error rows")
     seconds = float((images["t0_ns"] + images["latency_ns"]).max() - images["t0_ns"].min()) / 1e9
-    each_s = settings["straggler_median_ms"] / 1e3
+    each_s = median_ms / 1e3
     slow = {int(r): float(f) for r, f in (text.split(":") for text in settings["slow_ranks"] or ())}
     singles = set(tasks["rank"][tasks["kind"] == KIND_CODE[SINGLE]].tolist())
     speed = sum(1 / (each_s * slow.get(rank, 1.0)) for rank in singles)

@@ -24,7 +24,7 @@ from pathlib import Path
 from collage_mpi.results import read_results
 
 SINGLES = 3
-SLOW = "--straggler pinned --straggler-median-ms 20"
+SLOW = "--straggler pinned:20"
 
 
 def start(

@@ -132,7 +132,7 @@ class ImageRow(NamedTuple):
     In a cascade, `stages` says whose answers the columns OTHERS hold: bit i is set if column pair i
     has that of the first network at place i, whose image the exact network resolved. Without such a
     bit `other` is the exact network's answer, which audits an accepted one. Bit 3 + i is set if the
-    answer of the network at place i is changed, as `agree_on` says.
+    answer of the network at place i is changed, as `RunSettings.agree_on` says.
     """
 
     shard: U4
@@ -345,9 +345,6 @@ def pairs_in(rows: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.nd
     scores = np.where(accepted, rows["score"], rows[OTHERS[place][1]])
     changed = rows["stages"] >> place + CHANGED & 1 == 1
     return both & (rows["audited"] == AUDIT_CODE["done"]), scores, changed
-
-
-WAIT_FORMULA = "latency - read - encode (answers of collage tasks only) - compute"
 
 
 def wait_ns(images: np.ndarray) -> np.ndarray:

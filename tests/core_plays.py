@@ -73,7 +73,6 @@ class Play:
             depth=rng.randint(1, 4),
             paced=rng.random() < 0.3,
             drain=rng.random() < 0.15,
-            linger_ns=rng.choice([None, None, 5 * MS]),
             max_attempts=rng.choice([1, 2, 3, 3]),
             endgame=rng.random() < 0.6,
             max_failures=rng.choice([1, 2, 5]),

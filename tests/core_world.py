@@ -76,7 +76,7 @@ def scheme_settings(
 def core_settings(**changes: Any) -> CoreSettings:
     """The core's settings where a test names only some of them."""
     plain = dict(costs={}, batch_costs={}, batch=1, together=True, depth=1, paced=False)
-    plain |= dict(drain=False, linger_ns=None, max_attempts=3, endgame=False, check=0.0)
+    plain |= dict(drain=False, max_attempts=3, endgame=False, check=0.0)
     return CoreSettings(**{**plain, **changes})
 
 
@@ -253,7 +253,7 @@ class World:
         came = [self.core.next, *(e.first + len(e.images) for e in events if type(e) is ev.Arrived)]
         self.actions = self.core.step(now_ns, events)
         if self.core.next > max(came) and not self.paused:
-            self.left_behind += 1  # a group that lingered was cut short
+            self.left_behind += 1  # a group was cut short
         for action in self.actions:
             told.append(told_of(action))
             getattr(self, f"_do_{type(action).__name__.lower()}")(action)

@@ -140,7 +140,7 @@ def command(turn: Turn, shard: Path, work: Path) -> list[str]:
         words += ["--singles", str(WORKERS), "--limit", str(case.images)]
         words += ["--status-every-s", "0.5"] if case.kill else []
         if case.service_ms:  # a further image of a batch takes as long as the first
-            words += ["--straggler", "pinned", "--straggler-median-ms", str(case.service_ms)]
+            words += ["--straggler", f"pinned:{case.service_ms}"]
             words += ["--batch-cost", "1", "--cost-ratio", "1"]
             words += ["--slow-ranks", f"1:{case.slow}"] if case.slow > 1 else []
         return words + OURS[turn.program]

@@ -137,7 +137,6 @@ class ClassifyArguments(TableArguments):
         above=0,
         below=1,
     )
-    agree_on: str = same(RedundancySettings, "agree_on", group="")
     first: tuple[str, ...] = same(RedundancySettings, "first", group="")
     recall: tuple[str, ...] = setting(
         (),
@@ -506,7 +505,7 @@ def execute_map(args: MapArguments) -> int:
     theirs = [name for name in ITS_OWN if name in given]
     if theirs:
         raise UsageError(f"map sets {', '.join(theirs)} itself: leave them out, and use --ranks")
-    if given.get("agree") is not None or "agree_on" in given:
+    if given.get("agree") is not None:
         raise UsageError("--agree is a promise about classes, and map gives none: leave it out")
     check_mapped(args.function)
     singles = ranks_here("map", args.ranks, given.get("device", "auto"))

@@ -40,8 +40,8 @@ SCHEMES = {
 }
 COMMON = (
     "run --brief --shards shipped:fashion_demo.h5 --single shipped:fashion_single.safetensors "
-    f"--straggler lognormal --straggler-seed 1 --straggler-median-ms {MEDIAN_MS:g} "
-    f"--straggler-sigma {SIGMA} --slow-ranks {SLOW}:{FACTOR} "
+    f"--straggler lognormal:{MEDIAN_MS:g}:{SIGMA} --straggler-seed 1 "
+    f"--slow-ranks {SLOW}:{FACTOR} "
     f"--rate {RATE:.4g}"
 )
 

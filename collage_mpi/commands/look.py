@@ -25,14 +25,13 @@ from collage_mpi.results import EXPORT, REPORT
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.files import writing
-from collage_mpi.system.printable import brief, counted, minutes, printable, ranges_in, say, some_of
-from collage_mpi.system.table import Column, Printable, Table, Value, to_text
+from collage_mpi.system.printable import brief, counted, minutes, printable, say, some_of
+from collage_mpi.system.table import Printable, Table, Value, to_text
 from collage_mpi.system.tell import tell
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from collage_mpi.results import Results
     from collage_mpi.results.reader import Run
     from collage_mpi.results.slow_ranks import Recurrence, Speed
     from collage_mpi.results.status import View, Watch
@@ -338,11 +337,11 @@ class ExportArguments(Arguments):
     run: Path = setting(REQUIRED, "folder of the run", metavar="DIR", positional=True)
     to: str = setting(
         REQUIRED,
-        "csv and parquet write one file for each table, hdf5 writes a single file. zarr writes "
+        "csv and parquet write one file for each table. zarr writes "
         "what the run keeps of each image beyond its row (map, --top-k, --save), in the order of "
         f"the input. zarr needs {pip_line('zarr')}. trace writes the service times of the single "
-        "ranks, for --trace-file",
-        choices=("csv", "parquet", "hdf5", "zarr", TRACE),
+        "ranks, for --straggler",
+        choices=("csv", "parquet", "zarr", TRACE),
     )
     out: Path | None = setting(None, "folder to write to", unset="DIR/export", metavar="DIR")
     shards: tuple[Path, ...] = setting(
@@ -413,40 +412,15 @@ EXPORT_COMMAND = Command(export, ExportArguments)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigureArguments(Arguments):
-    """The arguments of every figure."""
-
-    out: Path = setting(REQUIRED, "path of the files to write, without suffix", metavar="STEM")
-    title: str | None = setting(None, "title above the figure", metavar="TITLE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CdfArguments(FigureArguments):
+class CdfArguments(Arguments):
     """The arguments of `plot cdf`."""
 
     runs: tuple[Path, ...] = setting(REQUIRED, "folders of runs", metavar="RUN", positional=True)
+    out: Path = setting(REQUIRED, "path of the files to write, without suffix", metavar="STEM")
+    title: str | None = setting(None, "title above the figure", metavar="TITLE")
     per: str = setting(
         "group", "draw the latency of groups or of images", choices=("group", "image")
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimelineArguments(FigureArguments):
-    """The arguments of `plot timeline`."""
-
-    run: Path = setting(REQUIRED, "folder of the run", metavar="RUN", positional=True)
-    groups: str = setting(REQUIRED, "first and last group to draw, such as 20-27", metavar="A-B")
-    session: int = setting(1, "number of the session, if several jobs or teams did the run")
-
-
-def _drawn(paths: Sequence[Path]) -> int:
-    """Print the names of the written files; returns 0."""
-    for path in paths:
-        say(str(path))
-    return 0
-
-
-# ---- cdf ----------------------------------------------------------------------
 
 
 def cdf(args: CdfArguments) -> int:
@@ -458,38 +432,9 @@ def cdf(args: CdfArguments) -> int:
 
     runs = [read_results(path) for path in args.runs]
     print(render_comparison(compare(runs, per=args.per)))
-    return _drawn(plot_latency_cdf(runs, args.out, per=args.per, title=args.title))
-
-
-# ---- timeline -----------------------------------------------------------------
-
-
-def timeline(args: TimelineArguments) -> int:
-    """Draw some groups of a run, and write them as a trace for Perfetto."""
-    from collage_mpi.figures.plots import plot_timeline
-    from collage_mpi.results import read_results
-    from collage_mpi.results.timeline import make_timeline, write_trace
-
-    run = read_results(args.run)
-    first, last = parse_groups(args.groups)
-    made = make_timeline(run, first, last, args.session)
-    title = args.title or _timeline_title(run, first, last)
-    trace = args.out.with_name(args.out.name + ".trace.json")
-    write_trace(trace, made)
-    return _drawn([*plot_timeline(made, args.out, title), trace])
-
-
-def parse_groups(text: str) -> tuple[int, int]:
-    """First and last group of "10-18" or "7". Raises UsageError for any other form."""
-    found = ranges_in(text)
-    if found is None or len(found) > 1:
-        raise UsageError(f"--groups {text}: it needs a number or a range, as in 10-18")
-    return found[0].start, found[0].stop - 1
-
-
-def _timeline_title(run: Results, first: int, last: int) -> str:
-    model = run.manifest.get("straggler") or "none"
-    return f"Groups {first} to {last}: {run.scheme}, {run.mode}\nStragglers: {model}"
+    for path in plot_latency_cdf(runs, args.out, per=args.per, title=args.title):
+        say(str(path))
+    return int(ExitCode.COMPLETE)
 
 
 PLOT_COMMAND = Commands(
@@ -499,12 +444,6 @@ PLOT_COMMAND = Commands(
             cdf,
             CdfArguments,
             "draw the latency distributions of several runs in one figure and print a table",
-        ),
-        "timeline": Command(
-            timeline,
-            TimelineArguments,
-            "draw some groups of a run, with ranks as rows and tasks as bars; also writes a trace "
-            "for Perfetto",
         ),
     },
     epilog=f"Figures need matplotlib: {pip_line('plot')}. For example: collage-mpi plot cdf "
@@ -688,6 +627,8 @@ def _speeds_as_json(
 
 def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
     """Print the ranks, GPUs and hosts of a run; only the slow ones if `brief`."""
+    from collage_mpi.report.tables import speeds_table
+
     say(f"{found.run.path}: {found.run.label}")
     if found.on_purpose:
         say(f"  service times were injected: {found.run.manifest.get('straggler')}")
@@ -697,7 +638,7 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
         slow = sum(speed.slow for speed in speeds)
         shown = speeds[: slow if brief else max(slow, SHOWN)]
         if shown and not one_host:
-            say(to_text(_speeds_table(unit, shown)))
+            say(to_text(speeds_table(unit, shown)))
             left = len(speeds) - len(shown)
             if left and not brief:
                 say(f"  and {left:,} more, none of them slow")
@@ -717,41 +658,15 @@ def _print_run(found: _RunSpeeds, *, brief: bool) -> None:
 
 def _print_compared(run: Run, *, brief: bool) -> None:
     """Print how many answers of each rank, device and host were wrong; only those if `brief`."""
+    from collage_mpi.report.tables import compared_table
     from collage_mpi.results.summary import COMPARED_UNITS, compared_answers
 
     found = compared_answers(run.manifest)
     for unit in COMPARED_UNITS:
         units = [each for each in found if each["unit"] == unit]
         wrong = sum(each["wrong"] > 0 for each in units)
-        rows: list[list[Value]] = [
-            [
-                *(each["name"], each["host"], each["compared"], each["wrong"]),
-                " to ".join(f"{100 * end:.2g} %" for end in each["interval"]),
-                "WRONG" if each["wrong"] else "",
-            ]
-            for each in units[: wrong if brief else max(wrong, SHOWN)]
-        ]
-        if rows:
-            columns = (unit, "on", Column("compared", ","), Column("wrong", ","), "95 %", "")
-            say(to_text(Table(columns, rows)))
-
-
-def _speeds_table(unit: str, speeds: Sequence[Speed]) -> Table:
-    hosts = unit == "rank" and any(speed.host for speed in speeds)
-    named = [unit, *(["host"] if hosts else []), "kind"]
-    rows = []
-    for speed in speeds:
-        where = [speed.host or "?"] if hosts else []
-        name = speed.name if unit != "rank" or not _gpu(speed) else f"{speed.name} {speed.device}"
-        figures = map(brief, (speed.median_ms, speed.ratio))
-        ends = None if speed.interval is None else " to ".join(map(brief, speed.interval))
-        slow = "SLOW" if speed.slow else ""
-        rows.append([name, *where, speed.kind, *figures, ends, speed.messages, slow])
-    return Table([*named, "median ms", "x peers", "95 %", Column("answers", ","), ""], rows)
-
-
-def _gpu(speed: Speed) -> bool:
-    return speed.device not in (None, "cpu")
+        if shown := units[: wrong if brief else max(wrong, SHOWN)]:
+            say(to_text(compared_table(unit, shown)))
 
 
 def _print_hosts(hosts: Sequence[Recurrence]) -> None:

@@ -38,7 +38,6 @@ from collage_mpi.models.architecture import (
 )
 from collage_mpi.models.info import PLAIN, PRECISIONS, Geometry, Loading, NetworkInfo, check_fit
 from collage_mpi.models.named import OFFLINE, PREFIXES, is_foreign, read_spec
-from collage_mpi.removed import removed
 from collage_mpi.settings.flags import Arguments, add_flags, switch
 from collage_mpi.settings.run_settings import NetworkSettings
 from collage_mpi.system.environment import torchrun_size
@@ -537,7 +536,9 @@ def train(args: TrainArguments) -> int:
         EnvironmentFault: the folder of --out cannot be written.
     """
     if torchrun_size() > 1:
-        raise UsageError(removed("torchrun"))
+        raise UsageError(
+            "torchrun started several processes; training is one process: collage-mpi train ..."
+        )
     if args.out.exists() and not args.resume:
         raise UsageError(
             f"{args.out} exists. Choose another --out, remove the file, or continue its training "

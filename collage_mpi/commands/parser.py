@@ -7,13 +7,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import takewhile
 from typing import Any, TextIO
 
 from collage_mpi import __version__
 from collage_mpi.commands import COMMANDS, MODULES
 from collage_mpi.errors import ExitCode
-from collage_mpi.removed import removed
 from collage_mpi.settings.flags import Arguments, add_flags
 from collage_mpi.system.environment import launcher_rank
 from collage_mpi.system.fields import setting
@@ -87,36 +85,21 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """As in argparse, but for an unknown argument the subcommand prints the error, with its own
-        usage. A removed option is told first, because it may be the cause of any other error.
+        usage.
         """
-        for word in takewhile(lambda word: word != "--", args or ()):
-            flag = word.partition("=")[0]
-            known = not flag.startswith("-") or flag in self._option_string_actions
-            if not known and (gone := self._removed(flag)):
-                self.error(gone)
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(self._unknown(unknown))
         return found, unknown
 
     def _check_value(self, action, value):  # type: ignore[no-untyped-def]
-        """As in argparse, but the error for a mistyped command names similar commands, not all, and
-        that for something that was removed says what to use instead.
-        """
+        """As in argparse, but the error for a mistyped command names similar commands, not all."""
         names = action.choices
-        if names is not None and value not in names:
-            for option in action.option_strings or [""]:
-                if gone := self._removed(*filter(None, (option, str(value)))):
-                    raise argparse.ArgumentError(None, gone)
         if isinstance(action, argparse._SubParsersAction) and value not in names:
             hint = did_you_mean(value, names) or "."
             told = f"{value!r} is not a command of {self.prog}{hint} {self.prog} --help lists them"
             raise argparse.ArgumentError(None, told)
         super()._check_value(action, value)
-
-    def _removed(self, *words: str) -> str | None:
-        """What was removed of this command, or of all commands."""
-        return removed(*self.prog.split()[1:], *words) or removed(*words)
 
     def _unknown(self, words: Sequence[str]) -> str:
         flag = next((word.partition("=")[0] for word in words if word.startswith("--")), None)

@@ -67,7 +67,7 @@ class SimulateArguments(Arguments):
     schemes: tuple[str, ...] = _setting(
         (),
         "simulate each of these schemes and print a table that compares them with the first one. "
-        'A scheme may have settings of its own, as in "hedge --hedge-ms 150"',
+        'A scheme may have settings of its own, as in "hedge --deadline-ms 150"',
         metavar="SCHEME",
     )
     dead_ranks: tuple[str, ...] = _setting(

@@ -30,7 +30,6 @@ class Admission:
         self.left: dict[int, int] = {}
         self.closed = self.paused = False
         self._settled = False  # nothing has changed since it was seen how many may come
-        self._cut_short = False  # what was gathered leaves, because a group waits no longer
         self._core, self._settings = core, core.settings
         self._size, self._step = core.settings.group_size, core.settings.step
         self._by_group = core.scheme.grouped or core.settings.batch == 1
@@ -45,7 +44,7 @@ class Admission:
     def gathering(self) -> bool:
         """Whether an image is awaited that could leave together with those that are there."""
         whole = self.next % (self._size * self._step) == 0
-        return self.promised > 0 and not (whole or self.paused or self._cut_short)
+        return self.promised > 0 and not (whole or self.paused)
 
     def came(self, first: int, count: int) -> list[int]:
         """Note images; returns the groups that they filled, and one that they left incomplete."""
@@ -54,7 +53,7 @@ class Admission:
         self.promised = max(0, self.promised - count)
         self.unresolved += count
         self.next = first + count
-        self.paused = self._cut_short = self._settled = False
+        self.paused = self._settled = False
         if self._by_group:
             at = first
             while at < self.next:
@@ -93,7 +92,7 @@ class Admission:
         if not self.filling:
             return None
         group = self.next // self._size
-        self.next, self._cut_short, self._settled = (group + 1) * self._size, True, False
+        self.next, self._settled = (group + 1) * self._size, False
         self._fewer(group, 0)
         return group
 

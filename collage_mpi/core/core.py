@@ -161,10 +161,6 @@ class Core:
         full = self.admission.came(first, len(images))
         if self.stopping is not None:
             return
-        open_group = self.next // size
-        new = self.admission.filling and open_group * size >= first
-        if new and self.settings.linger_ns is not None:
-            self.later(self.now_ns + self.settings.linger_ns, self._linger, open_group)
         if self.scheme.grouped:
             for group in range(first // size, (first + len(images) - 1) // size + 1):
                 own = slots[max(0, group * size - first) : (group + 1) * size - first]
@@ -180,16 +176,6 @@ class Core:
                 self.outcomes.error(int(slots[fault]), event.faults[fault])
             start = fault + 1
         for group in full:
-            self._group_closed(group)
-
-    def _linger(self, group: int) -> None:
-        if self.admission.filling and self.next // self._size == group:
-            self._cut_short()
-
-    def _cut_short(self) -> None:
-        """Close the open group before it is full."""
-        group = self.admission.close_group()
-        if group is not None:
             self._group_closed(group)
 
     def _group_closed(self, group: int) -> None:
@@ -210,7 +196,8 @@ class Core:
     def _input_ends(self, event: ev.InputPaused | ev.InputClosed) -> None:
         if isinstance(event, ev.InputClosed):
             self.admission.close()
-        self._cut_short()
+        if (group := self.admission.close_group()) is not None:
+            self._group_closed(group)
         if isinstance(event, ev.InputPaused):
             self.admission.pause()
 

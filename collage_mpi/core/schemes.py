@@ -240,7 +240,7 @@ class HedgeScheme(Scheme):
     def __init__(self, settings: SchemeSettings) -> None:
         super().__init__(settings)
         if settings.hedge_ns is None:
-            raise UsageError(f"scheme {self.name} needs a time: --hedge-ms 150")
+            raise UsageError(f"scheme {self.name} needs a time: --deadline-ms 150")
         self._after_ns = settings.hedge_ns
         self.label += f" after {self._after_ns / 1e6:g} ms"
 

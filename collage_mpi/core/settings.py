@@ -34,8 +34,6 @@ class CoreSettings:
         depth: most groups in flight; most batches of groups if groups come in together.
         paced: the next group, or batch of groups, comes in only when a rank is idle.
         drain: the next groups come in only when no task is under way.
-        linger_ns: a group is closed this long after its first image, full or not; None: only when
-            it is full.
         max_attempts: how many tasks of the scheme's main kind may fail for one image before it
             becomes an error row.
         endgame: when no new image is left, idle ranks get copies of images still being computed.
@@ -59,7 +57,6 @@ class CoreSettings:
     depth: int
     paced: bool
     drain: bool
-    linger_ns: int | None
     max_attempts: int
     endgame: bool
     check: float

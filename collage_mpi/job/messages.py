@@ -72,7 +72,7 @@ class Welcome:
         must_read: whether the rank fails if its host does not have the shards. Otherwise Hello
             says so.
         stages: kind -> how the network of a stage differs from the exact one's.
-        agree_on: what of an answer is compared with others, one of `stages.AGREE_ON`.
+        agree_on: what of an answer is compared with others, CLASS or TOP5.
         ranks: number of ranks of the world. All are assumed to be on one host and share its cores,
             unless the launcher says how many are.
     """

@@ -582,7 +582,7 @@ def result_of(
         scores: (n, 1, classes) for a single task or a batch, a row per item; (1, cells, classes)
             for a collage, a row per cell.
         by: what the score of an answer is, one of `stages.SCORES`.
-        agree_on: what of an answer is compared with others, one of `stages.AGREE_ON`.
+        agree_on: what of an answer is compared with others, CLASS or TOP5.
     """
     kind = KIND[task.kind]
     flat = scores.reshape(-1, scores.shape[-1])  # (n or cells, classes)

@@ -587,11 +587,11 @@ def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry
 
 
 def check_top_k(settings: RunSettings, classes: int | None) -> None:
-    """Raise UsageError if there are fewer classes than `top_k` or `agree_on` need."""
+    """Raise UsageError if there are fewer classes than `top_k` needs."""
     if classes is not None and settings.agree_on == TOP5 and classes <= BEST:
         raise UsageError(
-            f"agree_on is {TOP5}, and there are only {classes} classes: all of them are always "
-            "among the five best. Leave it out"
+            f"top_k is {BEST} with --agree, and there are only {classes} classes: all of them are "
+            "always among the five best. Leave out --top-k"
         )
     if classes is not None and (settings.top_k or 0) > classes:
         raise UsageError(f"top_k is {settings.top_k}, but there are only {classes} classes")

@@ -205,8 +205,7 @@ def named_files(settings: RunSettings) -> dict[str, Path]:
     named |= {
         name: getattr(settings, name) for name in ("arrival_file", "class_names_file", "only")
     }
-    if settings.straggler == "trace":
-        named["trace_file"] = settings.trace_file
+    named["straggler"] = settings.trace
     return {
         name: Path(spec)
         for name, spec in named.items()

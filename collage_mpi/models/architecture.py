@@ -13,7 +13,6 @@ from msgspec import Meta
 
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
-from collage_mpi.removed import removed
 from collage_mpi.system.records import read_record
 
 GRID, APART, YOLO = "grid", "apart", "yolo"
@@ -228,10 +227,8 @@ class Backbone:
         if self.backbone != TINY and not re.fullmatch(
             r"torchvision:[a-z0-9_]{1,64}", self.backbone
         ):
-            why = removed("--backbone", self.backbone)
             raise UsageError(
-                why
-                or f"backbone {self.backbone!r:.80}; needed: torchvision:NAME, such as "
+                f"backbone {self.backbone!r:.80}; needed: torchvision:NAME, such as "
                 f"torchvision:resnet34, or {TINY}"
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -28,12 +28,11 @@ from collage_mpi.results.render import (
     shares_shown,
     supported,
 )
-from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds, service_times_ns
-from collage_mpi.results.statistics import percentile, support_needed
+from collage_mpi.results.slow_ranks import OVER, Speed, injected, rank_speeds
 from collage_mpi.results.summary import compared_answers, networks_text
 from collage_mpi.rows import IMAGES
 from collage_mpi.settings.run_settings import RunSettings
-from collage_mpi.system.printable import some_of
+from collage_mpi.system.printable import brief, some_of
 from collage_mpi.system.table import Cell, Column, Table, Value
 
 MOST_RANKS, MOST_NAMED = 40, 10
@@ -46,7 +45,6 @@ Json = dict[str, Any]
 
 
 Row = Sequence[Value]
-Range = tuple[float, float, float]
 
 
 def compared(entries: Sequence[Json], summaries: Sequence[Json]) -> Table:
@@ -222,23 +220,26 @@ def ranks(run: Results, answered: Collection[int] = ()) -> tuple[str, list[Table
         answered: ranks that answered, even if an excerpt has no answer of theirs.
     """
     speeds = rank_speeds(run)
-    tables = [_by_rank(run, [speed for speed in speeds if speed.unit == "rank"])]
+    by_rank = [speed for speed in speeds if speed.unit == "rank"]
     wider = [speed for speed in speeds if speed.unit != "rank" and speed.ratio is not None]
+    notes = [
+        f"SLOW: the rank took significantly more than {OVER:g} times as long as its peers, the "
+        "other ranks of its kind. In brackets is the 95 % interval, simultaneous over all ranks."
+    ]
+    if run.every > 1:
+        notes.append(
+            f"This run is long. Only one in {run.every:,} of its parts of some thousand rows was "
+            "read for this table, and only the answers in these parts are counted."
+        )
+    shown = sorted(by_rank[:MOST_RANKS], key=lambda speed: (speed.ranks, speed.kind))
+    notes += _slowest_of(by_rank)
+    tables = [speeds_table("rank", shown, "Service time by rank", notes)]
     if wider:
-        rows = [[one.name, one.kind, len(one.ranks), _against(one)] for one in wider[:MOST_RANKS]]
-        columns = ("", "network", Column("ranks", ","), "x their peers")
-        tables.append(Table(columns, rows, "By GPU and host", _slowest_of(wider)))
+        notes = _slowest_of(wider)
+        tables.append(speeds_table("", wider[:MOST_RANKS], "By GPU and host", notes))
     if compared := compared_answers(run.manifest):
-        rows = [
-            [
-                *(one["unit"], one["name"], one["host"] or "", one["compared"]),
-                Cell(f"{one['wrong']:,}", bad=one["wrong"] > 0),
-                " to ".join(points(end) for end in one["interval"]),
-            ]
-            for one in compared[:MOST_RANKS]
-        ]
-        heads = ("", "", "on", Column("compared", ","), "wrong", "share of wrong ones, 95 %")
-        tables.append(Table(heads, rows, "Answers compared with those of other ranks"))
+        caption = "Answers compared with those of other ranks"
+        tables.append(compared_table("", compared[:MOST_RANKS], caption))
     return _named(run, speeds, answered), tables
 
 
@@ -247,63 +248,48 @@ def _slowest_of(speeds: Sequence[Speed]) -> list[str]:
     return [f"The slowest {most} of {len(speeds):,}."] if len(speeds) > most else []
 
 
-def _by_rank(run: Results, speeds: Sequence[Speed]) -> Table:
-    shown = sorted(speeds[:MOST_RANKS], key=lambda speed: (speed.ranks, speed.kind))
-    times_ms = _times_ms(run)
-    ranges = {speed: _range(times_ms[speed.ranks[0], speed.kind]) for speed in shown}
-    longest = max((most for _, _, most in filter(None, ranges.values())), default=0.0) or 1.0
-    hosts = len({speed.host for speed in speeds}) > 1
+def speeds_table(
+    unit: str, speeds: Sequence[Speed], caption: str = "", notes: Sequence[str] = ()
+) -> Table:
+    """The median service times of ranks, GPUs or hosts, beside those of their peers."""
+    hosts = unit == "rank" and len({speed.host for speed in speeds}) > 1
     failing = any(speed.unanswered for speed in speeds)
     columns: list[Column | str] = [
-        *("rank", *(["host"] if hosts else []), "network"),
-        *(Column("median ms", ".1f"), "x its peers", "P5 to P95", Column("answers", ",")),
+        unit,
+        *(["on"] if hosts else []),
+        "network",
+        "median ms",
+        Column("answers", ","),
         *(["unanswered"] if failing else []),
+        Column("x its peers", left=True),
     ]
-    rows = [
-        [
-            *(str(speed.ranks[0]), *([speed.host or "\u2013"] if hosts else []), speed.kind),
-            *(speed.median_ms, _against(speed)),
-            *(_range_cell(ranges[speed], longest, speed.messages), speed.messages),
-            *([Cell(f"{speed.unanswered:,}", bad=speed.unanswered > 0)] if failing else []),
-        ]
-        for speed in shown
-    ]
-    notes = [
-        f"Slow: the rank took significantly more than {OVER:g} times as long as its peers, the "
-        "other ranks of its kind. In brackets is the 95 % interval, simultaneous over all ranks. "
-        "The bar goes from the 5 % to the 95 % percentile of the rank's service times, and its "
-        f"mark is the median. n/a: fewer than {support_needed(0.95)} answers, too few for it."
-    ]
-    if run.every > 1:
-        notes.append(
-            f"This run is long. Only one in {run.every:,} of its parts of some thousand rows was "
-            "read for this table, and only the answers in these parts are counted."
+    rows = []
+    for speed in speeds:
+        on_gpu = unit == "rank" and speed.device not in (None, "cpu")
+        left = Cell(f"{speed.unanswered:,}", bad=speed.unanswered > 0)
+        rows.append(
+            [
+                f"{speed.name} {speed.device}" if on_gpu else speed.name,
+                *([speed.host or "?"] if hosts else []),
+                *(speed.kind, brief(speed.median_ms), speed.messages),
+                *([left] if failing else []),
+                _against(speed),
+            ]
         )
-    return Table(columns, rows, "Service time by rank", [*notes, *_slowest_of(speeds)])
+    return Table(columns, rows, caption, notes)
 
 
-def _times_ms(run: Results) -> dict[tuple[int, str], np.ndarray]:
-    """(rank, kind) -> service times in ms, over all sessions."""
-    found: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
-    for (rank, _, kind), times_ns in service_times_ns(run).items():
-        found[rank, kind].append(times_ns / 1e6)
-    some = {key: np.concatenate(parts) for key, parts in found.items()}
-    return defaultdict(lambda: np.empty(0), some)
-
-
-def _range(times_ms: np.ndarray) -> Range | None:
-    """P5, median and P95; None if there are too few times for P5 and P95."""
-    low, high = percentile(-times_ms, 0.95), percentile(times_ms, 0.95)
-    if low is None or high is None:
-        return None
-    return -low, float(np.quantile(times_ms, 0.5, method="inverted_cdf")), high
-
-
-def _range_cell(ends: Range | None, longest: float, answers: int) -> Cell | str:
-    if ends is None:
-        return supported(None, answers) if answers else ""
-    low, middle, high = ends
-    return Cell("", bar=(low / longest, middle / longest, high / longest))
+def compared_table(unit: str, compared: Sequence[Json], caption: str = "") -> Table:
+    """How many answers of ranks, devices or hosts were wrong, of `summary.compared_answers`."""
+    rows = []
+    for one in compared:
+        share, wrong = " to ".join(points(end) for end in one["interval"]), one["wrong"] > 0
+        counts = one["compared"], Cell(f"{one['wrong']:,}", bad=wrong)
+        ends = Cell(f"{share} WRONG", bad=True) if wrong else share
+        name = one["name"] if unit else f"{one['unit']} {one['name']}"
+        rows.append([name, one["host"] or "", *counts, ends])
+    columns = (unit, "on", Column("compared", ","), "wrong", Column("share, 95 %", left=True))
+    return Table(columns, rows, caption)
 
 
 def _against(speed: Speed) -> Cell | str:
@@ -312,7 +298,7 @@ def _against(speed: Speed) -> Cell | str:
     text = f"{speed.ratio:.2f}x"
     if speed.interval:
         text += " [{:.2f}, {:.2f}]".format(*speed.interval)
-    return Cell(f"{text} slow", bad=True) if speed.slow else text
+    return Cell(f"{text} SLOW", bad=True) if speed.slow else text
 
 
 def _named(run: Results, speeds: Sequence[Speed], answered: Collection[int]) -> str:

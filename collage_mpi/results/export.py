@@ -34,7 +34,6 @@ from collage_mpi.rows import (
     IMAGES,
     NAMES,
     TABLES,
-    WAIT_FORMULA,
     TableLayout,
     columns_of,
     flat_keys,
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
-NAME_COLUMNS = (ID, "shard_name", "predicted_name", "label_name")
 
 
 class SomeRows(Protocol):
@@ -365,14 +363,14 @@ def export_run(
 
     Args:
         run: a run from `open_run` or `read_results`, complete or not.
-        to: csv, parquet or hdf5; or zarr, for the arrays that the run keeps beside its rows.
+        to: csv or parquet; or zarr, for the arrays that the run keeps beside its rows.
         out: directory, created if it does not exist; by default `export` in the run directory.
         names: of the images; by default `NameBook(run.path, run.manifest)`.
         only_predictions: write only the `prediction_columns`, as csv or parquet.
         raw: write texts in csv unchanged (see `save_csv`).
 
     Returns:
-        The files written: images, groups, tasks (.csv, .parquet), run.h5 or outputs.zarr, and
+        The files written: images, groups, tasks (.csv, .parquet), or outputs.zarr, and
         manifest.json; with `only_predictions` predictions (.csv, .parquet).
 
     Raises:
@@ -395,7 +393,7 @@ def export_run(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if write is None:
-            files = [WHOLE[to](run, out, names)]
+            files = [_to_zarr(run, out, names)]
         elif only_predictions:
             outputs = _outputs_of(run, to)
             length = embeds(str(recorded_settings(run.manifest).get(SINGLE)))
@@ -755,90 +753,11 @@ def _to_zarr(run: Run, out: Path, names: NameBook) -> Path:
     return path
 
 
-def _to_hdf5(run: Run, out: Path, names: NameBook) -> Path:
-    """Write one file with a compound dataset for each table. Attributes list the names of codes.
-
-    The images have an additional column wait_ns, which is valid only for answered images.
-    """
-    from collage_mpi.shards.guard import H5_LOCK, FileToWrite, create_file
-
-    path = out / "run.h5"
-    with _replacing(path) as temp, H5_LOCK, FileToWrite(temp, "w+") as stream:
-        with create_file(stream) as file:
-            file.attrs["manifest"] = _manifest_text(run)
-            for table in TABLES:
-                _write_table(file, run, table, names)
-            file["images"].attrs["wait_ns"] = WAIT_FORMULA
-        if stream.failure is not None:
-            raise stream.failure
-    return path
-
-
-def _write_table(file: Any, run: Run, table: TableLayout, names: NameBook) -> None:
-    """Write a table, and for images a dataset of text for each column of names; "" if an image has
-    no name. The rows are read twice, because HDF5 stores texts of one length."""
-    from collage_mpi.shards.guard import import_h5py
-
-    of_images = table is IMAGES
-    count, longest = 0, dict.fromkeys(NAME_COLUMNS if of_images else (), 1)
-    for some in _excerpts(run, table):
-        count += len(getattr(some, table.name))
-        for name, texts in _texts(some, names).items() if of_images else ():
-            longest[name] = max(longest[name], texts.dtype.itemsize)
-    data: Any = None
-    start = 0
-    for some in _excerpts(run, table):
-        rows = _completed(some) if of_images else getattr(some, table.name)
-        if data is None:  # the empty excerpt
-            data = {table.name: file.create_dataset(table.name, (count,), rows.dtype)}
-            for name, nbytes in longest.items() if count else ():
-                where = f"image_names/{name}"
-                how = {"compression": "gzip", "shuffle": True, "chunks": True}
-                kind = import_h5py().string_dtype("utf-8", nbytes)
-                data[name] = file.create_dataset(where, (count,), kind, **how)
-        part = slice(start, start + len(rows))
-        start = part.stop
-        if len(rows):
-            data[table.name][part] = rows
-            for name, texts in _texts(some, names).items() if of_images else ():
-                data[name][part] = texts
-    for name in table.coded:
-        data[table.name].attrs[f"{name}_codes"] = np.array(NAMES[name], "S")
-
-
-def _texts(some: SomeRows, names: NameBook) -> dict[str, np.ndarray]:
-    """The columns of names as (n,) fixed-length UTF-8."""
-    from collage_mpi.shards.guard import text_array
-
-    named = names.of(some.images)
-    found = {name: getattr(named, name).filled("").tolist() for name in NAME_COLUMNS}
-    return {name: text_array(texts or [""])[: len(texts)] for name, texts in found.items()}
-
-
-def _completed(results: SomeRows) -> np.ndarray:
-    """The image rows with the columns wait_ns, top_classes and top_scores before the reason."""
-    rows, keep = results.images, extras_of(results.manifest)
-    left_out = () if keep.classifies else _OF_CLASSES
-    found = {name: rows[name] for name in rows.dtype.names or () if name not in left_out}
-    reason, found["wait_ns"] = found.pop("reason"), wait_ns(rows)
-    if keep.top_k:
-        found |= dict(zip(("top_classes", "top_scores"), _top_of(results), strict=True))
-    found["reason"] = reason
-    whole = np.empty(len(rows), [(name, v.dtype, v.shape[1:]) for name, v in found.items()])
-    for name, values in found.items():
-        whole[name] = values
-    return whole
-
-
-WHOLE: dict[str, Callable[[Run, Path, NameBook], Path]] = {
-    "hdf5": _to_hdf5,
-    "zarr": _to_zarr,
-}
-# Format -> function that writes a table to a path without suffix; None if WHOLE has the format.
+# Format -> function that writes a table to a path without suffix; None: it has no tables.
 FORMATS: dict[str, Callable[[Path, Iterable[_Columns], bool, Json], Path] | None] = {
     "csv": _to_csv,
     "parquet": _to_parquet,
-    **dict.fromkeys(WHOLE),
+    "zarr": None,
 }
 
 

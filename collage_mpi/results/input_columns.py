@@ -180,7 +180,7 @@ class InputColumns:
         than in the input. Call it when all is written."""
         from pyarrow import types
 
-        known = self.wanted if to == "csv" else {}  # hdf5 and zarr get no columns of the input
+        known = self.wanted if to == "csv" else {}  # zarr gets no columns of the input
         nested = [name for name, kind in known.items() if types.is_nested(kind)]
         for what, names in {
             "columns of the input whose names are taken": [

@@ -300,7 +300,7 @@ def about_answers(manifest: Mapping[str, Any]) -> Json:
     others stand for, with all formats, devices, versions and processors that its jobs had.
     """
     settings, told = recorded_settings(manifest), finals(manifest).values()
-    asked = [SINGLE, COLLAGE, "first", *(["agree", "agree_on"] if settings.get("agree") else [])]
+    asked = [SINGLE, COLLAGE, "first", *(["agree", "top_k"] if settings.get("agree") else [])]
     ranks = [rank for final in told for rank in final.get("world") or () if SINGLE in rank["kinds"]]
     how = [{**(rank.get("tuning") or {}), **(rank.get("runtimes") or {})} for rank in ranks]
     jobs = [entry.get("job") or {} for entry in manifest.get("sessions") or ()]

@@ -233,7 +233,7 @@ def promise_text(summary: Json) -> str:
     """What `--agree` has promised, what audits have found, and what was saved, in words."""
     found, saving = summary["promise"], summary["price"]["saving"]
     most = points(1 - found["agree"])
-    change = "change" if found.get("agree_on") != "top5" else "change in class or five best classes"
+    change = "change" if found["top_k"] is None else "change in class or five best classes"
     saved = "" if saving is None else f" The single network alone takes {saving:.2f} times as long."
     if found["confidence"] is None:
         return f"promise: at most {most} of the answers {change}; all are the single network's."

@@ -286,7 +286,7 @@ class PromiseTally:
 
     def __init__(self, manifest: Json) -> None:
         settings = manifest.get("settings") or {}
-        self._asked = {name: settings.get(name) for name in ("agree", "agree_on")}
+        self._asked = {name: settings.get(name) for name in ("agree", "top_k")}
         self._held = next(iter(manifest.get("thresholds") or []), None)
         self.audited = self.differing = 0
 

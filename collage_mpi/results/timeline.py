@@ -1,4 +1,4 @@
-"""Makes a timeline of tasks on ranks from the rows of a run, also as Chrome trace events.
+"""Makes a timeline of tasks on ranks from the rows of a run.
 
 The length of a bar is measured by the rank's clock (compute), and its end by rank 0's: the
 bar ends when rank 0 noticed the answer. A rank does one task at a time, so the end is moved to the
@@ -8,10 +8,8 @@ rank 0's polling interval.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,6 @@ from collage_mpi.kinds import SINGLE, TABLE
 from collage_mpi.results.manifest import clock_offsets_ns, finals
 from collage_mpi.results.reader import Results
 from collage_mpi.rows import KINDS, OUTCOMES, ran_together
-from collage_mpi.system.files import write_atomic, writing
 
 STRAGGLER = 3.0  # times the median service time of the rank's kind
 STATES = ("used", "late", "skipped", "failed", "lost", "unfinished")
@@ -53,8 +50,6 @@ class Bar:
     rank: int
     kind: str
     group: int
-    attempt: int
-    items: int
     state: str
     sent_ns: int
     start_ns: int
@@ -77,7 +72,6 @@ class GroupRelease:
     group: int
     t0_ns: int
     end_ns: int
-    collage_cells: int
 
 
 @dataclass(frozen=True)
@@ -143,10 +137,7 @@ def make_timeline(run: Results, first: int, last: int, session: int = 1) -> Time
         bars=tuple(
             _bars(np.sort(shown, order=("rank", "done_ns", "sent_ns", "task")), tasks, session)
         ),
-        releases=tuple(
-            GroupRelease(int(g["group"]), int(g["t0_ns"]), end, int(g["collage_cells"]))
-            for g, end in releases
-        ),
+        releases=tuple(GroupRelease(int(g["group"]), int(g["t0_ns"]), end) for g, end in releases),
     )
 
 
@@ -187,8 +178,6 @@ def _bars(shown: np.ndarray, tasks: np.ndarray, session: int) -> Iterator[Bar]:
             rank=int(row["rank"]),
             kind=KINDS[row["kind"]],
             group=int(row["group"]),
-            attempt=int(row["attempt"]),
-            items=int(row["items"]),
             state=outcome if outcome != "answered" else "used" if row["resolved"] else "late",
             sent_ns=int(row["sent_ns"]),
             start_ns=max(int(row["sent_ns"]), end_ns - service),
@@ -226,67 +215,3 @@ def _ends_ns(tasks: np.ndarray) -> list[int]:
 def _message(task: np.ndarray) -> tuple[int, int, int]:
     """Rank, sent_ns and done_ns, which identify the message of a task."""
     return int(task["rank"]), int(task["sent_ns"]), int(task["done_ns"])
-
-
-def trace_events(timeline: Timeline) -> Json:
-    """The timeline in Chrome's Trace Event Format (JSON object), for Perfetto.
-
-    Process 0 has the groups, and process 1 a thread for each rank. Service is a complete event (X).
-    Waiting at the rank is an asynchronous event (b, e), because waits may overlap. A skipped task
-    is an instant event (i). `ts` and `dur` are in microseconds.
-    """
-    events: list[Json] = [_named(0, None, "groups"), _named(1, None, "ranks")]
-    events += [_named(1, rank, name) for rank, name in timeline.ranks.items()]
-    for release in timeline.releases:
-        about = {"name": f"group {release.group}", "cat": "group", "pid": 0, "tid": 0}
-        about["id"] = release.group
-        args = {"collage_cells": release.collage_cells}
-        events.append({**about, "ph": "b", "ts": _us(release.t0_ns), "args": args})
-        events.append({**about, "ph": "e", "ts": _us(release.end_ns)})
-    for bar in timeline.bars:
-        events += _task_events(bar)
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
-
-
-def _task_events(bar: Bar) -> Iterator[Json]:
-    shown = f"{bar.kind}, group {bar.group}"
-    about = {"pid": 1, "tid": bar.rank, "name": shown}
-    args = {
-        "task": bar.task,
-        "attempt": bar.attempt,
-        "items": bar.items,
-        "state": bar.state,
-        "straggler": bar.straggler,
-    }
-    if bar.start_ns > bar.sent_ns:
-        wait = {**about, "cat": "wait", "id": bar.task, "name": f"wait: {shown}"}
-        if bar.team:  # each team numbers its own tasks, so ids need a scope
-            wait["scope"] = f"team {bar.team:+d}"
-        yield {**wait, "ph": "b", "ts": _us(bar.sent_ns), "args": args}
-        yield {**wait, "ph": "e", "ts": _us(bar.start_ns)}
-    if bar.state == "skipped":
-        yield {**about, "cat": bar.state, "ph": "i", "s": "t", "ts": _us(bar.end_ns), "args": args}
-        return
-    length = {"ts": _us(bar.start_ns), "dur": _us(bar.end_ns - bar.start_ns)}
-    yield {**about, "cat": bar.state, "ph": "X", **length, "args": args}
-
-
-def _named(pid: int, tid: int | None, name: str) -> Json:
-    what = "process_name" if tid is None else "thread_name"
-    return {"ph": "M", "pid": pid, "tid": tid or 0, "name": what, "args": {"name": name}}
-
-
-def _us(ns: int) -> float:
-    return ns / 1e3
-
-
-def write_trace(path: Path, timeline: Timeline) -> None:
-    """Write the trace events as JSON, to open in ui.perfetto.dev or chrome://tracing.
-
-    Raises:
-        EnvironmentFault: the file cannot be written.
-    """
-    text = json.dumps(trace_events(timeline), separators=(",", ":"), allow_nan=False)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (text.encode(),))

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from collage_mpi.errors import UsageError
-from collage_mpi.removed import removed
 from collage_mpi.system.fields import (
     AUTO,
     REQUIRED,
@@ -277,8 +276,6 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         EnvironmentFault: the file cannot be read.
         UsageError: the ending is unknown, or the content has another format or no settings.
     """
-    if gone := removed(path.suffix):
-        raise UsageError(f"settings file {path}: {gone}")
     if path.suffix not in _PARSERS:
         raise UsageError(f"settings file {path}: known endings are {', '.join(_PARSERS)}")
     with reading(f"settings file {path}", also=UnicodeDecodeError):

@@ -33,7 +33,6 @@ from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, KINDS, SINGLE, TABLE
 from collage_mpi.models.info import PRECISIONS, RUNTIMES, Tuning
 from collage_mpi.models.named import check_trust, embeds, is_foreign, is_function, is_null
 from collage_mpi.settings.stages import (
-    AGREE_ON,
     BEST,
     CLASS,
     MARGIN,
@@ -98,6 +97,7 @@ class InputSettings(Settings):
         "auto",
         "3 for colour, 1 for grey. auto: as the network needs, otherwise 3",
         choices=("auto", "1", "3"),
+        hidden=True,
     )
     input_labels: str = _input(
         "auto",
@@ -140,6 +140,7 @@ class InputSettings(Settings):
         unset="all images",
         metavar="FILE",
         shipped=True,
+        hidden=True,
     )
     class_names_file: str | None = _input(
         None,
@@ -292,7 +293,6 @@ _setting = partial(setting, group=RANKS)
 UNTIL_CHOSEN = 0.9  # score that counts in a job with `agree`, which replaces it
 
 _accept = partial(setting, group="when a collage's answer counts")
-_late = partial(setting, group="late images")
 
 
 def ms_to_ns(value_ms: float | None) -> int | None:
@@ -302,7 +302,7 @@ def ms_to_ns(value_ms: float | None) -> int | None:
 
 @dataclass(frozen=True, repr=False)
 class RedundancySettings(Settings):
-    """The settings of schemes and ranks, of when answers count, and of when they are late."""
+    """The settings of schemes and ranks, and of when answers count."""
 
     scheme: str = _setting(
         "collage", "how redundancy is added (docs/schemes.md)", choices=SCHEME_NAMES
@@ -366,23 +366,19 @@ class RedundancySettings(Settings):
         None,
         "ask a cheaper network first, and choose the lowest score from which on its answers count, "
         "without labels, so that at most 1 - A of all images get another answer than the single "
-        "network's, with a probability of 95 % (docs/cascade.md). The cheaper network is one of "
+        "network's, with a probability of 95 % (docs/cascade.md). With --top-k 5 an answer is also "
+        "which five classes are the best, in any order. The cheaper network is one of "
         "--first, or that of --collage, or the single one in bfloat16. The scheme is then cascade",
         metavar="A",
         above=0,
         below=1,
     )
-    agree_on: str = _accept(
-        CLASS,
-        "what --agree promises of an answer. class: its class. top5: its class, and which five "
-        "classes are the best, in any order; needs 6 classes or more",
-        choices=AGREE_ON,
-    )
     deadline_ms: float | None = _accept(
         None,
         "an answer with a lower score than --confidence counts this long after its group entered "
         "the job; the source of its row is then kept. Without a deadline it counts only if no "
-        "single rank can answer the image",
+        "single rank can answer the image. Scheme hedge: an image without an answer gets a second "
+        "copy this long after it entered, when a rank is idle",
         at_least=0,
     )
     audit: float | None = _accept(
@@ -393,17 +389,6 @@ class RedundancySettings(Settings):
         unset="0.01; none with --agree, which audits by itself",
         at_least=0,
         at_most=1,
-    )
-    hedge_ms: float | None = _late(
-        None,
-        "scheme hedge: an image is late after this long and gets a second copy when a rank is idle",
-        at_least=0,
-    )
-    linger_ms: float | None = _late(
-        None,
-        "send a collage that is not full this long after its group's first image",
-        unset="when it is full",
-        at_least=0,
     )
 
     def _check(self) -> None:
@@ -424,8 +409,6 @@ class RedundancySettings(Settings):
                 f"agree is {self.agree:g} with confidence {self.confidence:g}: agree chooses the "
                 "score that counts; leave out --confidence, or --agree"
             )
-        if self.agree is None and self.agree_on != CLASS:
-            raise UsageError(f"agree_on is {self.agree_on}: it says what --agree promises; add it")
         if self.agree is not None and self.deadline_ms is not None:
             raise UsageError(
                 f"agree is {self.agree:g} with a deadline: after the deadline an answer counts "
@@ -611,7 +594,7 @@ class RedundancySettings(Settings):
             assign=self.assign,
             accept=self.accept,
             collage_copies=self.n_copies,
-            hedge_ns=ms_to_ns(self.hedge_ms),
+            hedge_ns=ms_to_ns(self.deadline_ms),
             placement=self.layout,
             calibrate=self.agree is not None,
         )
@@ -795,13 +778,6 @@ class PaceSettings(Settings):
         auto=True,
         at_most=MOST_BATCH,
     )
-    credit: int | None = _pace(
-        None,
-        "messages that a rank may hold at a time; each message has one batch",
-        unset="2; in an open loop and with scheme cascade 1, because an image that waits on a busy "
-        "rank cannot go to an idle one or join a collage",
-        at_least=1,
-    )
     warmup_groups: int = _pace(
         2, "number of groups at the start that statistics leave out", at_least=0
     )
@@ -952,12 +928,11 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                 )
         if self.save == OUTPUTS:
             self._check_map(encoded)
-        five = self.agree_on == TOP5 and self.top_k in (None, 1, BEST)
-        if self.agree is not None and (self.save != NO_SAVE or (self.top_k and not five)):
+        if self.agree is not None and (self.save != NO_SAVE or self.top_k not in (None, BEST)):
             raise UsageError(
                 f"agree is {self.agree:g}, and more than the class is kept of an image: only the "
-                "class is promised, with --agree-on top5 also which five classes are the best, so "
-                "that --top-k may be 5. Leave out --top-k and --save, or --agree"
+                "class is promised, with --top-k 5 also which five classes are the best. Leave out "
+                "--top-k and --save, or --agree"
             )
         named = next((stage.network for stage in self.stages if stage.kind == COLLAGE), "")
         if named and self.collage and named != self.collage:
@@ -977,6 +952,11 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                     f"first is {stage.text}, which is the single network itself: name another "
                     f"network, or another format or input size, such as {stage.network}@bfloat16"
                 )
+
+    @property
+    def agree_on(self) -> str:
+        """What `agree` promises of an answer, CLASS or TOP5."""
+        return TOP5 if self.agree is not None and self.top_k == BEST else CLASS
 
     def _check_map(self, encoded: str | None) -> None:
         mapped = not self.single or is_function(self.single) or embeds(self.single)
@@ -1112,8 +1092,9 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
 
     @property
     def messages(self) -> int:
-        """Messages that a rank may have at a time."""
-        return self.credit or (1 if self.open_loop else scheme_class(self.scheme).credit)
+        """Messages that a rank may have at a time. An image that waits on a busy rank cannot go to
+        an idle one, so in an open loop it is one message."""
+        return 1 if self.open_loop else scheme_class(self.scheme).credit
 
     def groups_in_flight(self, workers: int) -> int:
         """The largest depth of the core: the setting, or in an open loop the groups of the
@@ -1181,7 +1162,6 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             depth=self.groups_in_flight(workers),
             paced=self.paced,
             drain=self.between == "drain",
-            linger_ns=ms_to_ns(self.linger_ms),
             max_attempts=MAX_ATTEMPTS,
             endgame=self.endgame == "on",
             check=self.check,
@@ -1278,4 +1258,4 @@ def with_every_answer(settings: RunSettings) -> RunSettings:
     """The settings changed so that every answer counts at once."""
     first = tuple(replace(stage, threshold=None).text for stage in settings.stages)
     own = first if settings.first else ()
-    return replace(settings, confidence=0.0, agree=None, agree_on=CLASS, first=own)
+    return replace(settings, confidence=0.0, agree=None, first=own)

@@ -14,9 +14,8 @@ from collage_mpi.system.fields import with_shipped
 
 MARGIN, TOP = "margin", "top"
 SCORES = (MARGIN, TOP)
-CLASS, TOP5 = "class", "top5"
+CLASS, TOP5 = "class", "top5"  # what of an answer `agree` promises
 FORMATS = (*PRECISIONS[1:], INT8)
-AGREE_ON = (CLASS, TOP5)  # what of an answer `agree` promises
 BEST = 5  # classes of TOP5
 HUB = "hf-hub:"  # its names may hold an @ before a revision
 _PX = re.compile(r"(\d+)px")

@@ -37,8 +37,7 @@ Json = dict[str, Any]
 
 def simulated_inputs(settings: RunSettings, answers: str | None) -> dict[str, Path]:
     """Setting -> file for files that change a simulation, and the file of answers."""
-    used = {"trace_file": settings.straggler == "trace", "arrival_file": True}
-    named = {name: getattr(settings, name) for name, wanted in used.items() if wanted}
+    named = {"straggler": settings.trace, "arrival_file": settings.arrival_file}
     files = {name: Path(path) for name, path in named.items() if path}
     if answers is not None:
         files["answers"] = answers_file(answers, settings.side)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from collage_mpi.errors import UsageError
-from collage_mpi.removed import removed_setting
 from collage_mpi.system.printable import did_you_mean, shown
 
 AUTO = "auto"
@@ -158,8 +157,6 @@ def check_value(spec: Field[Any], value: Any, name: str = "") -> None:
         return
     known, name = about(spec), name or spec.name
     if known.choices and value not in known.choices:
-        if gone := removed_setting(spec.name, value):
-            raise UsageError(gone)
         listed = ", ".join(map(str, known.choices))
         raise UsageError(f"{name} is {shown(value)}; known are: {listed}")
     if known.bounded and (wanted := known.wants(value)):
@@ -216,8 +213,6 @@ class Settings:
         values = by_name(cls, values, source)
         for key in values:
             if key not in known:
-                if gone := removed_setting(str(key)):
-                    raise UsageError(f"{source}: {gone}")
                 hint = did_you_mean(str(key), known) or "; the command's --help lists them all"
                 raise UsageError(f"{source}: unknown setting {shown(key)}{hint}")
         try:

@@ -27,14 +27,12 @@ class Cell:
 
     Attributes:
         shade: strength of its colour, 0 to 1; right: in the colour of right answers.
-        bar: begin, middle and end of a range, as shares of the cell's width.
         bad: highlighted as a problem.
     """
 
     text: str
     shade: float = 0.0
     right: bool = False
-    bar: tuple[float, float, float] | None = None
     bad: bool = False
 
 

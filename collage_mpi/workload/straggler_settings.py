@@ -13,6 +13,7 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import blake2b
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from collage_mpi.errors import UsageError
 from collage_mpi.system.fields import Settings, setting
+from collage_mpi.system.printable import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,17 +214,8 @@ def _shuffled(count: int, shuffler: random.Random) -> list[int]:
 
 Value = TypeVar("Value")
 
-_USUAL = "median {0.straggler_median_ms:g} ms, sigma {0.straggler_sigma:g}"
-# Model -> format of its description in tables and titles.
-_SHOWN = {
-    "none": "no injected delay",
-    "trace": "trace {file}",
-    "lognormal": f"lognormal, {_USUAL}",
-    "bimodal": f"bimodal, {_USUAL}",
-    "markov": f"markov, {_USUAL}",
-    "pinned": "constant {0.straggler_median_ms:g} ms",
-}
-MODELS = tuple(_SHOWN)
+MODELS = ("none", "lognormal", "bimodal", "markov", "pinned")
+USUAL_MS, USUAL_SIGMA = 100.0, 0.2
 # Of the models bimodal and markov: share of the tasks or of the time that is slow, how many times
 # slower these are, and the mean length of a slow period.
 SLOW_SHARE, SLOW_FACTOR, SPELL_S = 0.05, 5.0, 2.0
@@ -234,27 +227,16 @@ _setting = partial(setting, group="injected delays, for experiments")
 class StragglerSettings(Settings):
     """The injected delays. Each field has a help text."""
 
-    straggler: str = _setting("none", "model of the injected service times", choices=MODELS)
-    straggler_seed: int = _setting(0, "seed of the injected service times")
-    straggler_median_ms: float = _setting(
-        100.0,
-        "median service time (lognormal), median of the tasks that are not slow (bimodal, markov), "
-        "or the service time of every task (pinned)",
-        above=0,
-    )
-    straggler_sigma: float = _setting(
-        0.2,
-        "standard deviation of the logarithm of the service time (lognormal, bimodal, markov)",
-        at_least=0,
-        at_most=100,
-    )
-    trace_file: str | None = _setting(
-        None,
-        "file of measured service times in seconds, .npy of shape (machines, requests), for the "
-        "model trace",
-        metavar="FILE",
+    straggler: str = _setting(
+        "none",
+        "injected service times: MODEL, MODEL:MS or MODEL:MS:SIGMA. pinned: each task takes MS ms "
+        f"({USUAL_MS:g}). lognormal: MS is the median, and SIGMA ({USUAL_SIGMA:g}) the standard "
+        "deviation of the logarithm. bimodal, markov: MS and SIGMA are those of tasks that are not "
+        "slow. Or FILE.npy with measured times in seconds, of shape (machines, requests)",
+        metavar="MODEL|FILE",
         shipped=True,
     )
+    straggler_seed: int = _setting(0, "seed of the injected service times")
     slow_ranks: tuple[str, ...] = _setting(
         (),
         "ranks whose service times are FACTOR times longer in the whole run: drawn times, or "
@@ -279,8 +261,35 @@ class StragglerSettings(Settings):
 
     def _check(self) -> None:
         self.slowed()
-        if self.straggler == "trace" and not self.trace_file:
-            raise UsageError("straggler model trace needs a file: --trace-file TIMES.npy")
+        self.model()
+
+    @property
+    def trace(self) -> str | None:
+        """The file of the injected service times, if they come from a file."""
+        return self.straggler if self.straggler.endswith(".npy") else None
+
+    def model(self) -> tuple[str, float, float]:
+        """The model of the injected service times: its name, its median in ms, and its sigma.
+
+        Raises:
+            UsageError: `straggler` is neither a model with numbers in their bounds nor a trace.
+        """
+        if self.trace:
+            return "trace", USUAL_MS, USUAL_SIGMA
+        name, *numbers = self.straggler.split(":")
+        bounds = ((1e-6, 1e12), (0.0, 100.0))[: {"none": 0, "pinned": 1}.get(name, 2)]
+        usual = [USUAL_MS, USUAL_SIGMA]
+        with suppress(ValueError):
+            pairs = zip(numbers, bounds, strict=False)
+            found = [within(float(text), *of) for text, of in pairs]
+            if name in MODELS and len(numbers) <= len(bounds):
+                median_ms, sigma = found + usual[len(found) :]
+                return name, median_ms, sigma
+        raise UsageError(
+            f"straggler is {shown(self.straggler)}; it needs FILE.npy, none, pinned:MS, or one of "
+            f"{', '.join(MODELS[1:4])} with :MS:SIGMA"
+            f", as in lognormal:{USUAL_MS:g}:{USUAL_SIGMA:g} (MS above 0, SIGMA 0 to 100)"
+        )
 
     @property
     def injects(self) -> bool:
@@ -305,10 +314,14 @@ class StragglerSettings(Settings):
 
     def describe_delays(self) -> str:
         """The injected delays in one line, for tables and titles."""
-        name = self.straggler
-        shown = _SHOWN[name].format(self, file=Path(self.trace_file or "").name)
+        name, median_ms, sigma = self.model()
+        told = {
+            "none": "no injected delay",
+            "trace": f"trace {Path(self.straggler).name}",
+            "pinned": f"constant {median_ms:g} ms",
+        }
         parts = [
-            shown,
+            told.get(name, f"{name}, median {median_ms:g} ms, sigma {sigma:g}"),
             *(f", rank {rank} {factor:g}x slower" for rank, factor in self.slowed().items()),
         ]
         parts.append("" if name in ("none", "pinned") else f", seed {self.straggler_seed}")
@@ -324,15 +337,14 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
     Raises:
         EnvironmentFault, DataFault: the trace cannot be read, or is not a trace.
     """
-    s, seed = settings, settings.straggler_seed
-    median_s = s.straggler_median_ms / 1e3
-    usual = partial(lognormal, seed, median_s, s.straggler_sigma)
-    if s.straggler == "trace":
+    seed, slowed = settings.straggler_seed, settings.slowed()
+    name, median_ms, sigma = settings.model()
+    if settings.trace:
         from collage_mpi.workload.arrivals import load_trace
 
-        return DelayModel(
-            trace_rows(seed, load_trace(s.trace_file or "")), s.slowed(), by_image=by_image
-        )
+        return DelayModel(trace_rows(seed, load_trace(settings.trace)), slowed, by_image=by_image)
+    median_s = median_ms / 1e3
+    usual = partial(lognormal, seed, median_s, sigma)
     bodies: dict[str, Body | None] = {
         "none": None,
         "pinned": lambda moment: median_s,
@@ -342,7 +354,7 @@ def make_delays(settings: StragglerSettings, *, by_image: bool = False) -> Delay
             slow_periods(SLOW_FACTOR, lambda rank: Spells(seed, rank, SLOW_SHARE, SPELL_S))
         ),
     }
-    return DelayModel(bodies[s.straggler], s.slowed(), by_image=by_image)
+    return DelayModel(bodies[name], slowed, by_image=by_image)
 
 
 def by_rank(

@@ -128,8 +128,8 @@ def make_play(seed: int, number: int) -> Play:
     ahead_s = tuple(rng.choice([0, 0, rng.randint(-90_000, 90_000)]) for _ in slots)
     median_ms = rng.choice([8, 16, 24])
     settings = (
-        *("--straggler", "lognormal", "--straggler-median-ms", str(median_ms)),
-        *("--straggler-seed", str(rng.randrange(100)), "--straggler-sigma", "0.5"),
+        *("--straggler", f"lognormal:{median_ms}:0.5"),
+        *("--straggler-seed", str(rng.randrange(100))),
         *("--order", rng.choice(["file", f"shuffle:{rng.randrange(9)}"])),
         *shape_of_work(rng, tuple(SCHEMES), 1),
     )

@@ -23,9 +23,9 @@ pytestmark = [
 DRAWN = 2
 AT_ONCE = 6  # plays; a job's faults come late where many jobs start
 DAY_S = 86_400
-WORK = ("--straggler", "lognormal", "--straggler-median-ms", "20", "--scheme", "none")
-LONG = ("--straggler-median-ms", "210")  # 25 s of two ranks, so that a late fault meets the work
-LONGER = ("--straggler-median-ms", "420")  # so that a silent connection is noticed before the end
+WORK = ("--straggler", "lognormal:20", "--scheme", "none")
+LONG = ("--straggler", "lognormal:210")  # 25 s of two ranks, so that a late fault meets the work
+LONGER = ("--straggler", "lognormal:420")  # so that a silent connection is noticed before the end
 BUSY = (*WORK, *LONG)
 # Three hosts, the last with rank 3; two dates are wrong.
 PLAIN = Play(0, 0, (2, 1, 1), (0, DAY_S, -DAY_S), 0, "continue", WORK, None)

@@ -64,7 +64,7 @@ SCHEMES: dict[str, tuple[int, tuple[str, ...]]] = {
     "collage": (6, ()),
     "none": (1, ()),
     "replicate": (1, ()),
-    "hedge": (2, ("--hedge-ms", "40")),
+    "hedge": (2, ("--deadline-ms", "40")),
     "collage-only": (1, ("--cost-ratio", "1.2")),
     "cascade": (6, ("--confidence", "0.9", "--audit", "0.2")),
 }
@@ -168,8 +168,8 @@ def make_round(
     )
     settings = (
         *("--depth", str(rng.choice([1, 1, 2]))),
-        *("--straggler", "lognormal", "--straggler-median-ms", str(median_ms)),
-        *("--straggler-seed", str(rng.randrange(100)), "--straggler-sigma", "0.5"),
+        *("--straggler", f"lognormal:{median_ms}:0.5"),
+        *("--straggler-seed", str(rng.randrange(100))),
         *("--order", rng.choice(["file", f"shuffle:{rng.randrange(9)}"])),
         *shape_of_work(rng, schemes, collages),
     )

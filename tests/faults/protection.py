@@ -73,7 +73,7 @@ def one_job(
     out = place.with_name(f"{place.name}-out")
     words = ["run", "--shards", str(shard), "--single", "null", "--scheme", "none"]
     words += ["--side", "2", "--singles", str(SINGLES), "--depth", "3", "--out", str(out)]
-    words += ["--straggler", "pinned", "--straggler-median-ms", "20"]
+    words += ["--straggler", "pinned:20"]
     words += ["--on-rank-loss", "continue"]
     words += ["--reply-timeout-s", str(TIMEOUT_S)] if how == "stop" else []
     ended = run_mortal(

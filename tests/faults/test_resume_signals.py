@@ -28,7 +28,7 @@ def launch(folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "collage_mpi", "launch", "-n", "4", "--", "run"]
     words += ["--shards", str(folder.parent / "shards"), "--single", "null", "--collage", "null"]
     words += ["--side", "2", "--singles", "2", "--out", str(out), "--order", "shuffle:3"]
-    words += ["--straggler", "pinned", "--straggler-median-ms", "20"]
+    words += ["--straggler", "pinned:20"]
     words += ["--status-every-s", "0.2", *more]
     return subprocess.Popen(
         words,
@@ -97,7 +97,7 @@ def test_a_signal_stops_the_job_and_the_next_gives_the_same_rows(undisturbed: Pa
 
 @pytest.mark.any_mpi
 def test_a_second_job_joins_while_the_first_one_works_and_each_image_has_one_row(undisturbed):
-    out, slow = undisturbed / "joined", ("--straggler-median-ms", "100")  # some 10 s
+    out, slow = undisturbed / "joined", ("--straggler", "pinned:100")  # some 10 s
     first = launch(undisturbed / "first-stage", out, *slow)
     second = None
     try:

@@ -250,7 +250,7 @@ def test_names_in_shards_and_runs_are_only_text(tmp_path: Path) -> None:
         scheme="../escape",
     )
     before = set(tmp_path.rglob("*"))
-    for to in ("csv", "hdf5", "parquet"):
+    for to in ("csv", "parquet"):
         for path in export_run(read_results(run), to):
             assert path.parent == run / "export"
     for path in set(tmp_path.rglob("*")) - before:
@@ -290,10 +290,10 @@ def test_no_cell_of_csv_is_a_formula_or_draws_on_a_terminal(
 
 def test_raw_texts_are_those_of_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", 18)
-    assert main(["export", str(run), "--to", "hdf5", "--raw"]) == ExitCode.USAGE
+    assert main(["export", str(run), "--to", "zarr", "--raw"]) == ExitCode.USAGE
     assert "raw texts are for csv" in capsys.readouterr().err
-    assert main(["export", str(run), "--to", "hdf5", "--predictions"]) == ExitCode.USAGE
-    assert "as csv or parquet, not as hdf5" in capsys.readouterr().err
+    assert main(["export", str(run), "--to", "zarr", "--predictions"]) == ExitCode.USAGE
+    assert "as csv or parquet, not as zarr" in capsys.readouterr().err
 
 
 # ---- text that reaches a shell ----------------------------------------------

@@ -174,8 +174,6 @@ def test_what_is_no_backbone() -> None:
         build_network(Backbone("torchvision:resnet17"), 3, 2, None)
     with torch.device("meta"), pytest.raises(UsageError, match="no convolutional trunk"):
         build_network(Backbone("torchvision:vit_b_32"), 3, 2, 3)
-    with pytest.raises(UsageError, match=r"lite0 was removed .*timm:tf_efficientnet_lite0"):
-        Backbone("efficientnet-lite:lite0")
     for record in ({"backbone": 3}, {"backbone": "torchvision:x", "y": 1}, {"backbone": "z"}):
         with pytest.raises(DataFault, match=r"architecture record .* cannot be read"):
             read_architecture(record)

@@ -254,13 +254,13 @@ class Job:
         {"drain": True, "depth": 2},
         {"credit": 1},
         {"every_ns": MS // 10},
-        {"every_ns": MS // 2, "linger_ns": MS},
+        {"every_ns": MS // 2},
         {"every_ns": MS // 4, "reads": 3, "depth": 3},
         {"batch": 4},
         {"batch": 3, "depth": 2, "credit": 1},
         {"batch": 2, "drain": True},
         {"batch": 4, "singles": 3, "collages": 2, "copies": 2},
-        {"batch": 3, "every_ns": MS // 2, "linger_ns": MS},
+        {"batch": 3, "every_ns": MS // 2},
         {"batch": 3, "every_ns": MS // 4, "together": False, "depth": 4},
     ],
     ids=str,
@@ -571,9 +571,9 @@ def test_a_slow_rank_is_never_more_than_a_group_behind_when_it_begins(factor):
 
 
 def test_memory_is_that_of_the_groups_in_flight():
-    """Also where a rank is slow for ever, and where groups leave part-filled by linger."""
+    """Also where a rank is slow for ever."""
     slow = {"service_ns": lambda rank, task: MS * (20 if rank == 1 else 1)}
-    for shape in ({}, {"every_ns": MS // 2, "linger_ns": MS, "depth": 2}):
+    for shape in ({}, {"every_ns": MS // 2, "depth": 2}):
         job = Job(900, cluster=slow, **shape)
         job.complete()
         assert job.most_held <= 30, shape

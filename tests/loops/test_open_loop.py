@@ -28,7 +28,7 @@ def t0s(job: Job) -> list[int]:
 def test_latency_counts_from_the_intended_arrival(depth, every_ns):
     """A slow disk, a narrow window and busy ranks all show in it; nothing is left out."""
     times_ns = poisson_times_ns(400.0, 1, 37)
-    job = open_job(times_ns, depth=depth, every_ns=every_ns, linger_ns=5 * MS)
+    job = open_job(times_ns, depth=depth, every_ns=every_ns)
     job.complete()
     assert t0s(job) == times_ns.tolist()
     if every_ns:  # the disk gives an image each 30 ms

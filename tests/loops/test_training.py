@@ -609,3 +609,12 @@ def test_a_teacher_takes_the_place_of_labels(
     info = describe(str(tmp_path / "w"), "collage")
     assert info is not None
     assert info.class_names == tuple(NAMES)
+
+
+def test_a_training_by_several_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "single", "--shards", "a.h5", "--out", f"{tmp_path}/w.safetensors"]) == 2
+    assert "training is one process" in capsys.readouterr().err

@@ -41,7 +41,7 @@ CONFIDENT = {"confidence": 0.5}
 SCHEMES: dict[str, dict[str, Any]] = {
     "none": {},
     "replicate": {},
-    "hedge": {"hedge_ms": 150.0},
+    "hedge": {"deadline_ms": 150.0},
     "collage": {},
     "collage-only": {},
     "cascade": CONFIDENT,

@@ -514,7 +514,7 @@ def test_batch_auto_is_the_known_best_of_the_networks():
     assert (costs.batch_ns["single"], costs.batch_costs["collage"]) == (90 * 10**6, 1.0)
     assert costs.chosen.why == "larger batches do at most 1.02 times its images a second"
     assert chosen_of(curve, MostGroups(4, "the most is 4")).chosen.why == "the most is 4"
-    slow = chosen_of(curve, straggler="pinned", straggler_median_ms=100.0, batch_cost=0.5)
+    slow = chosen_of(curve, straggler="pinned:100", batch_cost=0.5)
     assert slow.batch == 8
     assert slow.chosen.why == "a batch of 16 takes 850 ms, the most is 500"
 

@@ -28,7 +28,7 @@ def test_a_real_run_and_its_simulation_agree(mpiexec, tmp_path: Path) -> None:
     write_shard(tmp_path / "s.h5", images, labels, class_names=names, source="test")
     words = ["-m", "collage_mpi", "run", "--shards", tmp_path / "s.h5", "--out", tmp_path / "run"]
     words += ["--single", "null", "--collage", "null", "--side", "2", "--cost-ratio", "1.2"]
-    words += ["--straggler", "pinned", "--straggler-median-ms", "40", "--slow-ranks", "1:4"]
+    words += ["--straggler", "pinned:40", "--slow-ranks", "1:4"]
     words += ["--between", "drain"]
     words += ["--warmup-groups", "1", "--settings", "shipped:paper.json"]
     done = mpiexec(6, words)

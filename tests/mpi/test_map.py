@@ -109,7 +109,7 @@ def test_detections_of_a_job_that_is_killed_are_those_of_a_loop(
 def test_a_hedged_job_keeps_the_first_answers_and_names_what_raised(
     pictures: np.ndarray, capfd
 ) -> None:
-    hedge = ["--scheme", "hedge", "--hedge-ms", "1", "--limit", "40", "--ranks", "3"]
+    hedge = ["--scheme", "hedge", "--deadline-ms", "1", "--limit", "40", "--ranks", "3"]
     words = ["map", "own.py:Embed", *COMMON, *hedge, "--out", "out"]
     assert main(words) == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
     assert verify_run("out").ok

@@ -21,8 +21,8 @@ def test_rows_of_a_real_open_loop_have_their_intended_arrivals(mpiexec, tmp_path
     write_shard(tmp_path / "s.h5", images, labels, class_names=names, source="test")
     words = ["-m", "collage_mpi", "run", "--shards", tmp_path / "s.h5", "--out", tmp_path / "run"]
     words += ["--single", "null", "--collage", "null", "--singles", "2", "--side", "2"]
-    words += ["--rate", "150", "--linger-ms", "5", "--warmup-groups", "1"]
-    words += ["--straggler", "pinned", "--straggler-median-ms", "2"]
+    words += ["--rate", "150", "--warmup-groups", "1"]
+    words += ["--straggler", "pinned:2"]
     done = mpiexec(4, words)
     assert done.returncode == 0, done.stderr
     assert "offered load" in done.stdout
@@ -35,6 +35,5 @@ def test_rows_of_a_real_open_loop_have_their_intended_arrivals(mpiexec, tmp_path
     assert (started_ns == started_ns[0]).all()  # whatever the load, each counts from its own time
     assert started_ns[0] >= 0
     assert (rows["latency_ns"] > 0).all()
-    assert (run.groups["images"] < 4).any()  # 5 ms of linger closed some part-filled
     arrivals = summarise(run)["arrivals"]
     assert arrivals["offered_per_s"] == pytest.approx(150, rel=0.4)

@@ -73,7 +73,7 @@ def test_the_rows_are_those_of_rank_0s_reading(mpi, data, tmp_path):
     schemes = [
         ("none", "ab", ()),
         ("none", "cd", (*PHOTOS, "--batch", "3", "--assign", "pull", "--endgame", "on")),
-        ("hedge", "cd", (*PHOTOS, "--hedge-ms", "0.1")),
+        ("hedge", "cd", (*PHOTOS, "--deadline-ms", "0.1")),
         ("collage-only", "cd", (*ONLY, *PHOTOS, "--batch", "2")),
         ("collage", "ab", (*GROUPED, "--singles", "3")),
         ("cascade", "cd", (*PHOTOS, "--batch", "2", "--first", "null")),

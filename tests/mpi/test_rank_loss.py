@@ -26,7 +26,7 @@ pytestmark = pytest.mark.mpi
 IMAGES = 123
 COMPLETE, INCOMPLETE = int(ExitCode.COMPLETE), int(ExitCode.INCOMPLETE)
 # Work of two seconds, so that a job is not over before its end is noticed.
-SLOW = ("--straggler", "pinned", "--straggler-median-ms", "50")
+SLOW = ("--straggler", "pinned:50")
 
 
 @pytest.fixture(scope="module")

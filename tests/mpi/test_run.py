@@ -114,14 +114,14 @@ def one_message(stderr: str, start: str = "collage-mpi run: ") -> str:
 
 # ---- rows -------------------------------------------------------------------
 
-SLOW_2 = ("--straggler", "pinned", "--straggler-median-ms", "5", "--slow-ranks", "2:9")
-HALF = ("--straggler", "pinned", "--straggler-median-ms", "5", "--batch-cost", "0.5")
+SLOW_2 = ("--straggler", "pinned:5", "--slow-ranks", "2:9")
+HALF = ("--straggler", "pinned:5", "--batch-cost", "0.5")
 
 
 @pytest.mark.any_mpi
 def test_a_cascade_chooses_its_threshold_and_goes_by_it(mpiexec, data, tmp_path):
     words = ["--shards", data / "many.h5", *NULL, "--agree", "0.9", "--cost-ratio", "0.3"]
-    words += ["--endgame", "off", "--straggler", "pinned", "--straggler-median-ms", "3"]
+    words += ["--endgame", "off", "--straggler", "pinned:3"]
     done = mpiexec(4, ["-m", "collage_mpi", "run", *map(str, words), "--out", tmp_path / "out"])
     assert done.returncode == 0, done.stderr
     assert "agree 0.9: an answer of collage counts from a score of" in done.stderr
@@ -158,14 +158,14 @@ def test_eleven_ranks_in_all_shapes(mpi, both, tmp_path):
         "deep": ["--depth", "3"],
         "drain": ["--between", "drain", "--depth", "2"],
         "shuffled": ["--order", "shuffle:5", "--limit", "50"],
-        "confident": ["--confidence", "0.9", "--deadline-ms", "5", "--credit", "1"],
+        "confident": ["--confidence", "0.9", "--deadline-ms", "5"],
         "fastest": ["--placement", "fastest", "--cost-ratio", "1.5", *SLOW_2],
         "pull": ["--assign", "pull", "--endgame", "on", "--depth", "3", *SLOW_2],
         "pulled": ["--scheme", "none", "--assign", "pull", "--batch", "2", "--depth", "3"],
         "batch": ["--batch", "4"],
-        "batches": ["--batch", "3", "--depth", "2", "--credit", "1", "--scheme", "none", *HALF],
+        "batches": ["--batch", "3", "--depth", "2", "--scheme", "none", *HALF],
         "only": ["--scheme", "collage-only"],
-        "late": ["--scheme", "hedge", "--hedge-ms", "0"],
+        "late": ["--scheme", "hedge", "--deadline-ms", "0"],
         "cascade": ["--scheme", "cascade", "--batch", "2"],
         "apart": ["--scheme", "cascade", "--placement", "fixed"],
         "quick": ["--scheme", "cascade", "--first", "null"],
@@ -241,7 +241,7 @@ def test_one_single_rank_and_one_image(mpi, data, both, tmp_path):
         [*both, *one, "--out", tmp_path / "n1"],
         [*both, *one, "--scheme", "none", "--out", tmp_path / "n1none"],
         [*lone, *one, "--out", tmp_path / "lone"],
-        [*large, *one, "--depth", "3", "--credit", "4", "--out", tmp_path / "large"],
+        [*large, *one, "--depth", "3", "--out", tmp_path / "large"],
     ]
     found = run_many(mpi, 3, cases, tmp_path)
     assert [codes(case) for case in found] == [[0] * 3] * 4, found[0][0]["err"]
@@ -321,7 +321,7 @@ def test_other_settings_are_refused_and_a_finished_run_stays(mpi, both, tmp_path
 
 def test_idle_ranks_cost_little(mpiexec, programs, data, tmp_path):
     """The network of one rank waits for two seconds; nine ranks wait for it, without an endgame."""
-    job = ["--straggler", "pinned", "--straggler-median-ms", "20", "--slow-ranks", "1:100"]
+    job = ["--straggler", "pinned:20", "--slow-ranks", "1:100"]
     job += ["--settings", "shipped:paper.json"]
     run = ["run", "--shards", data / "a.h5", *NULL, *job, "--limit", "9", "--scheme", "none"]
     done = mpiexec(11, [programs / "cpu.py", tmp_path, *run, "--out", tmp_path / "o"], env=QUICK)
@@ -500,11 +500,11 @@ def test_each_mistake_is_one_message_and_a_code(mpi, data, both, tmp_path):
         ([*plain, "--settings", tmp_path / "torn.toml", *out], usage, "TOML"),
         ([*plain, "--settings", gone.with_suffix(".toml"), *out], environment, "gone"),
         (
-            [*plain, "--straggler", "trace", "--trace-file", tmp_path / "trace.npy", *out],
+            [*plain, "--straggler", tmp_path / "trace.npy", *out],
             wrong,
             "trace.npy",
         ),
-        ([*plain, "--straggler", "trace", "--trace-file", gone, *out], environment, "gone"),
+        ([*plain, "--straggler", gone.with_suffix(".npy"), *out], environment, "gone"),
         ([*plain, "--straggler", "pinned", "--slow-ranks", "9:5", *out], usage, "slow rank 9"),
         ([*plain, "--slow-ranks", "1-5", *out], usage, "RANK:FACTOR"),
         ([*plain, "--depth", "0", *out], usage, "depth"),

@@ -32,8 +32,8 @@ def look(watch: Watch) -> View | None:
 def test_top_sees_a_job_run_and_end(mpiexec, tmp_path, capsys) -> None:
     write_shard(tmp_path / "s.h5", np.zeros((200, 6, 6, 1), np.uint8), np.zeros(200, np.int64))
     words = ["-m", "collage_mpi", "run", "--shards", "s.h5", "--single", "null", "--out", "out"]
-    words += ["--scheme", "none", "--side", "2", "--straggler", "pinned", "--slow-ranks", "3:5"]
-    words += ["--straggler-median-ms", "20", "--status-every-s", "0.2"]
+    words += ["--scheme", "none", "--side", "2", "--straggler", "pinned:20", "--slow-ranks", "3:5"]
+    words += ["--status-every-s", "0.2"]
     words += ["--settings", "shipped:paper.json"]
     out, seen = tmp_path / "out", []
     watch = Watch(out)

@@ -24,7 +24,7 @@ IMAGES, TEAM = 803, 4
 COMPLETE, INCOMPLETE = int(ExitCode.COMPLETE), int(ExitCode.INCOMPLETE)
 SHAPE = ("--single", "null", "--collage", "null", "--side", "2", "--singles", "2")
 ALL_OF_TEAM_0 = ",".join(f"{rank}:receive:kill:3" for rank in (1, 2, 3))
-SLOW = ("--straggler", "pinned", "--straggler-median-ms", "20", "--cost-ratio", "1")
+SLOW = ("--straggler", "pinned:20", "--cost-ratio", "1")
 
 
 @pytest.fixture(scope="module")

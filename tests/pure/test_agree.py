@@ -52,10 +52,8 @@ def cascade(**more) -> RunSettings:
         ({"deadline_ms": 9.0}, "whatever its"),
         ({"agree": 1.0}, "between 0 and 1"),
         ({"agree": 0.0}, "between 0 and 1"),
-        ({"top_k": 5}, "only the class is promised"),
-        ({"top_k": 3, "agree_on": "top5"}, "so that --top-k may be 5"),
-        ({"top_k": 5, "agree_on": "top5", "save": "scores"}, "Leave out --top-k and --save"),
-        ({"agree": None, "agree_on": "top5"}, "what --agree promises; add it"),
+        ({"top_k": 3}, "only the class is promised, with --top-k 5"),
+        ({"top_k": 5, "save": "scores"}, "Leave out --top-k and --save"),
         ({"save": "scores"}, "Leave out --top-k and --save"),
     ],
 )

@@ -109,7 +109,7 @@ def test_without_a_single_rank_a_message_has_a_task_a_group():
 
 
 def test_a_batch_is_as_long_as_the_injected_delays_make_it():
-    settings = RunSettings(batch=None, straggler="pinned", straggler_median_ms=20.0)
+    settings = RunSettings(batch=None, straggler="pinned:20")
     assert injected_ns(settings) == 20 * MS
     assert injected_ns(RunSettings()) == 0
     took = {"single": 4 * MS, "collage": 900 * MS}

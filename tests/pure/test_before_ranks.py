@@ -75,7 +75,7 @@ def launched(*words: str) -> int:
         (("--", *RUN, "--class-names-file", "nix", "--out", "o"), 3, "nix: cannot be read"),
         (("--", *RUN, *TWO, "--top-k", "3", "--out", "o"), 2, "top_k is 3, but there are only 2"),
         (("--", *RUN, *RIGHT, "--top-k", "11", "--out", "o"), 2, "there are only 10 classes"),
-        (("--", *RUN, "--trace-file", "nix.npy", "--straggler", "trace", "--out", "o"), 3, "nix"),
+        (("--", *RUN, "--straggler", "nix.npy", "--out", "o"), 3, "nix"),
         (("--", "verify", "o"), 2, "-n is missing"),
         (("-n", "2", "--on-rank-loss", "continue", "--", "verify", "o"), 2, "continue is for run"),
     ],

@@ -162,7 +162,7 @@ def test_a_slow_rank_is_drawn_by_the_placement_and_serves_a_sixtieth():
     assert cascade.capacity(name, 0, 2) == pytest.approx((1 + 1 / 60) / mean_s, rel=0.02)
     # A twentieth of the time a rank serves a fifth: images of a spell are fewer than its share.
     assert cascade.capacity("spells", 0, 40) == pytest.approx(40 * 0.96 / mean_s, rel=0.02)
-    assert cascade.service_times("t.npy", 3, 11)["trace_file"] == "t.npy"
+    assert cascade.service_times("t.npy", 3, 11)["straggler"] == "t.npy"
 
 
 def test_all_of_a_placement_is_simulated_before_the_next():

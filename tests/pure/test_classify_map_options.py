@@ -31,10 +31,6 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
         {"single": "hf:a/b,labels=a ship|plane"},
     ),
     "agree": (("--agree", "0.99"), {"agree": 0.99, "scheme": "cascade", "singles": None}),
-    "agree_on": (
-        ("--agree", "0.99", "--agree-on", "top5"),
-        {"agree": 0.99, "agree_on": "top5", "scheme": "cascade", "singles": None},
-    ),
     "first": (
         ("--agree", "0.99", "--first", "null"),
         {"agree": 0.99, "scheme": "cascade", "singles": None, "first": ["null"]},
@@ -198,8 +194,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "class_names_file": ("n.txt",),
     "order": ("shuffle:7",),
     "device": ("auto",),
-    "scheme": ("hedge", "--hedge-ms", "1"),
-    "credit": ("3",),
+    "scheme": ("hedge", "--deadline-ms", "1"),
     "trust_network": ("any",),
     "slow_ranks": ("1:5",),
     "arrival_file": ("t.txt",),
@@ -209,7 +204,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 # Settings that are refused without another one -> that one, which both commands get.
 NEEDS: dict[str, tuple[str, ...]] = {}
-NOT_OF_MAP = {"agree", "agree_on", "first", *classify.ITS_OWN}
+NOT_OF_MAP = {"agree", "first", *classify.ITS_OWN}
 
 
 def words_for(spec: dataclasses.Field) -> tuple[str, ...]:

@@ -117,16 +117,6 @@ def test_paced_the_next_group_comes_in_when_a_rank_has_nothing_to_do():
     assert world.admitted == 4
 
 
-def test_linger_closes_a_group_and_sends_what_was_gathered():
-    world = World(scheme="collage", others=1, batch=4, linger_ns=MS).start()
-    world.arrive(6)
-    assert not world.live
-    world.wake()
-    assert sorted(len(s.images) for s in world.live.values()) == [1, 1, 2, 2, 2, 4]
-    world.arrive(1)
-    assert world.core.next == 9
-
-
 def test_after_a_pause_images_come_in_groups_again():
     world = World(depth=2).start()
     world.arrive(3)

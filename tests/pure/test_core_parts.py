@@ -314,7 +314,7 @@ def test_only_a_scheme_with_collages_places_them_by_speed(name):
 
 
 def test_hedging_needs_a_time_and_no_setting_of_a_scheme_has_a_default():
-    with pytest.raises(UsageError, match="scheme hedge needs a time: --hedge-ms 150"):
+    with pytest.raises(UsageError, match="scheme hedge needs a time: --deadline-ms 150"):
         make_scheme(asked("hedge", hedge_ns=None))
     assert [each.name for each in fields(SchemeSettings) if each.default is not MISSING] == []
 

@@ -14,13 +14,12 @@ from hand_made import hand_made
 
 from collage_mpi import __version__
 from collage_mpi.cli import main
-from collage_mpi.commands.look import _timeline_title, drawn
-from collage_mpi.figures.plots import plot_latency_cdf, plot_timeline
+from collage_mpi.commands.look import drawn
+from collage_mpi.figures.plots import plot_latency_cdf
 from collage_mpi.report.page import render_page
 from collage_mpi.results import Results, compare, read_results, render_comparison, summarise
 from collage_mpi.results.render import render_summary
 from collage_mpi.results.status import ALIVE, View
-from collage_mpi.results.timeline import make_timeline
 from collage_mpi.system.table import to_text
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -264,9 +263,3 @@ def test_the_figures_of_distributions(
         lines = table.read_text().splitlines()
         figures += [*lines[:3], *lines[-1:], ""]
     check("figure_cdf.txt", "\n".join(figures), tmp_path, *(run.path for run in runs))
-
-
-def test_the_figure_of_a_timeline(runs: list[Results], figures: list[str], tmp_path: Path) -> None:
-    _, run = runs
-    plot_timeline(make_timeline(run, 42, 43), tmp_path / "t", _timeline_title(run, 42, 43))
-    check("figure_timeline.txt", "\n".join(figures), tmp_path)

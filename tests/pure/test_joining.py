@@ -87,7 +87,7 @@ def moments(path: Path, value: float) -> Path:
 
 FILES: dict[str, tuple[Callable[[Path, float], Path], Json]] = {
     "single": (weights, {}),
-    "trace_file": (times, {"straggler": "trace", "cost_ratio": 1.0}),
+    "straggler": (times, {"cost_ratio": 1.0}),
     "arrival_file": (moments, {}),
 }
 
@@ -175,8 +175,8 @@ def test_a_job_takes_what_the_run_knows_and_what_is_given(
 ) -> None:
     out = tmp_path / "run"
     SoleWriter(out, ask(depth=3)).close("incomplete", job={"folder": "elsewhere"})
-    found = joined_settings({"out": str(out), "linger_ms": 5.0}, "flags", 6)
-    assert (found.depth, found.linger_ms, found.shards) == (3, 5.0, (str(shard),))
+    found = joined_settings({"out": str(out), "deadline_ms": 5.0}, "flags", 6)
+    assert (found.depth, found.deadline_ms, found.shards) == (3, 5.0, (str(shard),))
     assert joined_settings({"out": str(out), "singles": 2}, "flags", 6).singles == 2
     # Relative paths are those of the folder that it was begun in, where they are not here.
     run, entry = (json.loads((out / name).read_text()) for name in ("run.1.json", "jobs/0001.json"))
@@ -244,7 +244,7 @@ def test_what_does_not_change_rows_may_change(ask: Callable[..., Json]) -> None:
     free = {"singles": 2, "collage_ranks": 2, "device": "cpu"}
     free |= {"reply_timeout_s": 3.0, "status_every_s": 1.0}
     assert differences(before, ask(**free, on_rank_loss="abort")) == []
-    for name, value in {"credit": 3, "depth": 2, "precision": "float32", "cost_ratio": 2.0}.items():
+    for name, value in {"audit": 0.5, "depth": 2, "precision": "float32"}.items():
         (line,) = differences(before, ask(**{name: value}))
         assert line.startswith(f"settings.{name}: ")
 

@@ -84,7 +84,7 @@ def test_a_slow_rank_is_as_slow_in_ours_as_in_a_peer(cases: Any, tmp_path: Path)
     assert peer[peer.index("--slow") + 1] == "60.0"
     assert peer[peer.index("--service-ms") + 1] == "10.0"
     assert words[words.index("--slow-ranks") + 1] == "1:60.0"
-    assert words[words.index("--straggler-median-ms") + 1] == "10.0"
+    assert words[words.index("--straggler") + 1] == "pinned:10.0"
     assert words[words.index("--batch-cost") + 1] == "1"  # a batch of 8 takes 8 times as long
     assert words[words.index("-n") + 1] == "10"  # eight, one for collages, rank 0
 
@@ -257,11 +257,7 @@ def test_the_ratios_of_a_slow_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "--singles",
         "2",
         "--straggler",
-        "pinned",
-    ]
-    words += [
-        "--straggler-median-ms",
-        "50",
+        "pinned:50",
         "--warmup-groups",
         "0",
         "--slow-ranks",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from collage_mpi.cli import main
 from collage_mpi.job.joining import joined_settings
 from collage_mpi.results.manifest import compose
 from collage_mpi.settings.flags import add_setting_flags, flags_of, given_run
@@ -41,15 +40,6 @@ def test_flags_win_over_files_and_a_file_over_those_before_it(tmp_path):
     assert (found.endgame, found.batch, found.assign) == ("off", 4, "pull")
 
 
-def test_a_profile_says_what_to_use(tmp_path, capsys):
-    file = tmp_path / "job.toml"
-    file.write_text('profile = "paper"\n')
-    assert main(["run", "--settings", str(file), "--dry-run"]) == 2
-    with pytest.raises(SystemExit):
-        main(["run", "--profile", "paper"])
-    assert capsys.readouterr().err.count("use --settings shipped:paper.json") == 2
-
-
 def test_a_launch_from_a_program_passes_the_effective_settings_on():
     found = paper(shards=["x.h5"])
     assert parse(*flags_of(found)) == found
@@ -76,7 +66,7 @@ def test_the_default_reaches_the_sum_of_the_ranks_speeds(scheme, slow):
         batch=8,
         straggler="pinned",
         slow_ranks=[slow],
-        hedge_ms=2000.0,  # over what a batch of 8 takes
+        deadline_ms=2000.0,  # over what a batch of 8 takes
         warmup_groups=0,
     )
     images = 2880

@@ -94,7 +94,7 @@ def test_a_cascade_counts_what_the_threshold_in_the_networks_file_says(regimes):
 
 def test_a_hedge_waits_a_share_of_the_median(regimes):
     each = {entry.name: entry.flags for entry in regimes.entries(9, 0.2)}
-    assert each["hedge 1.3 x median, pull"]["hedge_ms"] == pytest.approx(260)
+    assert each["hedge 1.3 x median, pull"]["deadline_ms"] == pytest.approx(260)
 
 
 def test_only_collages_are_simulated_for_each_cost_ratio(regimes):

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from results_harness import make_run
@@ -120,16 +119,6 @@ def test_parquet_has_them_as_plain_text(run: Path) -> None:
     assert rows[2]["predicted_name"] == f"class {rows[2]['predicted']}"
     assert (rows[3]["predicted_name"], rows[9]["id"]) == (None, None)
     assert rows[9]["shard_name"] == "b.h5"
-
-
-def test_hdf5_has_them_in_a_group(run: Path) -> None:
-    results = read_results(run)
-    with h5py.File(export_run(results, "hdf5")[0]) as file:
-        found = {name: item.asstr()[...].tolist() for name, item in file["image_names"].items()}
-    assert found["id"] == [*IDS, *[""] * 9]
-    assert found["predicted_name"][3] == ""
-    assert found["label_name"][2] == f"class {results.images['label'][2]}"
-    assert set(found["shard_name"]) == {"a.h5", "b.h5"}
 
 
 def test_shards_that_moved_are_named(run: Path, tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ from collage_mpi.results.reader import label_of
 from collage_mpi.results.sole import SoleWriter
 from collage_mpi.results.summary import Tally, ranks_used
 from collage_mpi.rows import (
-    ENCODED,
     IMAGE_ROW,
     IMAGES,
     OUTCOMES,
@@ -456,27 +455,6 @@ def test_export_parquet_has_nulls(tmp_path: Path) -> None:
     assert table[3]["source"] == "error"
     assert table[0]["latency_ns"] == int(read_results(run).images["latency_ns"][0])
     assert table[0]["answered"] is True
-
-
-def test_export_hdf5_keeps_the_rows(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
-    run = make_run(tmp_path / "run")
-    (path, _) = export_run(read_results(run), "hdf5")
-    images = read_results(run).images
-    with h5py.File(path, "r") as file:
-        found = file["images"][:]
-        for name in images.dtype.names:
-            assert np.array_equal(found[name], images[name]), name
-        assert np.array_equal(found["wait_ns"], wait_ns(images))
-        attributes = file["images"].attrs
-        assert attributes["source_codes"][1] == b"collage"
-        # The formula that it documents is the one of the column.
-        terms = re.sub(r"\([^)]*\)", "", attributes["wait_ns"]).split(" - ")
-        encoded = np.isin(images["source"], ENCODED)
-        parts = {name.strip(): images[f"{name.strip()}_ns"].copy() for name in terms}
-        parts["encode"][~encoded] = 0
-        assert np.array_equal(2 * parts["latency"] - sum(parts.values()), wait_ns(images))
-        assert file["tasks"].dtype == read_results(run).tasks.dtype
 
 
 def test_a_table_as_a_frame(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_summary_tells_what_audits_found_of_the_promise(tmp_path: Path) -> N
     found = summarise(results := read_results(out))
     assert results.manifest["thresholds"] == [held]
     low, high = found["promise"].pop("ci95")
-    told = {"agree": 0.9, "agree_on": None, **held, "audited": 3, "differing": 1}
+    told = {"agree": 0.9, "top_k": None, **held, "audited": 3, "differing": 1}
     assert found["promise"] == told
     assert (low, high) == pytest.approx((0.0084, 0.9057), abs=1e-4)
     assert "1 of 3 audited ones differ" in render_summary(summarise(results), width=200)

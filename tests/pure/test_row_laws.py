@@ -62,7 +62,7 @@ def made() -> Run:
         "sessions": sessions,
         "thresholds": [],
         "shards": [{"path": "a.h5"}],
-        "settings": dict.fromkeys(("credit", "agree", "hedge_ms", "deadline_ms", "linger_ms"))
+        "settings": dict.fromkeys(("agree", "deadline_ms"))
         | {"scheme": "collage", "between": "drain", "endgame": "off", "assign": "pull"}
         | {"straggler": "none", "slow_ranks": [], "reply_timeout_s": 2.0},
         "order": "file",

@@ -69,7 +69,7 @@ def test_a_file_takes_each_option_by_its_name_and_flags_still_win(tmp_path):
         ({"scheme": "none"}, None, 9),
         ({"scheme": "none"}, 10, 9),
         ({"scheme": "none"}, 11, 9),  # one rank stays idle, as the collage rank of the baseline
-        ({"scheme": "hedge", "hedge_ms": 1.0}, 4, 3),
+        ({"scheme": "hedge", "deadline_ms": 1.0}, 4, 3),
         ({"scheme": "none", "teams": 2}, 8, 3),
         ({"scheme": "none", "singles": 2}, 5, 2),
         ({"scheme": "collage"}, 5, 9),
@@ -173,17 +173,16 @@ def test_meaning():
         ({"shards": 3}, "list of strings"),
         ({"scheme": "replicate3"}, "known are: none, replicate, hedge, collage,"),
         ({"deadline_ms": 9.0, "confidence": 2.0}, "confidence is 2"),
-        ({"scheme": "hedge"}, "--hedge-ms"),
+        ({"scheme": "hedge"}, "--deadline-ms"),
         ({"scheme": "replicate", "singles": 1}, "each copy of an image needs a rank"),
         ({"scheme": "none", "placement": "fastest"}, "is for collages"),
         ({"placement": "nearest"}, "known are: fixed, fastest"),
         ({"order": "shuffle"}, "shuffle:SEED"),
         ({"collage_ranks": 0}, "at least 1"),
-        ({"credit": 0}, "at least 1"),
         ({"straggler": "pinned", "slow_ranks": ["3=5"]}, "RANK:FACTOR"),
-        ({"straggler": "trace"}, "--trace-file"),
+        ({"straggler": "trace"}, "it needs FILE.npy"),
         ({"cost_ratio": float("nan")}, "positive"),
-        ({"linger_ms": float("nan")}, "at least 0"),
+        ({"deadline_ms": float("nan")}, "at least 0"),
         ({"device": "tpu"}, "auto, cpu, cuda"),
     ],
 )
@@ -216,7 +215,7 @@ def test_a_scheme_without_singles_needs_no_single_network():
         ({"scheme": "none", "singles": 11}, "none, N = 11"),
         ({"scheme": "replicate", "singles": 18}, "replicate 2"),
         ({"scheme": "collage", "collage_ranks": 2}, "collage, M = 2"),
-        ({"scheme": "hedge", "hedge_ms": 150.0}, "hedge after 150 ms"),
+        ({"scheme": "hedge", "deadline_ms": 150.0}, "hedge after 150 ms"),
         ({"scheme": "collage-only", "singles": 4}, "collage-only"),
         ({"placement": "fastest"}, "collage, fastest"),
         ({"placement": "fastest", "assign": "pull"}, "collage, pulled, fastest"),
@@ -262,8 +261,8 @@ def test_other_endings_and_missing_files(tmp_path):
 @pytest.mark.parametrize(
     ("values", "paced", "depth"),
     [
-        ({}, True, 22),  # credit of 11 ranks
-        ({"batch": 8, "credit": 1}, True, 11),
+        ({}, True, 22),  # two messages of 11 ranks
+        ({"batch": 8, "scheme": "cascade"}, True, 11),
         ({"depth": "auto"}, True, 22),
         ({"depth": 3}, False, 3),
         ({"assign": "turn"}, False, 1),
@@ -277,9 +276,9 @@ def test_depth_auto_follows_the_ranks_where_they_pull(values, paced, depth):
     assert (found.paced, found.groups_in_flight(found.world_size - 1)) == (paced, depth)
 
 
-def test_in_an_open_loop_a_rank_holds_one_message_unless_told():
-    asked = [{}, {"rate": 9.0}, {"rate": 9.0, "credit": 2}, {"scheme": "cascade"}]
-    assert [RunSettings(**settings).messages for settings in asked] == [2, 1, 2, 1]
+def test_in_an_open_loop_a_rank_holds_one_message():
+    asked = [{}, {"rate": 9.0}, {"scheme": "cascade"}]
+    assert [RunSettings(**settings).messages for settings in asked] == [2, 1, 1]
 
 
 def test_auto_is_found_out_later_where_a_setting_has_that_word():
@@ -288,11 +287,11 @@ def test_auto_is_found_out_later_where_a_setting_has_that_word():
     assert (found.batch_size, found.warm_groups) == (1, 2)
     assert RunSettings(batch=None).batch_costs() == {"single": 1.0, "collage": 1.0}
     assert (found.at_batch(8).batch, RunSettings(batch=2).at_batch(8).batch) == (8, 2)
-    for words in (["--credit", "auto"], ["--depth", "deep"]):
+    for words in (["--singles", "auto"], ["--depth", "deep"]):
         with pytest.raises(SystemExit):
             parse(*words)
-    with pytest.raises(UsageError, match="credit is 'auto'; it needs int"):
-        RunSettings.from_mapping({"credit": "auto"})
+    with pytest.raises(UsageError, match="singles is 'auto'; it needs int"):
+        RunSettings.from_mapping({"singles": "auto"})
 
 
 def test_batches_are_in_the_mode_and_warm_up_by_whole_ones():
@@ -382,7 +381,7 @@ def test_run_s_help_begins_with_what_is_needed(capsys):
     [
         RunSettings(),
         RunSettings(shards=("a.h5", "b b.h5"), single="null", out="-odd", limit=7),
-        RunSettings(straggler="lognormal", straggler_sigma=1.1, slow_ranks=("1:2.0", "2:3.0")),
+        RunSettings(straggler="lognormal:100:1.1", slow_ranks=("1:2.0", "2:3.0")),
         RunSettings(rate=1 / 3, on_rank_loss="continue", straggler="none"),
         RunSettings(batch=None),
     ],

@@ -117,7 +117,7 @@ def test_a_seed_gives_what_it_gave_in_every_version(model, drawn_ns, tmp_path, m
     np.save(tmp_path / "t.npy", np.arange(1, 13).reshape(3, 4) / 100)
     trace = str(tmp_path / "t.npy")
     monkeypatch.setattr(straggler_settings, "SLOW_SHARE", 0.5)
-    settings = StragglerSettings(model, straggler_seed=7, trace_file=trace)
+    settings = StragglerSettings(trace if model == "trace" else model, straggler_seed=7)
     draw_ns = make_delays(settings).draw_ns
     keys = [(1, 0, 1, 0), (2, 3, 1, 4 * 10**9), (5, 8, 2, 30 * 10**9)]
     assert [draw_ns(*key) for key in keys] == drawn_ns
@@ -144,9 +144,10 @@ class Tasks:
 def test_schemes_meet_the_same_draws(model, tmp_path):
     """Paired: a (rank, group, attempt) that two schemes both serve takes as long in both."""
     np.save(tmp_path / "t.npy", np.random.default_rng(0).lognormal(-2, 0.5, (6, 50)))
+    model = str(tmp_path / "t.npy") if model == "trace" else model
     found = []
     for scheme in ("none", "collage", "replicate"):
-        job = paper(straggler=model, trace_file=str(tmp_path / "t.npy"), scheme=scheme, side=2)
+        job = paper(straggler=model, scheme=scheme, side=2)
         rows = Tasks()
         Simulation(SimulatedJob(job, 160, Costs()), rows).run()
         found.append({key: ns for key, ns in rows.drawn.items() if key[0] <= 4})
@@ -175,7 +176,7 @@ def test_a_death_has_a_rank_and_a_time(wrong):
         deaths_of((wrong,))
 
 
-@pytest.mark.parametrize("wrong", [{"straggler_sigma": 1e6}, {"straggler": "cauchy"}])
+@pytest.mark.parametrize("wrong", [{"straggler": "lognormal:9:1e6"}, {"straggler": "cauchy"}])
 def test_what_cannot_work_is_one_message(wrong):
     with pytest.raises(UsageError):
         RunSettings(**wrong)

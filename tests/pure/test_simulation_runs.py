@@ -220,9 +220,9 @@ def test_schemes_are_compared_over_all_seeds(tmp_path, capsys):
         "--schemes",
         "none --assign turn",
         "none --singles 6",
-        "hedge --hedge-ms 130 --singles 6",
+        "hedge --deadline-ms 130 --singles 6",
     ]
-    words += ["--straggler", "trace", "--trace-file", str(tmp_path / "t.npy")]
+    words += ["--straggler", str(tmp_path / "t.npy")]
     told = []
     for jobs in ("1", "2"):
         assert main([*words, "--jobs", jobs]) == 0
@@ -291,9 +291,7 @@ def test_what_cannot_work_is_one_message(words, code, capsys):
 @pytest.fixture
 def as_if_real(tmp_path):
     """A run whose rows were simulated with known costs, and that says so of its rank 0."""
-    settings = RunSettings(
-        straggler="lognormal", straggler_sigma=0.4, cost_ratio=1.2, out=str(tmp_path / "run")
-    )
+    settings = RunSettings(straggler="lognormal:100:0.4", cost_ratio=1.2, out=str(tmp_path / "run"))
     costs = Costs(70_000, 50_000, 90_000, 400_000, 3_000_000)
     _, out = simulate_to(settings, tmp_path / "run", 900, costs)
     path = out / "jobs" / "0001.json"

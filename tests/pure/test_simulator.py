@@ -53,7 +53,7 @@ def play(
 
 
 def test_one_slow_rank_by_hand():
-    constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:5",)}
+    constant = {"straggler": "pinned:100", "slow_ranks": ("2:5",)}
     none = play(4, scheme="none", side=2, **constant)
     assert [g.latency_ns for g in none.groups] == [500 * MS] * 4
     collage = play(4, ratio=1.2, scheme="collage", side=2, **constant)
@@ -62,7 +62,7 @@ def test_one_slow_rank_by_hand():
 
 
 def test_a_rank_runs_one_message_at_a_time():
-    rows = play(1, scheme="none", side=2, singles=1, credit=4)
+    rows = play(1, scheme="none", side=2, singles=1)
     assert [image.latency_ns for image in rows.images] == [5 * MS * n for n in (1, 2, 3, 4)]
 
 
@@ -114,8 +114,8 @@ def test_the_next_group_is_let_in_when_rank_0_comes_to_it():
 
 def test_a_cancel_costs_a_message_and_reaches_its_rank_after_the_wire():
     """Rank 2 has the second group's image behind the first's: it skips what was cancelled."""
-    rows = play(3, ratio=1.0, costs=COSTS, scheme="collage", side=2, straggler="pinned",
-                straggler_median_ms=1.0, slow_ranks=("2:5",))  # fmt: skip
+    rows = play(3, ratio=1.0, costs=COSTS, scheme="collage", side=2, straggler="pinned:1",
+                slow_ranks=("2:5",))  # fmt: skip
     of_rank = sorted((t for t in rows.tasks if t.rank == 2), key=lambda t: t.task)
     first, second = of_rank[:2]
     # Sent second of four; its draw is 5 ms. The collage leaves at 150 and answers for it.
@@ -132,7 +132,7 @@ def test_a_cancel_costs_a_message_and_reaches_its_rank_after_the_wire():
 @pytest.mark.parametrize("side", [2, 3])
 def test_drain_equals_the_formula(side, ratio):
     """All ranks idle at each release: a group takes max over cells of min(single, collage)."""
-    settings = {"side": side, "between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
+    settings = {"side": side, "between": "drain", "straggler": "lognormal:100:0.8"}
     n = side * side
     draw = make_delays(paper(**settings)).draw_ns
     singles = np.array([[draw(r, g, 1) for r in range(1, n + 1)] for g in range(50)])  # (g, n)
@@ -146,7 +146,7 @@ def test_drain_equals_the_formula(side, ratio):
 @pytest.mark.parametrize("ratio", [1.0, 1.5])
 def test_on_the_fastest_rank_the_collage_bounds_every_group(ratio):
     """Rank 1 is twice as fast, rank 3 slow: a group takes as long as rank 1's collage."""
-    constant = {"straggler": "pinned", "straggler_median_ms": 100.0}
+    constant = {"straggler": "pinned:100"}
     slow = {"slow_ranks": ("1:0.5", "3:9"), "placement": "fastest", "side": 2}
     groups = play(20, ratio=ratio, **constant, **slow).groups
     assert [g.latency_ns for g in groups[10:]] == [50 * ratio * MS] * 10
@@ -154,8 +154,8 @@ def test_on_the_fastest_rank_the_collage_bounds_every_group(ratio):
 
 def test_a_slow_rank_leaves_to_quicker_ranks_what_they_would_end_sooner():
     """Four ranks, 20 images a second: the three quick ranks end every image in 100 ms."""
-    constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:9",)}
-    rows = play(50, scheme="none", assign="pull", side=2, rate=20.0, credit=None, **constant)
+    constant = {"straggler": "pinned:100", "slow_ranks": ("2:9",)}
+    rows = play(50, scheme="none", assign="pull", side=2, rate=20.0, **constant)
     late = [image for image in rows.images if image.latency_ns > 400 * MS]
     assert {image.rank for image in late} <= {2}
     assert len(late) < 9, "only until its service time is known"
@@ -163,7 +163,7 @@ def test_a_slow_rank_leaves_to_quicker_ranks_what_they_would_end_sooner():
 
 def test_a_slow_rank_takes_a_part_of_a_batch():
     """It is four times slower, so of a batch of eight it takes two: all ranks need 800 ms."""
-    constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:4",)}
+    constant = {"straggler": "pinned:100", "slow_ranks": ("2:4",)}
     rows = play(160, scheme="none", assign="pull", depth=None, batch=8, side=2, **constant)
     sizes = [task.items for task in rows.tasks if task.rank == 2]
     assert sizes[0] == 8
@@ -174,7 +174,7 @@ def test_a_slow_rank_takes_a_part_of_a_batch():
 @pytest.mark.parametrize("batch", [2, 4])
 def test_a_drained_batch_equals_the_formula(batch, cost):
     """A rank takes its largest draw of the batch, times 1 + (B - 1) cost."""
-    settings = {"side": 2, "between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
+    settings = {"side": 2, "between": "drain", "straggler": "lognormal:100:0.8"}
     draw = make_delays(paper(**settings)).draw_ns
     factor = 1 + (batch - 1) * cost
 
@@ -211,13 +211,13 @@ def test_a_batch_amortises_messages():
         {"depth": 2},
         {"between": "drain"},
         {"singles": 7},
-        {"rate": 300.0, "linger_ms": 5.0},
+        {"rate": 300.0},
         {"dead": ("1:9",), "reply_timeout_s": 2.0},
     ],
     ids=str,
 )
 def test_every_scheme_answers_every_image_in_batches(scheme, shape):
-    more = {"hedge_ms": 150.0} if scheme == "hedge" else {}
+    more = {"deadline_ms": 150.0} if scheme == "hedge" else {}
     if scheme == "collage-only":
         shape = {key: value for key, value in shape.items() if key not in ("singles", "dead")}
     dead = shape.get("dead", ())
@@ -241,7 +241,7 @@ def test_an_open_loop_waits_for_no_batch():
 
 
 def test_two_collage_ranks_are_as_good_as_the_faster():
-    settings = {"between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
+    settings = {"between": "drain", "straggler": "lognormal:100:0.8"}
     draw = make_delays(paper(**settings)).draw_ns
     draws = np.array([[draw(r, g, 1) for r in range(1, 12)] for g in range(50)])  # (g, 11)
     best = draws[:, 9:].min(axis=1, keepdims=True)
@@ -250,7 +250,7 @@ def test_two_collage_ranks_are_as_good_as_the_faster():
 
 
 def test_replication_equals_the_formula():
-    settings = {"between": "drain", "straggler": "lognormal", "straggler_sigma": 0.8}
+    settings = {"between": "drain", "straggler": "lognormal:100:0.8"}
     draw = make_delays(paper(**settings)).draw_ns
     draws = np.array([[draw(r, g, 1) for r in range(1, 19)] for g in range(50)])  # (g, 2N)
     found = [g.latency_ns for g in play(50, scheme="replicate", **settings).groups]
@@ -262,7 +262,7 @@ def test_replication_equals_the_formula():
 )
 def test_carry_equals_a_computation_without_events(scheme, spare):
     """A busy rank stays busy, a stale task is skipped: group by group, with numpy alone."""
-    settings = {"straggler": "lognormal", "straggler_sigma": 0.8, "slow_ranks": ("4:5",)}
+    settings = {"straggler": "lognormal:100:0.8", "slow_ranks": ("4:5",)}
     draw = make_delays(paper(**settings)).draw_ns
     free_ns = np.zeros(9 + spare, np.int64)  # when a rank has done what it began
     now_ns, expected = 0, []
@@ -286,8 +286,8 @@ def test_carry_equals_a_computation_without_events(scheme, spare):
 
 def test_hedging_bounds_what_a_slow_rank_can_cost():
     """Late after 150 ms, then a constant 100 ms on an idle rank: never more than 250 ms."""
-    constant = {"straggler": "pinned", "straggler_median_ms": 100.0, "slow_ranks": ("2:9",)}
-    hedged = {"scheme": "hedge", "hedge_ms": 150.0}
+    constant = {"straggler": "pinned:100", "slow_ranks": ("2:9",)}
+    hedged = {"scheme": "hedge", "deadline_ms": 150.0}
     found = play(20, singles=10, between="drain", **hedged, **constant).groups
     assert max(g.latency_ns for g in found) == 250 * MS
 

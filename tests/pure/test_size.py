@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 38_417, "analysis": 6_051, "tests": 53_677}
-GUIDE_WORDS = 18_621  # every page of docs/ but architecture.md
+LINES = {"collage_mpi": 37_949, "analysis": 6_046, "tests": 53_408}
+GUIDE_WORDS = 18_588  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 2_500
 NO_CODE = {
     tokenize.COMMENT,

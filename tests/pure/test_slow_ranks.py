@@ -202,7 +202,7 @@ def test_a_batch_is_one_service_time_over_what_its_size_takes() -> None:
 
 
 def test_a_group_as_a_batch_is_one_service_time_over_what_its_images_take() -> None:
-    given: dict[str, Any] = {"straggler": "pinned", "straggler_median_ms": 50.0, "batch_cost": 0.5}
+    given: dict[str, Any] = {"straggler": "pinned:50", "batch_cost": 0.5}
     settings = RunSettings(
         scheme="cascade", first=("q",), placement="fixed", side=2, slow_ranks=("2:30",), **given
     )
@@ -457,12 +457,12 @@ def test_wrong_answers_are_told_by_rank_device_and_host(monkeypatch, capsys) -> 
     assert f"FAILING node6: {why}" in out
     assert "--exclude=node3,node6" in out
     *_, table = tables.ranks(wrong())[1]
-    assert [row[:4] for row in table.rows][::3] == [
-        ["rank", "2:3", "node3", 40],
-        ["device", "GPU-a", "node3", 80],
-        ["host", "node5", "node5", 40],
+    assert [row[:3] for row in table.rows][::3] == [
+        ["rank 2:3", "node3", 40],
+        ["device GPU-a", "node3", 80],
+        ["host node5", "node5", 40],
     ]
-    assert [row[4].bad for row in table.rows] == [True, False, False, True, False, True, False]
+    assert [row[3].bad for row in table.rows] == [True, False, False, True, False, True, False]
     main(of_files(monkeypatch, {"a": wrong(), "b": healthy()}))  # in short
     assert "2:4 " not in capsys.readouterr().out
 

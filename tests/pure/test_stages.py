@@ -136,7 +136,9 @@ def test_a_rank_tells_of_the_five_best_classes_where_these_are_promised(agree_on
 
 
 def test_five_of_five_classes_are_always_the_best():
-    asked = RunSettings(scheme="cascade", agree=0.99, agree_on="top5", top_k=5)
+    asked = RunSettings(scheme="cascade", agree=0.99, top_k=5)
+    assert asked.agree_on == "top5"
+    assert RunSettings(scheme="cascade", top_k=5).agree_on == "class"
     check_top_k(asked, 6)
     with pytest.raises(UsageError, match="only 5 classes: all of them"):
         check_top_k(asked, 5)

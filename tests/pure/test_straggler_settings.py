@@ -7,7 +7,7 @@ import pytest
 
 from collage_mpi.errors import DataFault, EnvironmentFault, UsageError
 from collage_mpi.workload.arrivals import load_trace
-from collage_mpi.workload.straggler_settings import MODELS, StragglerSettings, make_delays
+from collage_mpi.workload.straggler_settings import StragglerSettings, make_delays
 
 
 def draws_ms(settings: StragglerSettings, ranks=range(1, 6), groups=range(400)) -> np.ndarray:
@@ -29,21 +29,18 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHOWN)
 def test_every_model_draws_and_is_described(tmp_path, model):
     path = tmp_path / "times {x}.npy"
     np.save(path, np.full((2, 3), 0.08))
-    settings = StragglerSettings(model, straggler_median_ms=80.0, trace_file=str(path))
+    given = {"none": "none", "trace": str(path)}.get(model, f"{model}:80")
+    settings = StragglerSettings(given)
     assert settings.describe_delays() == SHOWN[model]
     assert (make_delays(settings).draw_ns(1, 0, 1) > 0) == (model != "none")
 
 
 def test_lognormal_has_its_median_and_sigma():
-    found = draws_ms(
-        StragglerSettings(
-            "lognormal", straggler_seed=3, straggler_median_ms=80, straggler_sigma=0.3
-        )
-    )
+    found = draws_ms(StragglerSettings("lognormal:80:0.3", straggler_seed=3))
     assert np.median(found) == pytest.approx(80, rel=0.03)
     assert np.log(found).std() == pytest.approx(0.3, rel=0.06)
 
@@ -65,7 +62,7 @@ def test_slow_ranks_are_slower_by_their_factor():
 
 
 def test_pinned_is_constant():
-    found = draws_ms(StragglerSettings("pinned", straggler_median_ms=30, slow_ranks=("1:2.0",)))
+    found = draws_ms(StragglerSettings("pinned:30", slow_ranks=("1:2.0",)))
     assert (found[0] == 60).all()
     assert (found[1] == 30).all()
 
@@ -78,9 +75,7 @@ def trace(tmp_path):
 
 
 def test_trace_rows_are_followed_in_order_one_machine_a_rank(trace):
-    found = (
-        draws_ms(StragglerSettings("trace", trace_file=str(trace)), range(1, 4), range(40)) / 1e3
-    )
+    found = draws_ms(StragglerSettings(str(trace)), range(1, 4), range(40)) / 1e3
     machines = ((found - 1) // 20).astype(int)
     assert sorted(machines[:, 0]) == [0, 1, 2]
     assert (machines == machines[:, :1]).all()
@@ -91,7 +86,7 @@ def test_another_seed_is_another_placement(trace):
     seen = {
         tuple(
             draws_ms(
-                StragglerSettings("trace", trace_file=str(trace), straggler_seed=s),
+                StragglerSettings(str(trace), straggler_seed=s),
                 range(1, 4),
                 [0],
             )[:, 0]
@@ -104,7 +99,7 @@ def test_another_seed_is_another_placement(trace):
 def test_more_ranks_than_machines_reuse_the_rows_elsewhere_in_an_order_of_its_own(trace):
     same = 0
     for seed in range(30):
-        settings = StragglerSettings("trace", trace_file=str(trace), straggler_seed=seed)
+        settings = StragglerSettings(str(trace), straggler_seed=seed)
         times = draws_ms(settings, range(1, 7), range(5)) / 1e3
         first, second = times[:3], times[3:]  # (3, 5) each: laps
         machines, again = (first[:, 0] - 1) // 20, (second[:, 0] - 1) // 20
@@ -143,8 +138,13 @@ def test_a_missing_or_foreign_trace_is_refused(tmp_path):
     [
         {"straggler": "cauchy"},
         {"straggler": "trace"},
-        {"straggler": "lognormal", "straggler_median_ms": 0.0},
-        {"straggler": "lognormal", "straggler_sigma": float("nan")},
+        {"straggler": "lognormal:0"},
+        {"straggler": "lognormal:9:nan"},
+        {"straggler": "lognormal:9:-1"},
+        {"straggler": "lognormal:9:1:1"},
+        {"straggler": "pinned:9:1"},
+        {"straggler": "none:9"},
+        {"straggler": "bimodal:"},
         {"straggler": "pinned", "slow_ranks": ("0:5",)},
         {"straggler": "pinned", "slow_ranks": ("1:-5",)},
     ],

@@ -338,7 +338,7 @@ def test_columns_are_chosen_and_others_stay(capsys) -> None:
     assert main(["export", str(run), "--to", "csv", "--columns", "sad"]) == 2
     said = "--columns sad: no column of the input that travels; did you mean 'said'?. Columns: path"
     assert said in " ".join(capsys.readouterr().err.split())
-    assert main(["export", str(run), "--to", "hdf5", "--columns", "code"]) == 2
+    assert main(["export", str(run), "--to", "zarr", "--columns", "code"]) == 2
     assert "--id and --columns are for csv and parquet" in capsys.readouterr().err
     words = ("classify", "t.csv", "--network", "null", "--out", "c.csv", "--columns", "sad")
     command, args = read_command(words)

@@ -30,8 +30,8 @@ def trace(tmp_path):
 def test_a_recorded_run_is_the_trace_that_it_followed(trace, tmp_path):
     """Drained and without redundancy every rank serves every group: its row, in order."""
     job = RunSettings(
-        scheme="none", side=2, between="drain", warmup_groups=3, straggler="trace",
-        trace_file=str(trace), straggler_seed=2, assign="turn", endgame="off",
+        scheme="none", side=2, between="drain", warmup_groups=3, straggler=str(trace),
+        straggler_seed=2, assign="turn", endgame="off",
     )  # fmt: skip
     simulate_to(job, tmp_path / "run", 4 * 30, Costs())
     assert main(["export", str(tmp_path / "run"), "--to", "trace"]) == 0
@@ -41,7 +41,7 @@ def test_a_recorded_run_is_the_trace_that_it_followed(trace, tmp_path):
     expected = [[draw(rank, group, 1) / 1e9 for group in range(3, 30)] for rank in range(1, 5)]
     assert found == pytest.approx(np.array(expected), rel=1e-6)
     # the recorded trace drives a run in its turn
-    again = RunSettings(straggler="trace", trace_file=recorded, side=2)
+    again = RunSettings(straggler=recorded, side=2)
     assert simulate_to(again, tmp_path / "again", 40)[0] == "complete"
 
 
@@ -79,7 +79,7 @@ def test_later_sessions_follow_and_what_took_no_time_is_left_out(tmp_path):
 
 
 def test_a_batch_gives_the_time_of_one_of_its_images(tmp_path):
-    given = {"straggler": "pinned", "straggler_median_ms": 50.0, "batch_cost": 0.5}
+    given = {"straggler": "pinned:50", "batch_cost": 0.5}
     job = RunSettings(scheme="none", assign="pull", batch=8, warmup_groups=0, side=2, **given)
     simulate_to(job, tmp_path / "run", 400)
     run = read_results(tmp_path / "run")
@@ -109,7 +109,7 @@ def test_a_bad_trace_stops_a_run_before_anything_starts(content, says, tmp_path,
     else:
         np.save(path, content, allow_pickle=True)
     out = tmp_path / "out"
-    words = ["--images", "90", "--straggler", "trace", "--trace-file", str(path)]
+    words = ["--images", "90", "--straggler", str(path)]
     assert main(["simulate", *words, "--out", str(out)]) == 4
     told = capsys.readouterr().err
     assert says in told

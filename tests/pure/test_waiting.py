@@ -65,21 +65,21 @@ def took_ns(network: Network, asked: WaitingNetwork, inputs: int = 1) -> int:
     ],
 )
 def test_a_call_takes_the_drawn_time_of_its_rank_kind_and_batch(rank, kind, inputs, wanted):
-    given = {"straggler": "pinned", "straggler_median_ms": 20.0, "slow_ranks": ("3:5",)}
+    given = {"straggler": "pinned:20", "slow_ranks": ("3:5",)}
     network = Network()
     asked = waiting(network, rank, kind, **given, cost_ratio=1.5, batch_cost=0.25)
     assert took_ns(network, asked, inputs) == round(wanted * MS)
 
 
 def test_without_costs_a_further_input_and_another_network_take_as_long_as_the_first():
-    given = {"straggler": "pinned", "straggler_median_ms": 20.0}
+    given = {"straggler": "pinned:20"}
     network = Network()
     assert took_ns(network, waiting(network, kind="stage1", **given), 3) == 60 * MS
 
 
 def test_a_network_that_takes_longer_than_the_drawn_time_does_not_wait():
     network = Network()
-    asked = waiting(network, straggler="pinned", straggler_median_ms=1.0)
+    asked = waiting(network, straggler="pinned:1")
     assert took_ns(network, asked) == OWN_NS
 
 
@@ -89,7 +89,7 @@ def test_without_a_model_a_slow_rank_takes_its_network_s_own_time_so_many_times(
 
 
 def test_draws_are_by_rank_and_number_of_the_call():
-    given = {"straggler": "lognormal", "straggler_median_ms": 50.0, "straggler_seed": 3}
+    given = {"straggler": "lognormal:50", "straggler_seed": 3}
     draw, network = make_delays(StragglerSettings(**given)).draw_ns, Network()
     asked = waiting(network, **given)
     asked.predict(np.zeros((1, *SHAPE), np.uint8))  # a trial neither counts nor waits
@@ -102,7 +102,7 @@ def test_draws_are_by_rank_and_number_of_the_call():
 def test_slow_periods_are_by_the_time_since_the_first_call(monkeypatch):
     monkeypatch.setattr(straggler_settings, "SLOW_SHARE", 0.5)
     monkeypatch.setattr(straggler_settings, "SPELL_S", 0.2)
-    given = {"straggler": "markov", "straggler_median_ms": 10.0, "straggler_sigma": 0.0}
+    given = {"straggler": "markov:10:0"}
     draw, network = make_delays(StragglerSettings(**given)).draw_ns, Network()
     asked, first_ns = waiting(network, **given), network.now_ns
     found, wanted = [], []
@@ -125,7 +125,7 @@ def test_a_network_that_raises_does_not_wait():
 def test_a_device_computes_while_the_network_waits():
     """The computation is begun at once, and the wait counts from there."""
     network = Network()
-    asked = waiting(network, straggler="pinned", straggler_median_ms=20.0)
+    asked = waiting(network, straggler="pinned:20")
     network.begin = lambda batch: Computation(lambda: network.answer(batch), lambda: False)
     assert took_ns(network, asked) == 20 * MS
 
@@ -142,6 +142,6 @@ def test_a_rank_has_one_where_the_settings_slow_it(settings, ranks):
 
 
 def test_a_trace_that_a_rank_cannot_read_is_its_fault():
-    how = Loading(tuning=PLAIN, delays=StragglerSettings("trace", trace_file="/no/such.npy"))
+    how = Loading(tuning=PLAIN, delays=StragglerSettings("/no/such.npy"))
     with pytest.raises(EnvironmentFault, match=r"no/such\.npy"):
         NetworkLoader(1, 3)("null", "single", Welcome(**{**vars(WELCOME), "how": how}))

@@ -132,11 +132,10 @@ def make(sort: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("sort", ["FIFO", "device", "folder"])
-@pytest.mark.parametrize("flag", ["single", "collage", "trace_file", "arrival_file"])
+@pytest.mark.parametrize("flag", ["single", "collage", "straggler", "arrival_file"])
 def test_a_job_refuses_what_is_no_regular_file(tmp_path: Path, sort: str, flag: str) -> None:
-    more = {"trace_file": {"straggler": "trace"}}
     path = make(sort, tmp_path / "file.npy")
-    values = {"single": "null", "collage": "null", **more.get(flag, {}), flag: str(path)}
+    values = {"single": "null", "collage": "null", flag: str(path)}
     settings = RunSettings(shards=(shard(tmp_path),), side=3, out="out", **values)
     with pytest.raises(EnvironmentFault, match=f"it is a {sort}; a.* file is needed"):
         make_plan(settings, settings.world_size)

@@ -174,8 +174,8 @@ def draw(seed: int) -> Case:
     median_ms = rng.choice((0, 2, 10, 40))
     pace = ["--depth", rng.choice(("1", "1", "2", "auto"))]
     if median_ms:
-        pace += ["--straggler", "lognormal", "--straggler-median-ms", str(median_ms)]
-        pace += ["--straggler-sigma", "0.5", "--straggler-seed", str(rng.randrange(100))]
+        pace += ["--straggler", f"lognormal:{median_ms}:0.5"]
+        pace += ["--straggler-seed", str(rng.randrange(100))]
     pace += ["--order", rng.choice(("file", f"shuffle:{rng.randrange(9)}"))]
     pace += [] if teams > 1 else rng.choice(([], [], ["--rate", str(rng.choice((50, 400)))]))
     timeouts = rng.choice(((), ("2", "20"), ("2", "20"), ("2", "20")))
@@ -266,10 +266,8 @@ def _seldom(seed: int, work: tuple[str, ...]) -> tuple[str, ...]:
     """In some cases a setting that changes little."""
     rng = random.Random(f"seldom {seed}")
     words = [("--warmup-groups", "0"), ("--warmup-groups", "5"), ("--cost-ratio", "1.3")]
-    if "none" in work and "cascade" not in work:
-        words += [("--linger-ms", "30")]
     if "cascade" in work and "--agree" not in work and "--first" not in work:
-        words += [("--deadline-ms", "60"), ("--linger-ms", "30")]
+        words += [("--deadline-ms", "60")]
     return rng.choice(words) if rng.random() < 0.3 else ()
 
 
@@ -360,10 +358,10 @@ def _with_a_very_slow_rank(case: Case) -> Case:
     rng = random.Random(f"very slow {case.seed}")
     if case.teams > 1 or case.measures_batch or rng.random() > 0.06:
         return case
-    pace = ("--straggler", "pinned", "--straggler-median-ms", "250", "--slow-ranks", "1:30")
+    pace = ("--straggler", "pinned:250", "--slow-ranks", "1:30")
     first = replace(case.sessions[0], faults=(), hosts=1, between=())
     work = (*case.work, "--endgame", "on", "--batch", "1")
-    return replace(case, work=work, pace=(*pace, "--credit", "1"), sessions=(first,))
+    return replace(case, work=work, pace=pace, sessions=(first,))
 
 
 def _with_a_team_that_comes_back(case: Case) -> Case:
@@ -376,10 +374,10 @@ def _with_a_team_that_comes_back(case: Case) -> Case:
     fault = Fault(kind, rng.randint(0, 200), -1, rng.randint(2100, 4000), at_work=True)
     sessions = [replace(s, faults=(), tolerant=True, hosts=3) for s in case.sessions]
     sessions[0] = replace(sessions[0], faults=(fault,), late_ms=0)
-    drawn = [word for word in pairwise(case.pace) if word[0] in ("--depth", "--order", "--credit")]
+    drawn = [word for word in pairwise(case.pace) if word[0] in ("--depth", "--order")]
     pace = [word for pair in drawn for word in pair]
-    pace += ["--straggler", "lognormal", "--straggler-median-ms", str(rng.choice((100, 300)))]
-    pace += ["--straggler-sigma", "0.2", "--reply-timeout-s", "1", "--start-timeout-s", "20"]
+    pace += ["--straggler", f"lognormal:{rng.choice((100, 300))}"]
+    pace += ["--reply-timeout-s", "1", "--start-timeout-s", "20"]
     work = (*case.work, "--batch", "1")
     return replace(case, work=work, pace=tuple(pace), sessions=tuple(sessions))
 
@@ -397,8 +395,6 @@ def _redundancy(rng: random.Random, collages: int) -> tuple[str, ...]:
         words += ("--placement", "fixed")
     if scheme == "collage" and rng.random() < 0.2:
         words += ("--confidence", "1")
-    if scheme.startswith("collage") and rng.random() < 0.2:
-        words += ("--linger-ms", "20")
     return words + rng.choice(((), ("--pixels", "auto"), ("--pixels", "rank0")))
 
 
@@ -413,8 +409,8 @@ def _delays(rng: random.Random) -> tuple[str, ...]:
     words: tuple[str, ...] = ()
     if median_ms:
         model = rng.choice(("lognormal", "lognormal", "bimodal", "markov", "pinned"))
-        words = ("--straggler", model, "--straggler-median-ms", str(median_ms))
-        words += ("--straggler-sigma", "0.5", "--straggler-seed", str(rng.randrange(100)))
+        words = ("--straggler", f"{model}:{median_ms}" + ":0.5" * (model != "pinned"))
+        words += ("--straggler-seed", str(rng.randrange(100)))
     if median_ms and rng.random() < 0.15:
         words += ("--slow-ranks", f"{rng.randint(1, 2)}:{rng.choice((3, 12, 30))}")
     timeouts = rng.choice(((), ("2", "20"), ("2", "20"), ("0.5" if median_ms <= 10 else "2", "20")))
@@ -427,7 +423,6 @@ def _intake(rng: random.Random, teams: int) -> tuple[str, ...]:
     """How images come in."""
     words = ("--depth", rng.choice(("1", "1", "2", "auto")))
     words += ("--order", rng.choice(("file", f"shuffle:{rng.randrange(9)}")))
-    words += rng.choices(((), ("--credit", "1"), ("--credit", "3")), (6, 1, 1))[0]
     if teams == 1 and rng.random() < 0.3:
         return (*words, "--rate", rng.choice(("50", "400")))
     return words + rng.choices(((), ("--between", "drain")), (6, 1))[0]

@@ -177,8 +177,10 @@ class Session:
             out[rank] += [(sent_ns, 1), (max(ends), -1)]
             if len(tasks) > self.batch and self.final.get("batch"):
                 yield f"a message of {len(tasks)} tasks, with batch {self.batch}: {tasks[0]}"
-        credit = self.said["credit"]
-        for rank, changes in out.items() if credit else ():
+        from collage_mpi.settings.run_settings import RunSettings  # late: the stand-ins come first
+
+        credit = RunSettings.from_mapping(self.said).messages
+        for rank, changes in out.items():
             count = 0
             for at_ns, change in sorted(changes):
                 count += change
@@ -214,10 +216,10 @@ class Session:
         """Hedges, deadlines and drains."""
         said = self.said
         rows = self.images
-        if said["hedge_ms"] is not None:
+        if self.scheme == "hedge":
             for row in rows[rows["source"] == HEDGE]:
                 sent = self._sent_of(row)
-                if sent and min(sent) < row["t0_ns"] + said["hedge_ms"] * MS - SLACK_NS:
+                if sent and min(sent) < row["t0_ns"] + said["deadline_ms"] * MS - SLACK_NS:
                     yield f"a hedge before its time: {row}"
         if (
             said["deadline_ms"] is not None
@@ -254,33 +256,26 @@ class Session:
             one = one[np.lexsort((one["task"], one["sent_ns"]))]
             if (np.diff(one["group"]) < 0).any():
                 yield f"a later group first: {one[1:][np.diff(one['group']) < 0][0]}"
-        if self.said["straggler"] != "pinned" or self.said["slow_ranks"]:
+        model, _, median_ms = self.said["straggler"].partition(":")
+        if model != "pinned" or self.said["slow_ranks"]:
             return
         for sent in self._by_message().values():
             calls = [t for t in sent if t["kind"] == SINGLE and t["outcome"] == ANSWERED]
             inputs = sum(int(t["items"]) for t in calls)
             further = 1.0 if self.said["batch_cost"] is None else self.said["batch_cost"]
-            least_ms = self.said["straggler_median_ms"] * (1 + (inputs - 1) * further)
+            least_ms = float(median_ms or 100) * (1 + (inputs - 1) * further)
             for task in calls:
                 if (task["done_ns"] - task["sent_ns"]) / MS < least_ms * (1 - 1e-3):
                     yield f"quicker than {least_ms} ms, which are pinned: {task}"
 
     def _sizes(self) -> Iterator[str]:
-        """A group is full, or the last one; or the wait for its images was over."""
+        """A group is full, or the last one."""
         images, cells = self.images, self.manifest["side"] ** 2
-        numbers, starts, counts = np.unique(images["group"], return_index=True, return_counts=True)
-        begins = images["t0_ns"][starts]
+        numbers, counts = np.unique(images["group"], return_counts=True)
         whole = self.alone and not self.final.get("lost")
         whole &= self.ended  # a session that is stopped has images of later groups, too
         if self.closed and self.alone and whole and (counts[:-1] < cells).any():
             yield f"groups {numbers[:-1][counts[:-1] < cells]} are not full, nor the last"
-        linger_ms = self.said["linger_ms"]
-        if self.closed or linger_ms is None:
-            return
-        for at in range(len(numbers) - 1):
-            early = begins[at + 1] < begins[at] + linger_ms * MS - TURN_NS
-            if whole and early and counts[at] < cells and numbers[at + 1] == numbers[at] + 1:
-                yield f"group {numbers[at]} is not full, and waits for less than {linger_ms} ms"
 
     def _losses(self) -> Iterator[str]:
         """Ranks that failed five times in a row get no more work; silent ones are waited for."""

@@ -175,7 +175,7 @@ class Laws:
         frozen_ns = kernel().here.frozen_ns
         if frozen_ns > kernel().now_ns - 3 * 10**9:
             return 1 << 62
-        return 2 * 10**9 + (self.most.linger_ns or 0)
+        return 2 * 10**9
 
     def _failed(self, task: Any) -> None:
         for image in images_of(task) if not task.spare else ():

@@ -109,7 +109,7 @@ def test_when_the_node_of_rank_0_vanishes_slurm_starts_the_job_again_on_others(
     script = cluster.folder / "again.sbatch"
     script.write_text(render("run_nodes", shape))
     shard = marked_shard(cluster.folder / "a.h5", IMAGES)
-    delays = ("--straggler", "lognormal", "--straggler-median-ms", "100")
+    delays = ("--straggler", "lognormal:100")
     given = {"CM_SHARDS": str(shard), "CM_SINGLE": "null", "CM_COLLAGE": "null"}
     job = cluster.submit(str(script), *delays, "--status-every-s", "0.5", **given)
     log = cluster.log("run_nodes", job)

@@ -37,10 +37,9 @@ ROWS = 270
 
 def lasting(seconds: float) -> tuple[str, ...]:
     """A run that is in the middle for so long: 30 groups of 9, held by injected delays."""
-    median_ms = str(seconds * 1000 / 30)
-    delays = ("--straggler", "lognormal", "--straggler-sigma", "0.05")
+    delays = ("--straggler", f"lognormal:{seconds * 1000 / 30}:0.05")
     often = ("--status-every-s", "0.5")
-    return ("--limit", str(ROWS), *delays, "--straggler-median-ms", median_ms, *often)
+    return ("--limit", str(ROWS), *delays, *often)
 
 
 PROGRAMS = Path(__file__).parent / "programs"
