@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding.vectors import KEYS, NO_SAVE, OUTPUTS, Extras
+from collage_mpi.encoding.vectors import KEYS, NO_SAVE, Extras
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.results.columns import (
     ADVICE,
@@ -83,10 +83,10 @@ def _kept_in(part: PartName, extras: Extras, only: str = "") -> Any:
     table = read_table(part.path, group=part.group)
     kept = {kept_name(each): each for each in table.schema if is_kept(each)}
     said = {name: flat_of_column(table[name]) for name in _COUNTED}
-    known = tuple(kept) if extras.save == OUTPUTS else extras.names
+    known = (*extras.names, *(tuple(kept)[len(extras.names) :] if extras.more else ()))
     if tuple(kept) != known or (not kept and said["answered"].any()):
         raise DataFault(f"{part.path}: has the columns {', '.join(kept) or 'none'}. {ADVICE}")
-    if odd := [each for each in kept.values() if not can_be_kept(each, bool(extras.names))]:
+    if odd := [each for n, each in kept.items() if not can_be_kept(each, n in extras.names)]:
         types = ", ".join(f"{each.name} of {each.type}" for each in odd)
         raise DataFault(f"{part.path}: has the columns {types}. {ADVICE}")
     names = [*_PLACE, only] if only in kept else [*KEYS, *kept]
