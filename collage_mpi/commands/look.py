@@ -375,6 +375,7 @@ class ExportArguments(Arguments):
 
 def export(args: ExportArguments) -> int:
     """Export the run, and print the file names, one a line. Returns 0."""
+    from collage_mpi.results.beside import Joined
     from collage_mpi.results.export import NameBook, export_run
     from collage_mpi.results.reader import open_run
     from collage_mpi.rows import IMAGES
@@ -388,8 +389,16 @@ def export(args: ExportArguments) -> int:
     names = NameBook(
         run.path, run.manifest, args.shards or None, id_column=args.id, columns=args.columns
     )
-    how = {"only_predictions": args.predictions, "raw": args.raw}
-    for path in export_run(run, args.to, args.out, names, **how):
+    files = export_run(
+        run,
+        args.to,
+        args.out,
+        names,
+        only_predictions=args.predictions,
+        raw=args.raw,
+        joined=Joined(names, run.path, run.manifest),
+    )
+    for path in files:
         say(str(path))
     for note in (*names.notes, *names.columns.notes(args.to)):
         print(printable(f"note: {note}"), file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
@@ -22,7 +22,8 @@ NORMS = {"imagenet": IMAGENET, "half": ((0.5,), (0.5,)), "none": ((0.0,), (1.0,)
 FUNCTION = "function"  # MODULE:FUNCTION, a network of the user's code
 BESIDE = "beside"  # beside:NAME=SPEC;NAME=SPEC, several networks that answer the same pictures
 MAP = "map:"  # before the MODULE:CLASS that is mapped beside a network
-NAME_TEXT = re.compile(r"[A-Za-z]\w{0,31}", re.ASCII)  # of a network beside others
+NAME_LENGTH = 32  # of a network beside others
+NAME_TEXT = re.compile(rf"[A-Za-z]\w{{0,{NAME_LENGTH - 1}}}", re.ASCII)
 PREFIXES = ("timm", "hf")
 ENDINGS = {
     ".onnx": "onnx",
@@ -94,14 +95,14 @@ def parts_of(spec: str) -> tuple[Part, ...]:
     """
     prefix, _, rest = spec.partition(":")
     if prefix != BESIDE:
-        return (Part("", spec),)
+        return (Part("", spec, bool(embeds(spec))),)
     found = []
     for each in rest.split(";"):
         name, _, own = each.partition("=")
         if not NAME_TEXT.fullmatch(name) or not own or own.startswith(f"{BESIDE}:"):
             raise UsageError(
-                f"{spec}: {each!r} names no network; needed: NAME=NETWORK, a name of at most 32 "
-                f"letters, digits and _, with ; between them: {BESIDE}:a=timm:resnet50;b=n.onnx"
+                f"{spec}: {each!r} names no network; needed: NAME=NETWORK, a name of at most "
+                f"{NAME_LENGTH} letters, digits and _, with ; between them: {BESIDE}:a=timm:resnet50;b=n.onnx"
             )
         maps = own.startswith(MAP) or bool(embeds(own))
         found.append(Part(name, own.removeprefix(MAP), maps))
@@ -109,6 +110,14 @@ def parts_of(spec: str) -> tuple[Part, ...]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"{spec}: two networks have the name {twice!r}; give each its own")
     return tuple(found)
+
+
+def part_of(name: str, spec: str) -> Part:
+    """A network by its name or "", as one of several is written. Raises as `parts_of`."""
+    if ";" in spec:
+        raise UsageError(f"{spec}: one of several networks cannot have ; in what names it")
+    (part,) = parts_of(f"{BESIDE}:{name or 'a'}={spec}")
+    return replace(part, name=name)
 
 
 def beside(parts: Iterable[Part]) -> str:

@@ -115,16 +115,18 @@ class KeptValues:
         self._last: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
     @cached_property
-    def empty(self) -> dict[str, np.ndarray]:
-        """Kept column -> (0, ...) of its dtype, and of objects if values vary in length; {} if no
-        image is answered."""
+    def empty(self) -> dict[str, tuple[np.ndarray, Any]]:
+        """Kept column -> (0, ...) of its dtype, and of objects if values vary in length, and its
+        Arrow type; {} if no image is answered."""
         import pyarrow as pa
 
         for part in self._parts:
             for schema in read_where_it_lies(part, lambda one: read_end(one.path)[0]):
                 if kept := [each for each in schema if is_kept(each)]:
-                    values = [pa.chunked_array([], each.type) for each in kept]
-                    return dict(zip(map(kept_name, kept), map(array_of, values), strict=True))
+                    return {
+                        kept_name(each): (array_of(pa.chunked_array([], each.type)), each.type)
+                        for each in kept
+                    }
         return {}
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
