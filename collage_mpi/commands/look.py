@@ -287,12 +287,14 @@ class VerifyArguments(Arguments):
 
 def verify(args: VerifyArguments) -> int:
     """Verify each run. Returns 4 if any run is damaged, else 6 if any is incomplete, else 0."""
+    from collage_mpi.results.beside import runs_beside
     from collage_mpi.results.verify import repair_run, verify_run
 
-    for path in args.runs if args.repair else ():
+    paths = [path for run in args.runs for path in (run, *runs_beside(run).values())]
+    for path in paths if args.repair else ():
         for line in repair_run(path):
             tell(f"repaired: {line}")
-    reports = [verify_run(path) for path in args.runs]
+    reports = [verify_run(path) for path in paths]
     if args.json:
         told = [{**asdict(each), "path": str(each.path), "ok": each.ok} for each in reports]
         print(json.dumps(told, indent=1))

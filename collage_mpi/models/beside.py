@@ -1,5 +1,5 @@
-"""Several networks that answer the same pictures, as one network. The first one's answer is that of
-the picture. What the others answer are further columns, whose names begin with the network's.
+"""Several networks that answer the same pictures, as one network. The first one's class is that of
+the picture. All else that the networks answer are further columns, whose names begin with theirs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from collage_mpi.models.info import (
 )
 from collage_mpi.models.named import Part, is_foreign, is_null, parts_of
 from collage_mpi.shards.pictures import split
+
+_CLASS = (KeptColumn("class", "<i4", ()), KeptColumn("score", "<f4", ()))
 
 
 class Beside:
@@ -50,8 +52,11 @@ class Beside:
         first = networks[0]
         self.kind, self.device, self.classes = first.kind, first.device, first.classes
         self.runtime = first.runtime  # and stays: none changes over to another one
-        others = zip(parts[1:], networks[1:], strict=True)
-        self.columns = (*first.columns, *(c for each in others for c in _columns(*each)))
+        self.columns = tuple(
+            replace(column, name=f"{part.name}_{column.name}")
+            for part, network in zip(parts, networks, strict=True)
+            for column in (*_CLASS * (network is not first and not part.maps), *network.columns)
+        )
         names = [column.name for column in self.columns]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"two networks give the column {twice!r}: --as gives other names")
@@ -84,31 +89,35 @@ class Beside:
 
         def finish() -> Answer:
             answers = [each.finish() for each in begun]
-            kept = dict(answers[0][1])
-            for part, answer in zip(self._parts[1:], answers[1:], strict=True):
-                kept |= {f"{part.name}_{name}": each for name, each in _told(part, answer).items()}
+            kept = {
+                f"{part.name}_{name}": values
+                for number, (part, answer) in enumerate(zip(self._parts, answers, strict=True))
+                for name, values in _told(part, answer, classifies=number > 0).items()
+            }
             return answers[0][0], kept
 
         return Computation(finish, lambda: all(each.done() for each in begun))
 
 
-def _columns(part: Part, network: Predictor) -> list[KeptColumn]:
-    """The columns of a network beside the first one."""
-    own = [] if part.maps else [KeptColumn("class", "<i4", ()), KeptColumn("score", "<f4", ())]
-    return [replace(each, name=f"{part.name}_{each.name}") for each in (*own, *network.columns)]
+def _told(part: Part, answer: Answer, *, classifies: bool) -> dict[str, np.ndarray]:
+    """What a network says of n pictures: (n, ...) by name.
 
+    Args:
+        part: the network.
+        answer: of it.
+        classifies: its classes are a column, unless it maps.
 
-def _told(part: Part, answer: Answer) -> dict[str, np.ndarray]:
-    """What a network beside the first one says of n pictures: (n, ...) by name. Raises DataFault if
-    it has no answer."""
+    Raises:
+        DataFault: it has no answer.
+    """
     scores, given = answer
-    if part.maps:
+    if part.maps or not classifies:
         return given
     found = [each for each in decode(scores[:, 0]) if each is not None]
     if len(found) < len(scores):
         raise DataFault(f"{part.spec}: no score is a finite number above 0")
     classes, best = zip(*found, strict=True)
-    return {"class": np.array(classes, np.int32), "score": np.array(best, np.float32)}
+    return {"class": np.array(classes, np.int32), "score": np.array(best, np.float32), **given}
 
 
 def load_beside(spec: str, kind: str, how: Loading) -> Beside:

@@ -101,8 +101,9 @@ def parts_of(spec: str) -> tuple[Part, ...]:
         name, _, own = each.partition("=")
         if not NAME_TEXT.fullmatch(name) or not own or own.startswith(f"{BESIDE}:"):
             raise UsageError(
-                f"{spec}: {each!r} names no network; needed: NAME=NETWORK, a name of at most "
-                f"{NAME_LENGTH} letters, digits and _, with ; between them: {BESIDE}:a=timm:resnet50;b=n.onnx"
+                f"{spec}: {each!r} names no network; needed: NAME=NETWORK, with a name of at most "
+                f"{NAME_LENGTH} letters, digits and _. Several have ; between them, such as "
+                f"{BESIDE}:a=timm:resnet50;b=n.onnx"
             )
         maps = own.startswith(MAP) or bool(embeds(own))
         found.append(Part(name, own.removeprefix(MAP), maps))

@@ -999,10 +999,10 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
             return
         if first.maps and not all(part.maps for part in more):
             raise UsageError(f"{self.single}: name a network that classifies first")
-        if encoded is not None or self.takes_threshold or self.agree is not None:
+        if encoded is not None or self.takes_threshold:
             raise UsageError(
                 f"{self.single}: several networks answer each picture, so none comes before "
-                f"another: scheme {self.scheme}, --agree, --first and --collage are for one network"
+                f"another: scheme {self.scheme} is for one network"
             )
         if self.top_k:
             raise UsageError(f"top_k is {self.top_k}, and is for one network: leave out --top-k")

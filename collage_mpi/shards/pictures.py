@@ -57,7 +57,8 @@ class PictureFit:
         channels: 3, or 1 for grey.
         filter: the resampling filter, one of FILTERS.
         beside: further fits of the same picture, for other networks. Their results lie below each
-            other, with black pixels to the right of those that are narrower than others.
+            other, with zeros to the right of those that are narrower than others, and behind the
+            first channel of grey ones.
     """
 
     px: int
@@ -80,11 +81,6 @@ class PictureFit:
             raise UsageError(f"resize to {self.resize_px} px; needed: {self.px} to {MAX_PX}")
         if self.resize_px is not None and self.mode != "crop":
             raise UsageError("a resize before the crop has no meaning with letterbox: leave it out")
-        if other := next((fit for fit in self.beside if fit.channels != self.channels), None):
-            raise UsageError(
-                f"networks beside each other need pictures of as many channels, and one takes "
-                f"{self.channels}, another {other.channels}: choose --channels"
-            )
 
     @property
     def each(self) -> tuple[PictureFit, ...]:
@@ -95,7 +91,7 @@ class PictureFit:
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the result."""
         sizes = [fit.px for fit in self.each]
-        return (sum(sizes), max(sizes), self.channels)
+        return (sum(sizes), max(sizes), max(fit.channels for fit in self.each))
 
     def text(self) -> str:
         """The fit as text, such as "crop 224 x 224 x 3"; `parse_fit` is the inverse."""
@@ -123,7 +119,7 @@ def split(pictures: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.nd
     """
     ends = accumulate(shape[0] for shape in shapes)
     return [
-        pictures[:, end - shape[0] : end, : shape[1]]
+        pictures[:, end - shape[0] : end, : shape[1], : shape[2]]
         for end, shape in zip(ends, shapes, strict=True)
     ]
 
@@ -198,7 +194,7 @@ def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.
                 upright = _upright(picture)
                 if not enlarge:
                     _refuse_small(upright.size, fit)
-                return _fitted(_plain(upright, fit.channels), fit)
+                return _fitted(upright, fit)
     except UnreadablePicture:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
@@ -214,7 +210,7 @@ def fit_pixels(image: np.ndarray, fit: PictureFit) -> np.ndarray:
     from PIL import Image
 
     plain = image[:, :, 0] if image.shape[2] == 1 else image
-    return _fitted(_plain(Image.fromarray(plain), fit.channels), fit)
+    return _fitted(Image.fromarray(plain), fit)
 
 
 def is_enlarged(data: bytes, fit: PictureFit) -> bool:
@@ -302,12 +298,13 @@ def _on_paper(picture: Picture) -> Picture:
 
 
 def _fitted(picture: Picture, fit: PictureFit) -> np.ndarray:
-    """uint8 of the fit's shape: the picture resized and cropped, or put between bars, in one pass
-    for each of its fits."""
+    """uint8 of the fit's shape: the picture in 8 bits, resized and cropped, or put between bars, in
+    one pass for each of its fits."""
     pixels = np.full(fit.shape, BARS, dtype=np.uint8)
     places = split(pixels[None], [one.shape for one in fit.each])
+    plain = {one.channels: _plain(picture, one.channels) for one in fit.each}
     for one, (place,) in zip(fit.each, places, strict=True):
-        _fit_one(picture, one, place)
+        _fit_one(plain[one.channels], one, place)
     return pixels
 
 
