@@ -284,7 +284,12 @@ def _runs_of(args: ClassifyArguments) -> list[Values]:
         elif alike and not part.name:
             asked.add(known[alike[0]][0])
         elif len(parts) == 1 and not part.name:
-            return [_settings(args)]  # another network than the run's, which the ranks refuse
+            first = parts_of(str(recorded[""][SINGLE]))[0].spec
+            raise UsageError(
+                f"{args.out}: its classes are of {first}, and {part.spec} is another network. "
+                f"--as NAME adds columns for it. To change the network, remove {args.run} or "
+                "choose another --out"
+            )
         elif own.name in known:
             raise UsageError(
                 f"{args.out}: its columns {own.name} are of {known[own.name][1]}, and {own.spec} "
@@ -333,6 +338,7 @@ def parts_named(names: Sequence[str], specs: Sequence[str]) -> tuple[Part, ...]:
             f"{counted(len(specs), 'network')} and {counted(len(names), 'name')} by --as: give one "
             "for each network, in their order, or none"
         )
+    specs = [with_shipped(spec) for spec in specs]
     if not names and len(specs) == 1:
         return (
             Part("", specs[0].removeprefix(MAP), bool(embeds(specs[0])) or MAP in specs[0][:4]),
