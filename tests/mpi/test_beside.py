@@ -44,7 +44,7 @@ NET, BOXES = "own.py:Net", "map:own.py:Boxes"
 
 
 def add(name: str, seed: int, white: bool = False) -> None:
-    coarse = np.random.default_rng(seed).integers(0, 2 + 20 * seed, (5, 7, 3), np.uint8)
+    coarse = np.random.default_rng(seed).integers(0, 2 + 20 * seed % 254, (5, 7, 3), np.uint8)
     pixels = coarse.repeat(10, 0).repeat(10, 1)
     path = Path("photos", name)
     path.parent.mkdir(parents=True, exist_ok=True)
