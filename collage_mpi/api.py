@@ -127,7 +127,9 @@ def map_batches(
 
     paths = [input] if isinstance(input, (str, Path)) else input
     given = {"shards": tuple(map(str, paths)), "out": str(out), **settings}
-    code = execute_map(MapArguments(function=spec_of(function), ranks=ranks, mpi=mpi, given=given))
+    code = execute_map(
+        MapArguments(function=(spec_of(function),), ranks=ranks, mpi=mpi, given=given)
+    )
     if code not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS, ExitCode.INCOMPLETE):
         raise EnvironmentFault(
             f"the job of {out} ended with exit code {code}; its messages above say why"

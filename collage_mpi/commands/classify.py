@@ -11,8 +11,11 @@ input, with ranks on this host. The arrays that it returns are stored once for e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +23,31 @@ from collage_mpi.commands.launch import LaunchArguments, check_and_launch
 from collage_mpi.commands.look import ExportArguments
 from collage_mpi.commands.parser import Command, MpiArguments
 from collage_mpi.commands.run import RunArguments, proof_of
-from collage_mpi.encoding.vectors import OUTPUTS, SCORES
+from collage_mpi.encoding.vectors import BESIDE, NO_SAVE, OUTPUTS, SCORES
 from collage_mpi.errors import ExitCode, UsageError
 from collage_mpi.kinds import COLLAGE, SINGLE
 from collage_mpi.models import describe
 from collage_mpi.models.info import INT8, Tuning, processor_facts
-from collage_mpi.models.named import BETWEEN, LENGTHS, OPTIONS, PREFIXES, read_spec
+from collage_mpi.models.named import (
+    BETWEEN,
+    LENGTHS,
+    MAP,
+    NAME_LENGTH,
+    OPTIONS,
+    PREFIXES,
+    Part,
+    beside,
+    embeds,
+    is_null,
+    part_of,
+    parts_of,
+    read_spec,
+)
 from collage_mpi.results import ROWS_FOLDER, has_run
 from collage_mpi.settings.flags import (
     Values,
     add_setting_flags,
+    changed,
     over_file,
     own_fields,
     switch,
@@ -97,7 +115,6 @@ class TableArguments(MpiArguments):
         "print the progress, how the batch was chosen, and the summary of the run",
         flag="-v --verbose",
     )
-    network: str
     out: Path
 
     @property
@@ -110,11 +127,23 @@ class TableArguments(MpiArguments):
 class ClassifyArguments(TableArguments):
     """The arguments of classify."""
 
-    network: str = setting(
+    network: tuple[str, ...] = setting(
         REQUIRED,
         "network that classifies the pictures: timm:NAME, hf:ID, FILE.onnx, FILE.pt2, FILE.ts, a "
-        ".safetensors file, or MODULE:FUNCTION",
+        ".safetensors file, or MODULE:FUNCTION. Of several, all answer each picture, which is read "
+        "and decoded once; map:FILE.py:CLASS adds what a class of yours returns "
+        "(docs/networks.md#several-networks)",
         metavar="W",
+        repeated=True,
+    )
+    as_: tuple[str, ...] = setting(
+        (),
+        "name of each --network, in their order. It begins the names of the columns of all but the "
+        "first network of a table",
+        unset="the network's own name",
+        metavar="NAME",
+        flag="--as",
+        repeated=True,
     )
     out: Path = setting(
         REQUIRED,
@@ -151,7 +180,8 @@ class ClassifyArguments(TableArguments):
 
     @property
     def spec(self) -> str:
-        """The network, with the labels that it compares pictures with."""
+        """The only network, with the labels that it compares pictures with."""
+        network = self.network[0]
         words = [word.strip() for word in self.labels.split(",")] if self.labels else []
         if self.labels and (
             len(set(words)) < len(words) or len(words) < 2 or "" in words or BETWEEN in self.labels
@@ -160,12 +190,25 @@ class ClassifyArguments(TableArguments):
                 f"--labels {self.labels!r}: needed are two or more different labels with commas "
                 f'between them, without {BETWEEN}: --labels "ship, plane"'
             )
-        named = read_spec(self.network)
+        named = read_spec(network)
         if words and (named is None or "labels" not in OPTIONS.get(named.library, ())):
             raise UsageError(
-                f"--labels needs a network with a text side, hf:ID, and {self.network} has none"
+                f"--labels needs a network with a text side, hf:ID, and {network} has none"
             )
-        return f"{self.network},labels={BETWEEN.join(words)}" if words else self.network
+        return f"{network},labels={BETWEEN.join(words)}" if words else network
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The networks, with the names that --as gives them, or "".
+
+        Raises:
+            UsageError: as `parts_named`; or other arguments are for one network.
+        """
+        one = {"--labels": self.labels, "--agree": self.agree, "--recall": self.recall}
+        several = len(self.network) > 1 or bool(self.as_)
+        if several and (given := [flag for flag, value in one.items() if value]):
+            raise UsageError(f"{given[0]} is for one network without --as: leave out the others")
+        return parts_named(self.as_, self.network if several else (self.spec,))
 
 
 def execute(args: ClassifyArguments) -> int:
@@ -177,17 +220,151 @@ def execute(args: ClassifyArguments) -> int:
     if args.first and args.agree is None and not args.recall:
         raise UsageError("--first names what answers before the network: add --agree 0.995")
     _check_columns(args)
-    code = _yes_or_no(args) if args.recall else updated(args.run, lambda: launched(args))
+    code = _yes_or_no(args) if args.parts and args.recall else _classified(args)
     if not _done(args, code, "classes"):
         return code
     if not args.recall:
         manifest = _export(args)
         say(f"classes in {args.out}; {proof_of(args.run)}")
-        if args.agree is None and (hint := agree_hint(manifest, processor_facts())):
+        if (
+            args.agree is None
+            and not args.parts[1:]
+            and (hint := agree_hint(manifest, processor_facts()))
+        ):
             say(hint)
     if code == ExitCode.COMPLETE_WITH_ERRORS:
         say(f"pictures without a class {WHY_NONE}")
     return code
+
+
+def _classified(args: ClassifyArguments) -> int:
+    """Start, continue or update the runs of the table; the worst of their exit codes."""
+    code = int(ExitCode.COMPLETE)
+    for values in _runs_of(args):
+        launch = partial(launched, args, values, *update_words(args))
+        found = updated(Path(values["out"]), launch)
+        if found not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
+            return found
+        code = max(code, found)
+    return code
+
+
+def _runs_of(args: ClassifyArguments) -> list[Values]:
+    """The settings of each run of the table: of those that are there, and of one for the networks
+    that are new.
+
+    Raises:
+        UsageError: the table has another network of a name, or two new ones have the same.
+    """
+    from collage_mpi.results.beside import FOLDER, runs_beside
+    from collage_mpi.results.manifest import compose, recorded_settings
+
+    parts = args.parts
+    if not has_run(args.run):
+        if parts[0].maps:
+            raise UsageError(
+                f"--network {args.network[0]}: a table begins with a network that classifies: name "
+                "one first, or type collage-mpi map or embed"
+            )
+        named = bool(args.as_ or parts[1:])
+        return [_settings_of(args, with_own_names(parts) if named else parts)]
+    places = {"": args.run, **runs_beside(args.run)}
+    recorded = {place: recorded_settings(compose(path)) for place, path in places.items()}
+    known = {
+        part.name or place: (place, part.spec)
+        for place, settings in recorded.items()
+        for part in parts_of(str(settings[SINGLE]))
+    }
+    asked, new = set[str](), list[Part]()
+    for part in parts:
+        alike = [name for name, (_, spec) in known.items() if spec == part.spec]
+        own = with_own_names([part])[0]
+        if part.name in alike or ("" in alike and part.name not in known):
+            asked.add(known[part.name if part.name in alike else ""][0])
+        elif alike and not part.name:
+            asked.add(known[alike[0]][0])
+        elif len(parts) == 1 and not part.name:
+            first = parts_of(str(recorded[""][SINGLE]))[0].spec
+            raise UsageError(
+                f"{args.out}: its classes are of {first}, and {part.spec} is another network. "
+                f"--as NAME adds columns for it. To change the network, remove {args.run} or "
+                "choose another --out"
+            )
+        elif own.name in known:
+            raise UsageError(
+                f"{args.out}: its columns {own.name} are of {known[own.name][1]}, and {own.spec} "
+                f"is another network. Give it a name of its own: --as {own.name}2"
+            )
+        else:
+            new.append(own)
+    runs = []
+    for place, path in places.items():
+        if place in asked:
+            saves = recorded[place].get("save")
+            there = parts_of(str(recorded[place][SINGLE]))
+            values = _settings_of(
+                args, [replace(p, maps=p.maps or saves == OUTPUTS) for p in there]
+            )
+        else:
+            values = changed(RunSettings.from_mapping(recorded[place]))
+            values |= {"singles": _ranks(args)} if "singles" in values else {}
+        runs.append({**values, "shards": [str(args.pictures)], "out": str(path)})
+    if new:
+        new.sort(key=lambda part: part.maps)  # the first one classifies, if any does
+        with_own_names(new)
+        values = _settings_of(args, new if new[1:] else [replace(new[0], name="")])
+        runs.append({**values, "out": str(args.run / FOLDER / new[0].name)})
+    return runs
+
+
+def _settings_of(args: ClassifyArguments, parts: Sequence[Part]) -> Values:
+    """The settings of a run of these networks; the only one may have no name."""
+    if args.parts == (*parts,) and not parts[0].name:
+        return _settings(args)
+    spec = beside(parts) if parts[0].name else parts[0].spec
+    values = {**_common(args), "scheme": "none", SINGLE: spec, "singles": _ranks(args)}
+    save = OUTPUTS if parts[0].maps else BESIDE if parts[1:] else NO_SAVE
+    return values | ({} if save == NO_SAVE else {"save": save})
+
+
+def parts_named(names: Sequence[str], specs: Sequence[str]) -> tuple[Part, ...]:
+    """Networks, with the names of --as, or without names.
+
+    Raises:
+        UsageError: there are not as many names, or a name is no word, or a network has none.
+    """
+    if names and len(names) != len(specs):
+        raise UsageError(
+            f"{counted(len(specs), 'network')} and {counted(len(names), 'name')} by --as: give one "
+            "for each network, in their order, or none"
+        )
+    specs = [with_shipped(spec) for spec in specs]
+    if not names and len(specs) == 1:
+        return (
+            Part("", specs[0].removeprefix(MAP), bool(embeds(specs[0])) or MAP in specs[0][:4]),
+        )
+    return tuple(
+        part_of(name, spec) for name, spec in zip(names or [""] * len(specs), specs, strict=True)
+    )
+
+
+def with_own_names(parts: Sequence[Part]) -> list[Part]:
+    """Networks, of which those without a name have got the last word of what names them.
+
+    Raises:
+        UsageError: two have the same name.
+    """
+    found = [part if part.name else replace(part, name=_own_name(part.spec)) for part in parts]
+    counts = Counter(part.name.lower() for part in found)
+    if twice := next((name for name, count in counts.items() if count > 1), None):
+        raise UsageError(f"two networks have the name {twice}: give each its own with --as NAME")
+    return found
+
+
+def _own_name(spec: str) -> str:
+    word = "null" if is_null(spec) else re.split(r"[:/]", spec.partition(",")[0])[-1]
+    name = re.sub(r"\W+", "_", word.partition(".")[0], flags=re.ASCII).strip("_")
+    return (name if name[:1].isalpha() else f"n{name}")[:NAME_LENGTH]
 
 
 def _done(args: TableArguments, code: int, what: str) -> bool:
@@ -211,15 +388,14 @@ def updated(run: Path, launch: Callable[[], int]) -> int:
     )
 
 
-def launched(args: ClassifyArguments, values: Values | None = None) -> int:
-    """Start a run, or go on with it; returns its exit code. Without `values` it is updated."""
-    how = update_words(args) if values is None else ()
-    values = _settings(args) if values is None else values
+def launched(args: ClassifyArguments, values: Values, *how: str) -> int:
+    """Start a run with these settings, or go on with it; returns its exit code. `how`: further
+    flags of it."""
     # What kept its scores decided what was asked afterwards, so these must not change.
-    retry = args.retry_errors and "save" not in values
+    retry = args.retry_errors and values.get("save") != SCORES
     words = run_words(values, *how, retry_errors=retry, verbose=args.verbose)
     # In a cascade every rank but rank 0 holds all networks.
-    ranks = None if args.agree is None else 1 + _ranks(args)
+    ranks = None if values.get("agree") is None else 1 + _ranks(args)
     return check_and_launch(LaunchArguments(words=words, mpi=args.mpi, ranks=ranks))
 
 
@@ -237,7 +413,7 @@ def _yes_or_no(args: ClassifyArguments) -> int:
         raise UsageError(f"{args.run} has a run without --recall: choose another --out")
     known = describe(with_shipped(args.spec), SINGLE, args.trust_network)
     if known is not None and known.class_names and not args.class_names_file:
-        question.numbers(known.class_names, args.network)  # otherwise the first run tells
+        question.numbers(known.class_names, args.network[0])  # otherwise the first run tells
     first, exact = cheap_settings(args, "--recall")
     first["save"] = SCORES
     images = input_images(args.pictures)
@@ -270,7 +446,7 @@ def cheap_settings(args: ClassifyArguments, asker: str) -> tuple[Values, Values]
     usual = Tuning(precision=args.precision, runtime=args.runtime)
     if (stage.network, stage.px) == (network, None) and stage.tuning(usual).like(usual):
         raise UsageError(
-            f"{asker} asks {args.network} in {usual.dtype} first, which is the network itself: "
+            f"{asker} asks {network} in {usual.dtype} first, which is the network itself: "
             "name a cheaper one with --first"
         )
     own = {"image_px": stage.px, "precision": stage.precision, "runtime": stage.runtime}
@@ -291,7 +467,7 @@ def input_images(pictures: Path) -> int:
 
 
 def _settings(args: ClassifyArguments) -> Values:
-    """The settings of the run, without those that follow from others."""
+    """The settings of a run of one network, without those that follow from others."""
     values = {"scheme": "none", **_common(args), "single": args.spec}
     return values | ({"singles": _ranks(args)} if args.agree is None else {"scheme": "cascade"})
 
@@ -397,12 +573,15 @@ def agree_hint(manifest: Mapping[str, Any], processor: Mapping[str, str]) -> str
 
 def _export(args: TableArguments) -> Mapping[str, Any]:
     """Write --out; the manifest of the run."""
+    from collage_mpi.results.beside import Joined
     from collage_mpi.results.export import NameBook, export_run
     from collage_mpi.results.reader import open_run
 
     run = open_run(args.run)
     names = NameBook(run.path, run.manifest, id_column=args.id, columns=args.columns)
-    (path,) = export_run(run, args.out.suffix[1:], names=names, only_predictions=True)
+    joined = Joined(names, run.path, run.manifest)
+    to = args.out.suffix[1:]
+    (path,) = export_run(run, to, names=names, only_predictions=True, joined=joined)
     with writing(args.out):
         os.replace(path, args.out)
     for note in (*names.notes, *names.columns.notes(args.out.suffix[1:])):
@@ -481,13 +660,18 @@ ITS_OWN = ("single", "save", "top_k", "singles")  # settings of `run` that map s
 class MapArguments(MpiArguments):
     """The arguments of map, in addition to the settings of `run`."""
 
-    function: str = setting(
+    function: tuple[str, ...] = setting(
         REQUIRED,
         "class to run, FILE.py:CLASS or MODULE:CLASS, with __init__(device) and __call__(batch). "
         "A batch has n images; the call returns a dict of arrays with n items each "
-        "(docs/inputs.md)",
+        "(docs/inputs.md). Of several, all get each image, which is read and decoded once",
         metavar="CLASS",
         positional=True,
+    )
+    as_: tuple[str, ...] = same(
+        ClassifyArguments,
+        "as_",
+        help="name of each of several classes, in their order. It begins the names of its columns",
     )
     ranks: int | None = same(ClassifyArguments, "ranks")
     touched: str = same(RunArguments, "touched")
@@ -507,10 +691,13 @@ def execute_map(args: MapArguments) -> int:
         raise UsageError(f"map sets {', '.join(theirs)} itself: leave them out, and use --ranks")
     if given.get("agree") is not None:
         raise UsageError("--agree is a promise about classes, and map gives none: leave it out")
-    check_mapped(args.function)
+    parts = parts_named(args.as_, [f"{MAP * (not embeds(each))}{each}" for each in args.function])
+    for part in parts:
+        check_mapped(part.spec)
+    spec = beside(with_own_names(parts)) if args.as_ or parts[1:] else parts[0].spec
     singles = ranks_here("map", args.ranks, given.get("device", "auto"))
     values = {"scheme": "none", "batch": None, **given}
-    values |= {"single": args.function, "save": OUTPUTS, "singles": singles}
+    values |= {"single": spec, "save": OUTPUTS, "singles": singles}
     how = () if {"limit", "only"} & given.keys() else update_words(args)
     words = run_words(values, *how, retry_errors=args.retry_errors, verbose=args.verbose)
     out = Path(values["out"])

@@ -40,7 +40,7 @@ class CountArguments(MpiArguments):
         (), "count only these classes, with narrower intervals", metavar="CLASS", flag="--class"
     )
     json: bool = switch("print the table as JSON")
-    network: str | None = same(ClassifyArguments, "network", default=None)
+    network: str | None = same(ClassifyArguments, "network", default=None, repeated=False)
     within: float | None = setting(
         None,
         "ask the network for pictures until each class's share is known to this, such as 0.01 for "
@@ -93,7 +93,7 @@ def execute(args: CountArguments) -> int:
 
     shared = {each.name for each in own_fields(CountArguments)}
     shared &= {each.name for each in own_fields(ClassifyArguments)}
-    own = {name: getattr(args, name) for name in shared}
+    own = {**{name: getattr(args, name) for name in shared}, "network": (args.network,)}
     job_args = ClassifyArguments(pictures=args.what, **own)
     first, exact = cheap_settings(job_args, "count")
     info = describe(with_shipped(args.network), SINGLE, args.trust_network)

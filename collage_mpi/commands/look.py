@@ -286,12 +286,14 @@ class VerifyArguments(Arguments):
 
 def verify(args: VerifyArguments) -> int:
     """Verify each run. Returns 4 if any run is damaged, else 6 if any is incomplete, else 0."""
+    from collage_mpi.results.beside import runs_beside
     from collage_mpi.results.verify import repair_run, verify_run
 
-    for path in args.runs if args.repair else ():
+    paths = [path for run in args.runs for path in (run, *runs_beside(run).values())]
+    for path in paths if args.repair else ():
         for line in repair_run(path):
             tell(f"repaired: {line}")
-    reports = [verify_run(path) for path in args.runs]
+    reports = [verify_run(path) for path in paths]
     if args.json:
         told = [{**asdict(each), "path": str(each.path), "ok": each.ok} for each in reports]
         print(json.dumps(told, indent=1))
@@ -374,6 +376,7 @@ class ExportArguments(Arguments):
 
 def export(args: ExportArguments) -> int:
     """Export the run, and print the file names, one a line. Returns 0."""
+    from collage_mpi.results.beside import Joined
     from collage_mpi.results.export import NameBook, export_run
     from collage_mpi.results.reader import open_run
     from collage_mpi.rows import IMAGES
@@ -387,8 +390,16 @@ def export(args: ExportArguments) -> int:
     names = NameBook(
         run.path, run.manifest, args.shards or None, id_column=args.id, columns=args.columns
     )
-    how = {"only_predictions": args.predictions, "raw": args.raw}
-    for path in export_run(run, args.to, args.out, names, **how):
+    files = export_run(
+        run,
+        args.to,
+        args.out,
+        names,
+        only_predictions=args.predictions,
+        raw=args.raw,
+        joined=Joined(names, run.path, run.manifest),
+    )
+    for path in files:
         say(str(path))
     for note in (*names.notes, *names.columns.notes(args.to)):
         print(printable(f"note: {note}"), file=sys.stderr)

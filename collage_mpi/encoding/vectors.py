@@ -20,9 +20,9 @@ from collage_mpi.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-SCORES, EMBEDDINGS, OUTPUTS = "scores", "embeddings", "outputs"
+SCORES, EMBEDDINGS, OUTPUTS, BESIDE = "scores", "embeddings", "outputs", "beside"
 NO_SAVE = "none"
-SAVES = (NO_SAVE, SCORES, EMBEDDINGS, OUTPUTS)
+SAVES = (NO_SAVE, SCORES, EMBEDDINGS, OUTPUTS, BESIDE)
 KEYS = ("fingerprint", "shard", "row", "session")  # further columns of the files
 TAKEN = (*KEYS, "id", "answered")  # names that a kept column must not have
 MOST_BYTES = 64 << 20  # of an image's record, and of those of a batch that `--batch auto` chooses
@@ -195,8 +195,8 @@ class Extras:
 
     Attributes:
         top_k: number of best classes to keep, with their scores; None for none.
-        save: one of SAVES: the scores of all classes, the embedding, or the outputs of a user's
-            function.
+        save: one of SAVES: the scores of all classes, the embedding, the outputs of a user's
+            function, or the answers of the networks beside the first one.
     """
 
     top_k: int | None
@@ -211,8 +211,13 @@ class Extras:
         return self.save != OUTPUTS
 
     @property
+    def more(self) -> bool:
+        """Whether there are further columns, which only the network knows."""
+        return self.save in (OUTPUTS, BESIDE)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The names of the columns, in order; () if only the network knows them."""
+        """The names of the columns, in order; those that only the network knows follow them."""
         top = ("top_classes", "top_scores") if self.top_k else ()
         saved = {SCORES: ("scores",), EMBEDDINGS: ("embedding",)}
         return (*top, *saved.get(self.save, ()))
@@ -232,7 +237,8 @@ class Extras:
             *given,
         ]
         by_name = {column.name: column for column in known}
-        return tuple(by_name[name] for name in self.names or [each.name for each in given])
+        more = [each.name for each in given if self.more]
+        return tuple(by_name[name] for name in (*self.names, *more))
 
     def pack(
         self,

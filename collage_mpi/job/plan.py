@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from collage_mpi.models import describe
 from collage_mpi.models.architecture import AcceptSpec
 from collage_mpi.models.asking import Described, ask
 from collage_mpi.models.info import Geometry, NetworkInfo, agreed_names, check_fit, check_items
-from collage_mpi.models.named import PREFIXES, is_foreign, is_function, read_spec
+from collage_mpi.models.named import PREFIXES, Part, is_foreign, is_function, parts_of, read_spec
 from collage_mpi.models.null import NULL_CLASSES
 from collage_mpi.models.runtimes import candidates
 from collage_mpi.models.weights import read_tensors
@@ -56,7 +56,7 @@ from collage_mpi.shards.order import (
     ranges_of,
     read_numbers,
 )
-from collage_mpi.shards.pictures import is_enlarged, parse_fit
+from collage_mpi.shards.pictures import PictureFit, beside, is_enlarged, parse_fit
 from collage_mpi.shards.reader import as_before, lists_before, saved
 from collage_mpi.shards.remote import url_of
 from collage_mpi.shards.schema import CHANNELS, ShardInfo, read_class_names
@@ -88,6 +88,8 @@ class Plan:
     asked: RunSettings | None = None  # the settings before `accept auto` was resolved; or None
     by_file: AcceptSpec | None = None  # the threshold that `accept auto` took from a weights file
     first: int = 0  # position in the run of the first image of the order
+    # Name of each network beside the first one that classifies -> names of its classes, or ().
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def promises(self) -> bool:
@@ -104,7 +106,13 @@ class Plan:
     def geometry(self) -> Geometry:
         """The shapes that a network without a weights file is told."""
         shards, grid = self.shards, self.grid
-        return Geometry(shards.shape, grid.side, grid.cell_px, self.classes, shards.dtype)
+        told = Geometry(shards.shape, grid.side, grid.cell_px, self.classes, shards.dtype)
+        fit = parse_fit(shards.fit) if shards.fit else None
+        return (
+            replace(told, beside=tuple(one.shape for one in fit.each))
+            if fit and fit.beside
+            else told
+        )
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -148,7 +156,9 @@ class Plan:
         """Kind -> network spec, for the kinds that the scheme uses."""
         settings = self.settings
         used = {kind for held in self.placement.kinds for kind in held}
-        return {kind: settings.network(kind) for kind in KINDS if kind in used}
+        specs = {kind: settings.network(kind) for kind in KINDS if kind in used}
+        parts = {kind: parts_of(spec) for kind, spec in specs.items()}
+        return {kind: parts[kind][0].spec if not parts[kind][1:] else specs[kind] for kind in specs}
 
 
 @dataclass
@@ -313,38 +323,56 @@ def read_as(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> ReadA
         UsageError, EnvironmentFault, DataFault: the class names, or a network given by its name,
             cannot be read.
     """
-    known, resize_px, by = [*networks.values()], None, None
-    paths = expand_paths(settings.shards)
+    asked: dict[str, Described] = {}
+    paths, exact = expand_paths(settings.shards), [*settings.parts]
+    if settings.stages:  # a stage may get fewer pixels
+        exact = [SINGLE]
     if any(source_of(path)[0].name not in HDF5 for path in paths):
         shape = settings.picture_shape()
         cell_px = settings.cell_px or shape[0]
-        exact = [SINGLE] if settings.stages else KINDS  # a stage may get fewer pixels
-        known = [each for kind, each in networks.items() if kind in exact]
-        asked = _ask_named(settings, Geometry(shape, settings.side, cell_px, None), kinds=exact)
-        known += [each.info for each in asked.values()]
-        told = next((each for each in asked.values() if each.resize_px), None)
+        asked = _ask_named(settings, Geometry(shape, settings.side, cell_px, None), titles=exact)
+    known = {title: networks[title] for title in exact if title in networks}
+    known |= {title: each.info for title, each in asked.items()}
+    fits, names = [], None
+    for alike in _alike(settings):
+        infos = [info for title, info in known.items() if title in alike]
+        shapes = [one.image_shape for one in infos if one.image_shape]
+        images = next((shape for shape in shapes if shape[2] in CHANNELS), None)  # else no pictures
+        told = next(
+            (asked[title] for title in alike if title in asked and asked[title].resize_px), None
+        )
         resize_px, by = (told.resize_px, told.filter) if told else (None, None)
-    shapes = [one.image_shape for one in known if one.image_shape]
-    images = next((shape for shape in shapes if shape[2] in CHANNELS), None)  # else no pictures
-    names = next((one.class_names for one in known if one.class_names), None)
+        usual = bool(_unsaid(settings, networks, alike))
+        fits.append(settings.picture_fit(images, resize_px, by, usual=usual))
+        if len(fits) == 1:
+            names = next((one.class_names for one in infos if one.class_names), None)
     if settings.class_names_file is not None:
         names = read_class_names(Path(settings.class_names_file))
-    fit = settings.picture_fit(images, resize_px, by, usual=bool(_unsaid(settings, networks)))
-    return ReadAs(fit, names, settings.input_labels == "auto", pictures=False)
+    return ReadAs(beside(fits), names, settings.input_labels == "auto", pictures=False)
 
 
-def _unsaid(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> list[str]:
+def _alike(settings: RunSettings) -> list[list[str]]:
+    """The titles of the networks that get pictures of the same fit; see `RunSettings.parts`. Each
+    network beside the first one has its own."""
+    titles = [*settings.parts]
+    return [[t for t in titles if t in KINDS], *([t] for t in titles if t not in KINDS)]
+
+
+def _unsaid(settings: RunSettings, networks: Collection[str], alike: Sequence[str]) -> list[str]:
     """The networks, if none of them says how pictures are resized: files of other programs, and
     the user's own code unless it is mapped. [] if a network says it, or was trained on shards.
 
     Args:
         settings: of the run.
-        networks: those with a weights file of this package.
+        networks: titles of those with a weights file of this package.
+        alike: titles of networks that get pictures of the same fit.
     """
-    specs = [settings.network(kind) for kind in KINDS if settings.uses(kind)]
-    named = [named for named in map(read_spec, specs) if named is not None]
-    says = networks or any(each.library in PREFIXES for each in named)
-    return [] if says or not settings.extras.classifies else [each.spec for each in named]
+    parts = [part for title, (_, part) in settings.parts.items() if title in alike]
+    named = [named for named in (read_spec(part.spec) for part in parts) if named is not None]
+    says = any(title in networks for title in alike)
+    says |= any(each.library in PREFIXES for each in named)
+    maps = not settings.extras.classifies or any(part.maps for part in parts)
+    return [] if says or maps else [each.spec for each in named]
 
 
 def _tell_of_usual_resize(
@@ -352,15 +380,29 @@ def _tell_of_usual_resize(
 ) -> None:
     """Tell the user how pictures are resized if neither the user nor a network says it."""
     fits = [parse_fit(info.fit) for info in shards.infos if info.fit]
-    unsaid = _unsaid(settings, networks) if settings.resize_px is None else []
-    if unsaid and fits and fits[0].resize_px is not None:
-        px, short = fits[0].px, fits[0].resize_px
-        tell(
-            f"{unsaid[0]} does not say how pictures are resized: the shorter edge becomes "
-            f"{short} px and the middle {px} x {px} px are kept, as is usual for ImageNet. "
-            f"--resize-px {px} keeps the whole shorter edge",
-            logging.INFO,
-        )
+    groups = _alike(settings) if fits and settings.resize_px is None else []
+    for alike, fit in zip(groups, _each(fits[0], len(groups)) if groups else (), strict=True):
+        unsaid = _unsaid(settings, networks, alike)
+        if unsaid and fit.resize_px is not None:
+            tell(
+                f"{unsaid[0]} does not say how pictures are resized: the shorter edge becomes "
+                f"{fit.resize_px} px and the middle {fit.px} x {fit.px} px are kept, as is usual "
+                f"for ImageNet. --resize-px {fit.px} keeps the whole shorter edge",
+                logging.INFO,
+            )
+
+
+def _each(fit: PictureFit, networks: int) -> Sequence[PictureFit]:
+    """The fit of each network, of several beside each other."""
+    return fit.each if fit.beside else [fit] * networks
+
+
+def _shapes(settings: RunSettings, shards: ShardSet) -> list[tuple[list[str], tuple[int, ...]]]:
+    """The titles of networks that get items of the same shape, and this shape."""
+    groups = _alike(settings)
+    fits = _each(parse_fit(shards.fit), len(groups)) if shards.fit else ()
+    shapes = [tuple(fit.shape) for fit in fits] or [shards.shape] * len(groups)
+    return [*zip(groups, shapes, strict=True)]
 
 
 def _fitted(
@@ -376,14 +418,22 @@ def _fitted(
     cell_px = (settings.cell_px if collage is None else collage.cell_px) or height
     geometry = Geometry(shards.shape, settings.side, cell_px, None, shards.dtype)
     functions = not shards.infos[0].is_picture and settings.extras.classifies
-    asked = _ask_named(settings, geometry, functions)
-    networks = {**networks, **{kind: each.info for kind, each in asked.items()}}
+    shapes = {title: shape for titles, shape in _shapes(settings, shards) for title in titles}
+    asked = _ask_named(settings, geometry, functions, shapes=shapes)
+    networks = {**networks, **{title: each.info for title, each in asked.items()}}
     small = _check_px(settings, shards, networks)
-    whole = [info for kind, info in networks.items() if kind not in small]
-    check_items(whole, shards.dtype, shards.shape, shards.infos[0].conversion)
+    shape = next(iter(shapes.values()))
+    whole = [info for title, info in networks.items() if title in KINDS and title not in small]
+    check_items(whole, shards.dtype, shape, shards.infos[0].conversion)
     single, collage = networks.get(SINGLE), networks.get(COLLAGE)
     told = settings.shards, settings.side, settings.cell_px
-    names = check_fit(whole, shards.shape, shards.class_names, *told)
+    names = check_fit(whole, shape, shards.class_names, *told)
+    others: dict[str, tuple[str, ...]] = {}
+    for title, (_, part) in _beside(settings):
+        own = [networks[title]] if title in networks else []
+        check_items(own, shards.dtype, shapes[title], shards.infos[0].conversion)
+        found = check_fit(own, shapes[title], None, settings.shards)
+        others |= {} if part.maps else {part.name: found or ()}
     for kind, px in small.items():
         info, size = networks.get(kind), geometry.at_px(px).image_shape
         names = check_fit([info], size, names) or names
@@ -412,7 +462,7 @@ def _fitted(
     judged = networks.get(settings.judged)
     by_file = judged.accept if judged is not None and changed else None
     facts = known, shards, order, grid, placement, names, classes
-    return Plan(*facts, asked=settings, by_file=by_file)
+    return Plan(*facts, asked=settings, by_file=by_file, beside=others)
 
 
 def check_without_images(settings: RunSettings, world_size: int) -> dict[str, NetworkInfo]:
@@ -424,8 +474,8 @@ def check_without_images(settings: RunSettings, world_size: int) -> dict[str, Ne
     make_delays(settings)  # reads the trace, so that a bad one is found here
     settings.check_slow_ranks(world_size)
     networks = _networks(settings)
-    for kind in filter(settings.uses, KINDS):
-        candidates(settings.network(kind), settings.tuning(kind))
+    for kind, part in settings.parts.values():
+        candidates(part.spec, settings.tuning(kind))
     _check_names(settings, networks)
     return networks
 
@@ -434,23 +484,29 @@ def _check_names(settings: RunSettings, networks: Mapping[str, NetworkInfo]) -> 
     """Check the class names that are known without images, and `top_k`, against each other."""
     path = settings.class_names_file
     given = None if path is None else read_class_names(Path(path))
-    theirs = ((f"the {kind} network", info.class_names) for kind, info in networks.items())
+    own = {kind: info for kind, info in networks.items() if kind in KINDS}
+    theirs = ((f"the {kind} network", info.class_names) for kind, info in own.items())
     names = agreed_names([(f"--class-names-file {path}", given), *theirs])
     check_top_k(settings, None if names is None else len(names))
 
 
 def _networks(settings: RunSettings) -> dict[str, NetworkInfo]:
-    """The facts of the networks that the scheme needs, by kind, without null networks.
+    """The facts of the networks that the scheme needs, by title, without null networks.
 
     Raises:
         UsageError, DataFault: as in `describe`.
     """
-    used = [kind for kind in KINDS if settings.uses(kind)]
     trusted = settings.trust_network
     described = {
-        kind: describe(settings.network(kind), KIND[kind].network, trusted) for kind in used
+        title: describe(part.spec, KIND[kind].network, trusted)
+        for title, (kind, part) in settings.parts.items()
     }
-    return {kind: info for kind, info in described.items() if info is not None}
+    return {title: info for title, info in described.items() if info is not None}
+
+
+def _beside(settings: RunSettings) -> list[tuple[str, tuple[str, Part]]]:
+    """The networks beside the first one; see `RunSettings.parts`."""
+    return [each for each in settings.parts.items() if each[0] not in KINDS]
 
 
 def _named_by_file(path: Path, shards: ShardSet, names: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -488,18 +544,25 @@ def _ask_named(
     settings: RunSettings,
     geometry: Geometry,
     functions: bool = False,
-    kinds: Sequence[str] = KINDS,
+    titles: Collection[str] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Described]:
-    """The facts of networks of other libraries, by kind; see `asking.ask`.
+    """The facts of networks of other libraries, by title; see `asking.ask`.
 
-    With `functions`, networks made by the user's own code are included.
+    With `functions`, networks made by the user's own code are included, but none that is mapped.
     """
-    specs = {kind: settings.network(kind) for kind in kinds if settings.uses(kind)}
     px = {stage.kind: stage.px for stage in settings.stages}
+    own = {title: replace(geometry, image_shape=shape) for title, shape in (shapes or {}).items()}
     return {
-        kind: ask(spec, KIND[kind].network, geometry.at_px(px.get(kind)), settings.trust_network)
-        for kind, spec in specs.items()
-        if is_foreign(spec) and (functions or not is_function(spec))
+        title: ask(
+            part.spec,
+            KIND[kind].network,
+            own.get(title, geometry).at_px(px.get(kind)),
+            settings.trust_network,
+        )
+        for title, (kind, part) in settings.parts.items()
+        if titles is None or title in titles
+        if is_foreign(part.spec) and ((functions and not part.maps) or not is_function(part.spec))
     }
 
 
@@ -540,6 +603,7 @@ def _count_classes(
     Raises:
         DataFault: the numbers differ, or a label is too large.
     """
+    asked = {kind: each for kind, each in asked.items() if kind in KINDS}
     told = {f"{kind} network {each.info.origin}": each.classes for kind, each in asked.items()}
     told = {"the class names": len(names), **told} if names else told
     if not told:
@@ -568,8 +632,8 @@ def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry
     Raises:
         UsageError: the number is needed, and the function does not give it.
     """
-    used = [kind for kind in KINDS if settings.uses(kind)]
-    functions = [kind for kind in used if is_function(settings.network(kind))]
+    specs = {kind: part.spec for title, (kind, part) in settings.parts.items() if title in KINDS}
+    functions = [kind for kind, spec in specs.items() if is_function(spec)]
     highest = shards.highest_label()
     if not functions or highest is not None:
         return NULL_CLASSES if highest is None or not functions else highest + 1
@@ -577,7 +641,7 @@ def _unnamed_classes(settings: RunSettings, shards: ShardSet, geometry: Geometry
         return None
     try:
         first = functions[0]
-        return ask(settings.network(first), KIND[first].network, geometry).classes
+        return ask(specs[first], KIND[first].network, geometry).classes
     except CollageError as error:
         raise UsageError(
             f"--save {SCORES} needs the number of classes at the start. The shards have neither "

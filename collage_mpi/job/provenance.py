@@ -22,7 +22,6 @@ from collage_mpi.errors import EnvironmentFault
 from collage_mpi.job.messages import Changed, Hello
 from collage_mpi.job.plan import Plan
 from collage_mpi.job.session import TeamSession
-from collage_mpi.kinds import KINDS
 from collage_mpi.ledger.records import LISTING, OPEN
 from collage_mpi.models.gate import sha256_of_network
 from collage_mpi.models.named import is_file, is_null
@@ -108,6 +107,7 @@ def fixed_facts(plan: Plan, shards: int | None = None) -> dict[str, Any]:
         "limit": len(plan.order) if settings.only else settings.limit,
         "input_digest": keys_digest(plan.order.ascending(), plan.starts),
         "class_names": list(plan.class_names) if plan.class_names else None,
+        **({"beside": dict(plan.beside)} if plan.beside else {}),
         **settings.labels(),
         **batch_facts(settings),
         "open_loop": settings.open_loop,
@@ -201,7 +201,7 @@ def named_files(settings: RunSettings) -> dict[str, Path]:
     their names; for functions and libraries ranks also report fingerprints.
     """
     named: dict[str, str | None]
-    named = {kind: settings.network(kind) for kind in KINDS if settings.uses(kind)}
+    named = {title: part.spec for title, (_, part) in settings.parts.items()}
     named |= {
         name: getattr(settings, name) for name in ("arrival_file", "class_names_file", "only")
     }

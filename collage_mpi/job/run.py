@@ -533,6 +533,7 @@ class JobRun:
         """How the core has ended, and whether the run is complete."""
         plan = self.plan
         networks = session.make_ready()
+        refuse_other_networks(plan, networks, self.known.get("networks") or {})
         costs = self._costs(session)
         self.plan = plan = plan.at_batch(costs.batch)
         unit, rate = plan.settings.group_size * plan.settings.batch_size, expected_rate(plan, costs)

@@ -23,7 +23,7 @@ def describe(spec: str, kind: str, trusted: str = "") -> NetworkInfo | None:
         trusted: which networks that are programs may run: the setting trust_network.
 
     Returns:
-        The facts; None for a network without a weights file of this package.
+        The facts; None for a network without a weights file of this package, and for several.
 
     Raises:
         UsageError: the kind or an option is unknown, a null spec is malformed, the weights are of
@@ -33,11 +33,17 @@ def describe(spec: str, kind: str, trusted: str = "") -> NetworkInfo | None:
     """
     from collage_mpi.models.gate import admit
     from collage_mpi.models.info import check_kind
-    from collage_mpi.models.named import is_null, read_spec
+    from collage_mpi.models.named import is_null, parts_of, read_spec
     from collage_mpi.models.null import parse_null
     from collage_mpi.models.weights import describe_weights
 
     check_kind(kind)
+    (part, *more) = parts_of(spec)
+    if more:
+        for each in (part, *more):
+            describe(each.spec, kind, trusted)
+        return None
+    spec = part.spec
     if is_null(spec):
         parse_null(spec, kind)
         return None
@@ -62,7 +68,7 @@ def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predicto
             embeddings and they are wanted.
     """
     from collage_mpi.models.info import Loading, check_kind
-    from collage_mpi.models.named import is_foreign, is_null
+    from collage_mpi.models.named import BESIDE, is_foreign, is_null
     from collage_mpi.models.null import parse_null
 
     check_kind(kind)
@@ -74,6 +80,10 @@ def load_predictor(spec: str, kind: str, how: Loading | None = None) -> Predicto
         )
     if is_null(spec):
         return parse_null(spec, kind, how.geometry)
+    if spec.startswith(f"{BESIDE}:"):
+        from collage_mpi.models.beside import load_beside
+
+        return load_beside(spec, kind, how)
     if is_foreign(spec):
         from collage_mpi.models.own import load_foreign
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from collage_mpi.encoding.vectors import (
+    BESIDE,
     EMBEDDINGS,
     MOST_VARIED_BYTES,
     NO_SAVE,
@@ -273,7 +274,7 @@ class Loading:
     @property
     def names_columns(self) -> bool:
         """Whether the further outputs are known only after the network is loaded."""
-        return self.save in (EMBEDDINGS, OUTPUTS)
+        return self.save in (EMBEDDINGS, OUTPUTS, BESIDE)
 
 
 @dataclass(slots=True)  # not frozen: see WireTask
@@ -380,6 +381,8 @@ class Geometry:
         classes: number of classes, at least 1; None to take it from the network's first answer.
         dtype: of an item's values.
         asked: whether the user wants this size of images, whatever the network declares.
+        beside: (H, W, C) of the pictures of each network, of several that get pictures of
+            different fits; see `PictureFit.beside`.
     """
 
     image_shape: tuple[int, ...]
@@ -388,6 +391,7 @@ class Geometry:
     classes: int | None
     dtype: str = "uint8"
     asked: bool = False
+    beside: tuple[tuple[int, ...], ...] = ()
 
     def at_px(self, px: int | None) -> Geometry:
         """The same with images of this height and width; None changes nothing."""

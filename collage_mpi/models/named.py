@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from collage_mpi.errors import EnvironmentFault, UsageError
@@ -20,6 +20,10 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NORMS = {"imagenet": IMAGENET, "half": ((0.5,), (0.5,)), "none": ((0.0,), (1.0,))}
 
 FUNCTION = "function"  # MODULE:FUNCTION, a network of the user's code
+BESIDE = "beside"  # beside:NAME=SPEC;NAME=SPEC, several networks that answer the same pictures
+MAP = "map:"  # before the MODULE:CLASS that is mapped beside a network
+NAME_LENGTH = 32  # of a network beside others
+NAME_TEXT = re.compile(rf"[A-Za-z]\w{{0,{NAME_LENGTH - 1}}}", re.ASCII)
 PREFIXES = ("timm", "hf")
 ENDINGS = {
     ".onnx": "onnx",
@@ -68,8 +72,67 @@ class Named:
         return None if norm is None else NORMS[norm]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A network of several that answer the same pictures.
+
+    Attributes:
+        name: begins the names of its columns, unless it is the first one; "" if it is alone.
+        spec: of the network.
+        maps: whether it is a class of the user that is mapped, or gives its embedding.
+    """
+
+    name: str
+    spec: str
+    maps: bool = False
+
+
+def parts_of(spec: str) -> tuple[Part, ...]:
+    """The networks of a spec: several of `beside:NAME=SPEC;NAME=SPEC`, or the only one.
+
+    Raises:
+        UsageError: a name is missing, no word, or there twice; or a network has none.
+    """
+    prefix, _, rest = spec.partition(":")
+    if prefix != BESIDE:
+        return (Part("", spec, bool(embeds(spec))),)
+    found = []
+    for each in rest.split(";"):
+        name, _, own = each.partition("=")
+        if not NAME_TEXT.fullmatch(name) or not own or own.startswith(f"{BESIDE}:"):
+            raise UsageError(
+                f"{spec}: {each!r} names no network; needed: NAME=NETWORK, with a name of at most "
+                f"{NAME_LENGTH} letters, digits and _. Several have ; between them, such as "
+                f"{BESIDE}:a=timm:resnet50;b=n.onnx"
+            )
+        maps = own.startswith(MAP) or bool(embeds(own))
+        found.append(Part(name, own.removeprefix(MAP), maps))
+    names = [part.name.lower() for part in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"{spec}: two networks have the name {twice!r}; give each its own")
+    return tuple(found)
+
+
+def part_of(name: str, spec: str) -> Part:
+    """A network by its name or "", as one of several is written. Raises as `parts_of`."""
+    if ";" in spec:
+        raise UsageError(f"{spec}: one of several networks cannot have ; in what names it")
+    (part,) = parts_of(f"{BESIDE}:{name or 'a'}={spec}")
+    return replace(part, name=name)
+
+
+def beside(parts: Iterable[Part]) -> str:
+    """The spec of several networks; `parts_of` is the inverse."""
+    told = (
+        f"{each.name}={MAP * (each.maps and not embeds(each.spec))}{each.spec}" for each in parts
+    )
+    return f"{BESIDE}:{';'.join(told)}"
+
+
 def read_spec(spec: str) -> Named | None:
     """Parse a spec. None for a weights file of this package and for a null network."""
+    if spec.startswith(f"{BESIDE}:"):
+        return Named(spec, BESIDE, spec)
     place, *options = spec.split(",")
     prefix, _, name = place.partition(":")
     pairs = tuple((key, value) for key, _, value in (each.partition("=") for each in options))
@@ -83,7 +146,7 @@ def read_spec(spec: str) -> Named | None:
 
 def libraries_of(specs: Iterable[str]) -> set[str]:
     """The modules of SLOW that these networks need."""
-    found = filter(None, map(read_spec, specs))
+    found = filter(None, (read_spec(part.spec) for spec in specs for part in parts_of(spec)))
     return {SLOW[named.library] for named in found if named.library in SLOW}
 
 
@@ -96,7 +159,7 @@ def is_function(spec: str) -> bool:
     """Whether a network spec is MODULE:FUNCTION or FILE.py:FUNCTION, and not the name of a file."""
     if not re.fullmatch(r"(?:[\w.]+|.+\.py):[A-Za-z_]\w*", spec) or spec.startswith("null:"):
         return False
-    prefixed = spec.partition(":")[0] in (*PREFIXES, "torchvision")
+    prefixed = spec.partition(":")[0] in (*PREFIXES, BESIDE, "torchvision")
     return not prefixed and not Path(spec).exists()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from collage_mpi.errors import EnvironmentFault
 from collage_mpi.rows import packer
 
-VERSION = 21
+VERSION = 22
 MAGIC = 0xC011A6E1
 TAG_CONTROL, TAG_TASK, TAG_UP = 11, 12, 13
 

@@ -124,9 +124,23 @@ def _places(there: np.ndarray) -> Any:
     return numbers(np.cumsum(there, dtype=np.int64) - 1, there)
 
 
-def as_column(values: np.ndarray, there: np.ndarray) -> Any:
-    """(n, ...) numbers as a pyarrow.Array, see `_nested`; null where `there`, (n,), is false."""
-    return _nested(values[there], values.shape[1:]).take(_places(there))
+def as_column(values: np.ndarray, there: np.ndarray, kind: Any) -> Any:
+    """Kept values, as `array_of` gives them, as a pyarrow.Array of this type; null where `there`,
+    (n,), is false."""
+    import pyarrow as pa
+
+    own = values[there]
+    if pa.types.is_string(kind):
+        found = pa.array(own.tolist(), kind)
+    elif pa.types.is_large_list(kind):
+        shape, inner = [0], kind.value_type
+        while pa.types.is_fixed_size_list(inner):
+            shape.append(inner.list_size)
+            inner = inner.value_type
+        found = _as_lists(own, np.dtype((inner.to_pandas_dtype(), tuple(shape))))
+    else:
+        found = _nested(own, values.shape[1:])
+    return found.take(_places(there))
 
 
 def numbers(values: np.ndarray, there: np.ndarray | None = None) -> Any:

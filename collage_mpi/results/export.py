@@ -315,6 +315,10 @@ IDS_AT_ONCE = 1 << 17  # images; a multiple of the length of a chunk of ids
 OF_ROWS = ("shard", "row", "answered")  # columns of image rows that are written to Zarr too
 # Columns of the run are masked arrays, those of its input are Arrow arrays.
 _Columns = Mapping[str, Any]
+_Further = Mapping[str, tuple[np.ndarray, Any]]  # see `further_of`
+# Columns of other runs, and why they have no answer, (n,) text; None without other runs.
+Others = tuple[_Columns, np.ma.MaskedArray | None]
+NONE_BESIDE: Others = ({}, None)
 
 
 class Run(Protocol):
@@ -331,6 +335,14 @@ class Run(Protocol):
     def kept_of_piece(
         self, number: int, images: np.ndarray, names: Sequence[str], /
     ) -> dict[str, np.ndarray]: ...
+
+
+class Joins(Protocol):
+    """The part of `beside.Joined` that an export asks."""
+
+    @property
+    def manifests(self) -> Sequence[Json]: ...
+    def columns(self, images: np.ndarray, /) -> Others: ...
 
 
 @dataclass(frozen=True)
@@ -356,6 +368,7 @@ def export_run(
     *,
     only_predictions: bool = False,
     raw: bool = False,
+    joined: Joins | None = None,
 ) -> list[Path]:
     """Write the three tables and the manifest in one format. An older export is replaced.
 
@@ -368,6 +381,7 @@ def export_run(
         names: of the images; by default `NameBook(run.path, run.manifest)`.
         only_predictions: write only the `prediction_columns`, as csv or parquet.
         raw: write texts in csv unchanged (see `save_csv`).
+        joined: finds the answers of the runs beside this one, for `only_predictions`.
 
     Returns:
         The files written: images, groups, tasks (.csv, .parquet), or outputs.zarr, and
@@ -395,13 +409,25 @@ def export_run(
         if write is None:
             files = [_to_zarr(run, out, names)]
         elif only_predictions:
-            outputs = _outputs_of(run, to)
+            further = _further_in(run, to)
             length = embeds(str(recorded_settings(run.manifest).get(SINGLE)))
-            if length and outputs:
-                size = outputs["embedding"].shape[1]
+            if length and further:
+                size = further["embedding"][0].shape[1]
                 about["embedding"] = {"dimension": size, "normalisation": length}
+            if joined is not None and joined.manifests:
+                about["beside"] = [about_answers(each) for each in joined.manifests]
+            outputs = {name: like for name, (like, _) in further.items()}
             answers = (
-                with_input(prediction_columns(some, names.of(some.images), outputs), names, some)
+                with_input(
+                    prediction_columns(
+                        some,
+                        names.of(some.images),
+                        further,
+                        NONE_BESIDE if joined is None else joined.columns(some.images),
+                    ),
+                    names,
+                    some,
+                )
                 for some in in_order(run, outputs)
             )
             return [write(out / PREDICTIONS, answers, raw, about)]
@@ -415,23 +441,24 @@ def export_run(
     return [*files, manifest]
 
 
-def _outputs_of(run: Run, to: str) -> dict[str, np.ndarray]:
-    """Name -> (0, ...) of its dtype, of what a mapped run keeps; {} of a run that classifies.
-
-    Raises:
-        UsageError: the format has no column for them.
-    """
-    if extras_of(run.manifest).classifies:
+def further_of(run: Run) -> dict[str, tuple[np.ndarray, Any]]:
+    """Name -> (0, ...) of its dtype, and the Arrow type, of what only the networks of a run know:
+    outputs of functions, and answers of the networks beside the first one."""
+    extras = extras_of(run.manifest)
+    if not extras.more:
         return {}
     found = run.kept_values.empty
-    varied = [name for name, values in found.items() if values.dtype == object]
-    if varied or to != "parquet":
-        why = f"{', '.join(varied)} varies in length" if varied else f"{to} has no lists"
+    return {name: each for name, each in found.items() if name not in extras.names}
+
+
+def _further_in(run: Run, to: str) -> dict[str, tuple[np.ndarray, Any]]:
+    """As `further_of`. Raises UsageError if the format has no column for it."""
+    if to != "parquet" and not extras_of(run.manifest).classifies:
         raise UsageError(
-            f"{run.path} maps a function, and {why}: leave out --predictions; --to zarr writes "
-            "what the function returned"
+            f"{run.path} maps a function, and {to} has no lists: leave out --predictions; --to "
+            "zarr writes what the function returned"
         )
-    return found
+    return further_of(run)
 
 
 def _manifest_text(run: Run) -> str:
@@ -456,14 +483,15 @@ def _excerpts(run: Run, table: TableLayout) -> Iterator[SomeRows]:
     if table is IMAGES:
         yield from in_order(run)
         return
-    yield _excerpt(run, {})
+    yield excerpt(run, {})
     for rows in run.chunks(table):
-        yield _excerpt(run, {table.name: rows})
+        yield excerpt(run, {table.name: rows})
 
 
-def _excerpt(
+def excerpt(
     run: Run, rows: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray] | None = None
 ) -> _Excerpt:
+    """Some rows of a run, (n,) by the name of their table, and kept values of its images."""
     tables = {table.name: np.empty(0, table.dtype) for table in TABLES}
     return _Excerpt(run.path, run.manifest, values=values or {}, **{**tables, **rows})
 
@@ -483,13 +511,13 @@ def in_order(run: Run, outputs: Mapping[str, np.ndarray] | None = None) -> Itera
         outputs: name -> (0, ...) of its dtype, of kept values that the excerpts have too.
     """
     like = dict(outputs or {})
-    yield _excerpt(run, {}, like)
+    yield excerpt(run, {}, like)
     each_bytes = sum(one.dtype.itemsize * int(np.prod(one.shape[1:])) for one in like.values())
     window = max(1, min(WINDOW, OUTPUT_BYTES // max(1, each_bytes)))
     starts = np.cumsum([0, *(shard["count"] for shard in run.manifest["shards"])])  # (shards + 1,)
     total = int(starts[-1])
     pieces = run.pieces(IMAGES)
-    kept_names = _TOP_COLUMNS if extras_of(run.manifest).top_k else tuple(like)
+    kept_names = (*(_TOP_COLUMNS if extras_of(run.manifest).top_k else ()), *like)
     spans = [(0, total + 1)] * len(pieces)  # the places of the piece's images: (first, last + 1)
     for low in range(0, total + 1, window):
         found: list[_Placed] = []
@@ -529,40 +557,70 @@ def _sorted(
     for start in range(0, len(order), _CHUNK_ROWS):
         chosen = order[start : start + _CHUNK_ROWS]
         kept = {name: values[chosen] for name, values in whole.items()}
-        yield _excerpt(run, {"images": images[chosen]}, kept)
+        yield excerpt(run, {"images": images[chosen]}, kept)
 
 
 def prediction_columns(
-    results: SomeRows, names: ImageNames, outputs: Iterable[str] = ()
+    results: SomeRows,
+    names: ImageNames,
+    further: _Further | None = None,
+    joined: Others = NONE_BESIDE,
 ) -> dict[str, Any]:
     """The answers of images: column name -> (n,) masked array, or Arrow array of an output.
 
-    id: the image's id, or SHARD:ROW if it has none. class, score: the answer, as the name of the
-    class or its number; masked if there is no answer. class_2, score_2, ...: the next best, if the
-    run was made with --top-k. If the run maps a function, its `outputs` stand in their place; the
-    prefix KEPT tells them from the next columns. source, runtime: the stage that answered, with the
-    runtime and format of its network. error: the reason why there is no answer; masked if there is
-    one.
+    id: the image's id, or SHARD:ROW if it has none. Then the `answer_columns`, and those of the
+    runs `joined` to this one. source, runtime: the stage that answered, with the runtime and format
+    of its network. error: the reason why there is no answer; masked if there is one.
     """
     images, answered = results.images, results.images["answered"]
     places = [f"{shard}:{row}" for shard, row in zip(names.shard_name, images["row"], strict=True)]
     known = np.ma.getmaskarray(names.id)
     found = {"id": np.ma.array(np.where(known, np.array(places, object), names.id.data))}
+    others, why = joined
+    found |= answer_columns(results, names, further or {})
+    found |= others
+    found |= {n: picked(NAMES[n], images[n], answered) for n in ("source", "runtime")}
+    reasons = np.char.decode(images["reason"], "utf-8", "replace").astype(object)
+    found["error"] = np.ma.array(reasons, mask=answered)
+    if why is not None:
+        found["error"] = first_of(found["error"], why)
+    return found
+
+
+def first_of(one: np.ma.MaskedArray, other: np.ma.MaskedArray) -> np.ma.MaskedArray:
+    """(n,) texts: those of `one`, and of the other where one has none."""
+    absent, also = np.ma.getmaskarray(one), np.ma.getmaskarray(other)
+    return np.ma.array(np.where(absent, other.data, one.data), mask=absent & also)
+
+
+def answer_columns(results: SomeRows, names: ImageNames, further: _Further) -> dict[str, Any]:
+    """What the networks of a run say of images: column name -> (n,) masked array, or Arrow array of
+    an output.
+
+    class, score: the answer, as the name of the class or its number; masked if there is no answer.
+    If the run maps a function, what is `further` stands in their place; the prefix KEPT tells it
+    from other columns. class_2, score_2, ...: the next best, if the run was made with --top-k.
+    """
+    images, answered = results.images, results.images["answered"]
+    beside = results.manifest.get("beside") or {}
+    found: dict[str, Any] = {}
     if extras_of(results.manifest).classifies:
         found["class"] = _class_of(names.predicted_name, images["predicted"], answered)
         found["score"] = np.ma.array(images["score"], mask=~answered)
-    for name in outputs:
+    for name, (_, kind) in further.items():
+        values, of = results.kept(name), name.removesuffix("_class")
+        if of != name and of in beside:
+            named = picked(beside[of], values, answered)
+            found[name] = _class_of(named, values, answered)
+            continue
         of_ours = name in ("source", "runtime", "error")
-        found[f"{KEPT}{name}" if of_ours else name] = as_column(results.kept(name), answered)
+        found[f"{KEPT}{name}" if of_ours else name] = as_column(values, answered, kind)
     if extras_of(results.manifest).top_k:
         top = _top_columns(results)
         for k in range(2, len(top) // 3 + 1):
             name = f"{_TOP}{k}"
             found[f"class_{k}"] = _class_of(top[f"{name}_name"], top[name].data, answered)
             found[f"score_{k}"] = top[f"{name}_score"]
-    found |= {n: picked(NAMES[n], images[n], answered) for n in ("source", "runtime")}
-    reasons = np.char.decode(images["reason"], "utf-8", "replace").astype(object)
-    found["error"] = np.ma.array(reasons, mask=answered)
     return found
 
 

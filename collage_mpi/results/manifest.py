@@ -140,6 +140,7 @@ _OPTIONAL: dict[str, tuple[Check, str]] = {
     "audit": (fields(share=is_number, seed=_is_count), "{share, seed} of audits"),
     "input_digest": (is_text, "a SHA-256"),
     "class_names": (list_of(is_text), "a list of names"),
+    "beside": (_dict_of(list_of(is_text)), "lists of names, by network"),
     "scheme": (is_text, "a string"),
     "accept": (is_text, "a string"),
     "mode": (is_text, "a string"),

@@ -344,7 +344,7 @@ class Results(Run):
             EnvironmentFault, DataFault: a file cannot be read; it is damaged or missing.
         """
         extras = extras_of(self.manifest)
-        there = extras and name in (extras.names or (name,))
+        there = extras and (extras.more or name in extras.names)
         table = self.kept_values.table(only=name) if there else None
         known = extras.names
         if table is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from collage_mpi.encoding.vectors import KEYS, NO_SAVE, OUTPUTS, Extras
+from collage_mpi.encoding.vectors import KEYS, NO_SAVE, Extras
 from collage_mpi.errors import DataFault, UsageError
 from collage_mpi.results.columns import (
     ADVICE,
@@ -83,10 +83,10 @@ def _kept_in(part: PartName, extras: Extras, only: str = "") -> Any:
     table = read_table(part.path, group=part.group)
     kept = {kept_name(each): each for each in table.schema if is_kept(each)}
     said = {name: flat_of_column(table[name]) for name in _COUNTED}
-    known = tuple(kept) if extras.save == OUTPUTS else extras.names
+    known = (*extras.names, *(tuple(kept)[len(extras.names) :] if extras.more else ()))
     if tuple(kept) != known or (not kept and said["answered"].any()):
         raise DataFault(f"{part.path}: has the columns {', '.join(kept) or 'none'}. {ADVICE}")
-    if odd := [each for each in kept.values() if not can_be_kept(each, bool(extras.names))]:
+    if odd := [each for n, each in kept.items() if not can_be_kept(each, n in extras.names)]:
         types = ", ".join(f"{each.name} of {each.type}" for each in odd)
         raise DataFault(f"{part.path}: has the columns {types}. {ADVICE}")
     names = [*_PLACE, only] if only in kept else [*KEYS, *kept]
@@ -115,16 +115,18 @@ class KeptValues:
         self._last: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
     @cached_property
-    def empty(self) -> dict[str, np.ndarray]:
-        """Kept column -> (0, ...) of its dtype, and of objects if values vary in length; {} if no
-        image is answered."""
+    def empty(self) -> dict[str, tuple[np.ndarray, Any]]:
+        """Kept column -> (0, ...) of its dtype, and of objects if values vary in length, and its
+        Arrow type; {} if no image is answered."""
         import pyarrow as pa
 
         for part in self._parts:
             for schema in read_where_it_lies(part, lambda one: read_end(one.path)[0]):
                 if kept := [each for each in schema if is_kept(each)]:
-                    values = [pa.chunked_array([], each.type) for each in kept]
-                    return dict(zip(map(kept_name, kept), map(array_of, values), strict=True))
+                    return {
+                        kept_name(each): (array_of(pa.chunked_array([], each.type)), each.type)
+                        for each in kept
+                    }
         return {}
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:

@@ -227,11 +227,16 @@ def _or_auto(of_type: type) -> Callable[[str], Any]:
 
 
 def flags_of(settings: Settings) -> list[str]:
-    """The flags for all values that differ from the defaults, and for the scheme, which is usual or
-    not by other settings."""
+    """The flags for all values that are `changed`."""
+    return words_of(changed(settings))
+
+
+def changed(settings: Settings) -> Values:
+    """All values that differ from the defaults, and the scheme, which is usual or not by other
+    settings."""
     values = {spec.name: getattr(settings, spec.name) for spec in fields(settings)}
     defaults = {spec.name: spec.default for spec in fields(settings)}
-    return words_of({k: v for k, v in values.items() if v != defaults[k] or k == "scheme"})
+    return {k: v for k, v in values.items() if v != defaults[k] or k == "scheme"}
 
 
 def words_of(values: Mapping[str, Any]) -> list[str]:

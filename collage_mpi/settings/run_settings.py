@@ -27,11 +27,19 @@ from collage_mpi.core.schemes import (
 )
 from collage_mpi.core.settings import CoreSettings
 from collage_mpi.encoding.grid import MAX_SIDE, MIN_SIDE
-from collage_mpi.encoding.vectors import EMBEDDINGS, NO_SAVE, OUTPUTS, SAVES, Extras
+from collage_mpi.encoding.vectors import BESIDE, EMBEDDINGS, NO_SAVE, OUTPUTS, SAVES, Extras
 from collage_mpi.errors import EnvironmentFault, UsageError
 from collage_mpi.kinds import COLLAGE, ENCODED_KINDS, KIND, KINDS, SINGLE, TABLE
-from collage_mpi.models.info import PRECISIONS, RUNTIMES, Tuning
-from collage_mpi.models.named import check_trust, embeds, is_foreign, is_function, is_null
+from collage_mpi.models.info import PRECISIONS, RUNTIMES, TORCH, Tuning
+from collage_mpi.models.named import (
+    Part,
+    check_trust,
+    embeds,
+    is_foreign,
+    is_function,
+    is_null,
+    parts_of,
+)
 from collage_mpi.settings.stages import (
     BEST,
     CLASS,
@@ -169,7 +177,7 @@ class InputSettings(Settings):
         "what else to keep of each image, in OUT/rows. scores: the scores of all classes. "
         "embeddings: the network's embedding; needs scheme none, replicate or hedge. outputs: "
         "what a Python class of your own returns, as with `collage-mpi map`, or what `collage-mpi "
-        "embed` writes",
+        "embed` writes. beside: what the networks answer that are named behind the first one",
         choices=SAVES,
     )
 
@@ -926,6 +934,7 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
                     f"{spec} gives an embedding, which names no class: collage-mpi embed writes "
                     "embeddings; leave out embed= for classes"
                 )
+        self._check_beside(encoded)
         if self.save == OUTPUTS:
             self._check_map(encoded)
         if self.agree is not None and (self.save != NO_SAVE or self.top_k not in (None, BEST)):
@@ -958,8 +967,31 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         """What `agree` promises of an answer, CLASS or TOP5."""
         return TOP5 if self.agree is not None and self.top_k == BEST else CLASS
 
+    def _check_beside(self, encoded: str | None) -> None:
+        """Check a single network that is several, which answer the same pictures."""
+        first, *more = parts_of(self.single)
+        if (self.save == BESIDE) != (bool(more) and not first.maps):
+            raise UsageError(
+                f"save is {self.save} with single {self.single}: {BESIDE} is for several networks, "
+                "the first of which classifies"
+            )
+        if not more:
+            return
+        if first.maps and not all(part.maps for part in more):
+            raise UsageError(f"{self.single}: name a network that classifies first")
+        if encoded is not None or self.takes_threshold:
+            raise UsageError(
+                f"{self.single}: several networks answer each picture, so none comes before "
+                f"another: scheme {self.scheme} is for one network"
+            )
+        if self.top_k:
+            raise UsageError(f"top_k is {self.top_k}, and is for one network: leave out --top-k")
+        if self.runtime not in ("auto", TORCH):
+            raise UsageError(f"several networks run in torch: leave out --runtime {self.runtime}")
+
     def _check_map(self, encoded: str | None) -> None:
-        mapped = not self.single or is_function(self.single) or embeds(self.single)
+        parts = parts_of(self.single)
+        mapped = not self.single or parts[0].maps or is_function(parts[0].spec)
         if self.top_k or not mapped:
             raise UsageError(
                 f"save is outputs with single {self.single} and top_k {self.top_k}: outputs come "
@@ -1013,6 +1045,17 @@ class RunSettings(  # fields, and groups of --help, come in the order of the bas
         """The network that ranks of a kind load."""
         stage = self.stage(kind)
         return (stage.network if stage else "") or str(getattr(self, kind, ""))
+
+    @property
+    def parts(self) -> dict[str, tuple[str, Part]]:
+        """Each network that is used: its title -> its kind, and what it is. The title is the kind;
+        of networks beside the first one their own name follows."""
+        return {
+            f"{kind} {part.name}" if number else kind: (kind, part)
+            for kind in KINDS
+            if self.uses(kind)
+            for number, part in enumerate(parts_of(self.network(kind)))
+        }
 
     def tuning(self, kind: str = SINGLE) -> Tuning:
         """How the workers run their networks of a kind."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +31,7 @@ DEFAULT_PX = 224  # if neither the user nor a network gives a size
 PAPER = 255  # background of transparent pixels
 BARS = 0  # fills a letterbox; blank cells of a collage have the same value
 FIT_TEXT = re.compile(r"(\w+) (\d+) x \d+ x (\d+)(?: from (\d+))?(?: by (\w+))?")
+BETWEEN_FITS = " + "
 ORIENTATION = 0x0112  # of EXIF
 DRAFT = 2  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that still gives this times the needed pixels
 
@@ -53,6 +56,9 @@ class PictureFit:
             ImageNet are usually evaluated with 256 for 224.
         channels: 3, or 1 for grey.
         filter: the resampling filter, one of FILTERS.
+        beside: further fits of the same picture, for other networks. Their results lie below each
+            other, with zeros to the right of those that are narrower than others, and behind the
+            first channel of grey ones.
     """
 
     px: int
@@ -60,6 +66,7 @@ class PictureFit:
     resize_px: int | None = None
     channels: int = 3
     filter: str = FILTERS[0]
+    beside: tuple[PictureFit, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.px <= MAX_PX:
@@ -76,15 +83,45 @@ class PictureFit:
             raise UsageError("a resize before the crop has no meaning with letterbox: leave it out")
 
     @property
+    def each(self) -> tuple[PictureFit, ...]:
+        """This fit, and those beside it."""
+        return (replace(self, beside=()), *self.beside)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the result."""
-        return (self.px, self.px, self.channels)
+        sizes = [fit.px for fit in self.each]
+        return (sum(sizes), max(sizes), max(fit.channels for fit in self.each))
 
     def text(self) -> str:
         """The fit as text, such as "crop 224 x 224 x 3"; `parse_fit` is the inverse."""
-        resized = f" from {self.resize_px}" if self.resize_px is not None else ""
-        by = f" by {self.filter}" if self.filter != FILTERS[0] else ""
-        return f"{self.mode} {self.px} x {self.px} x {self.channels}{resized}{by}"
+        return BETWEEN_FITS.join(map(_text_of_one, self.each))
+
+
+def _text_of_one(fit: PictureFit) -> str:
+    resized = f" from {fit.resize_px}" if fit.resize_px is not None else ""
+    by = f" by {fit.filter}" if fit.filter != FILTERS[0] else ""
+    return f"{fit.mode} {fit.px} x {fit.px} x {fit.channels}{resized}{by}"
+
+
+def beside(fits: Sequence[PictureFit]) -> PictureFit:
+    """The fit that gives the pictures of all these, or only one if they are all the same."""
+    first, *more = fits
+    return replace(first, beside=tuple(more)) if {*fits} != {first} else first
+
+
+def split(pictures: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """The pictures of each fit in those of several, as views.
+
+    Args:
+        pictures: (n, H, W, C) uint8.
+        shapes: (H, W, C) of each fit.
+    """
+    ends = accumulate(shape[0] for shape in shapes)
+    return [
+        pictures[:, end - shape[0] : end, : shape[1], : shape[2]]
+        for end, shape in zip(ends, shapes, strict=True)
+    ]
 
 
 def usual_resize_px(px: int) -> int:
@@ -94,16 +131,21 @@ def usual_resize_px(px: int) -> int:
 
 def parse_fit(text: str) -> PictureFit:
     """Parse the text that `PictureFit.text` returns. Raises DataFault."""
-    found = FIT_TEXT.fullmatch(text)
     try:
-        mode, px, channels, resize_px, by = found.groups() if found else ("", 0, 0, None, None)
-        resized = None if resize_px is None else int(resize_px)
-        fit = PictureFit(int(px), mode, resized, int(channels), by or FILTERS[0])
+        first, *more = map(_parse_one, text.split(BETWEEN_FITS))
+        fit = replace(first, beside=tuple(more))
     except (ValueError, UsageError) as error:
         raise DataFault(f"fit is {text!r:.80}; needed: such as 'crop 224 x 224 x 3'") from error
     if fit.text() != text:
         raise DataFault(f"fit is {text!r:.80}; needed: such as 'crop 224 x 224 x 3'")
     return fit
+
+
+def _parse_one(text: str) -> PictureFit:
+    found = FIT_TEXT.fullmatch(text)
+    mode, px, channels, resize_px, by = found.groups() if found else ("", 0, 0, None, None)
+    resized = None if resize_px is None else int(resize_px)
+    return PictureFit(int(px), mode, resized, int(channels), by or FILTERS[0])
 
 
 def import_decoders() -> None:
@@ -132,7 +174,7 @@ def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.
         enlarge: whether the picture may be enlarged.
 
     Returns:
-        (px, px, C) uint8.
+        (px, px, C) uint8; see `PictureFit.beside` for several fits.
 
     Raises:
         TooSmall: the picture has fewer pixels than needed, and `enlarge` is False.
@@ -152,7 +194,7 @@ def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.
                 upright = _upright(picture)
                 if not enlarge:
                     _refuse_small(upright.size, fit)
-                return _fitted(_plain(upright, fit.channels), fit)
+                return _fitted(upright, fit)
     except UnreadablePicture:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
@@ -163,12 +205,12 @@ def picture_pixels(data: bytes, fit: PictureFit, *, enlarge: bool = True) -> np.
 
 
 def fit_pixels(image: np.ndarray, fit: PictureFit) -> np.ndarray:
-    """Resize an image, (H, W, 1 or 3) uint8, as `picture_pixels` does. Returns (px, px, C) uint8,
-    with C = fit.channels."""
+    """Resize an image, (H, W, 1 or 3) uint8, as `picture_pixels` does. Returns uint8 of the fit's
+    shape."""
     from PIL import Image
 
     plain = image[:, :, 0] if image.shape[2] == 1 else image
-    return _fitted(_plain(Image.fromarray(plain), fit.channels), fit)
+    return _fitted(Image.fromarray(plain), fit)
 
 
 def is_enlarged(data: bytes, fit: PictureFit) -> bool:
@@ -184,10 +226,15 @@ def is_enlarged(data: bytes, fit: PictureFit) -> bool:
 
 
 def _edge(size: tuple[int, int], fit: PictureFit) -> tuple[int, int, str]:
-    """The edge that decides whether a picture is enlarged, its needed length, and its name."""
-    if fit.mode == "letterbox":
-        return max(size), fit.px, "longer"
-    return min(size), fit.resize_px or fit.px, "shorter"
+    """The edge that decides whether a picture is enlarged, its needed length, and its name; of the
+    fit that needs the most pixels."""
+    edges = (
+        (max(size), one.px, "longer")
+        if one.mode == "letterbox"
+        else (min(size), one.resize_px or one.px, "shorter")
+        for one in fit.each
+    )
+    return min(edges, key=lambda each: each[0] / each[1])
 
 
 def _refuse_small(size: tuple[int, int], fit: PictureFit) -> None:
@@ -203,8 +250,7 @@ def _draft(picture: Any, fit: PictureFit) -> None:
     """Let libjpeg decode at a reduced size if the picture is much larger than needed."""
     if picture.format not in ("JPEG", "MPO"):
         return
-    least = fit.px if fit.mode == "letterbox" else fit.resize_px or fit.px
-    edge = min(picture.size) if fit.mode == "crop" else max(picture.size)
+    edge, least, _ = _edge(picture.size, fit)
     scale = max(1.0, edge / (DRAFT * least))
     picture.draft(None, (int(picture.width / scale), int(picture.height / scale)))
 
@@ -252,11 +298,21 @@ def _on_paper(picture: Picture) -> Picture:
 
 
 def _fitted(picture: Picture, fit: PictureFit) -> np.ndarray:
-    """(px, px, C) uint8: the picture resized and cropped, or put between bars, in one pass."""
+    """uint8 of the fit's shape: the picture in 8 bits, resized and cropped, or put between bars, in
+    one pass for each of its fits."""
+    pixels = np.full(fit.shape, BARS, dtype=np.uint8)
+    places = split(pixels[None], [one.shape for one in fit.each])
+    plain = {one.channels: _plain(picture, one.channels) for one in fit.each}
+    for one, (place,) in zip(fit.each, places, strict=True):
+        _fit_one(plain[one.channels], one, place)
+    return pixels
+
+
+def _fit_one(picture: Picture, fit: PictureFit, pixels: np.ndarray) -> None:
+    """Write the picture of one fit, (px, px, C) uint8."""
     from PIL import Image
 
     width, height = picture.size
-    pixels = np.full(fit.shape, BARS, dtype=np.uint8)
     if fit.mode == "letterbox":
         scale = fit.px / max(width, height)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -264,11 +320,10 @@ def _fitted(picture: Picture, fit: PictureFit) -> np.ndarray:
         small = picture.resize(size, Image.Resampling[fit.filter.upper()])
         inside = pixels[top : top + size[1], left : left + size[0]]
         inside[...] = np.asarray(small).reshape(inside.shape)
-        return pixels
+        return
     edge = min(width, height) * fit.px / (fit.resize_px or fit.px)  # of the square that is kept
     x, y = (width - edge) / 2, (height - edge) / 2
     box = (x, y, x + edge, y + edge)
     # When Pillow shrinks, its filters widen with the scale, so they average like an area filter.
     small = picture.resize((fit.px, fit.px), Image.Resampling[fit.filter.upper()], box=box)
     pixels[...] = np.asarray(small).reshape(fit.shape)
-    return pixels

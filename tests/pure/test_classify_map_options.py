@@ -26,10 +26,8 @@ MAP = ("map", "own.py:Map", "--input", "photos", "--out", "o", "--device", "cpu"
 OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "id": (("--id", "url"), {}),
     "columns": (("--columns", "url"), {}),
-    "labels": (
-        ("--network", "hf:a/b", "--labels", "a ship, plane"),
-        {"single": "hf:a/b,labels=a ship|plane"},
-    ),
+    "labels": (("--labels", "a ship, plane"), {"single": "hf:a/b,labels=a ship|plane"}),
+    "as_": (("--as", "b"), {"single": "beside:b=null"}),
     "agree": (("--agree", "0.99"), {"agree": 0.99, "scheme": "cascade", "singles": None}),
     "first": (
         ("--agree", "0.99", "--first", "null"),
@@ -135,7 +133,8 @@ ONE_RUN = [
 @pytest.mark.parametrize("option", ONE_RUN)
 def test_each_option_of_classify_reaches_the_run_and_changes_nothing_else(option, started):
     words, settings = OPTIONS[option]
-    base, found = run_of(started, *CLASSIFY), run_of(started, *CLASSIFY, *words)
+    ours = ["hf:a/b" if option == "labels" and word == "null" else word for word in CLASSIFY]
+    base, found = run_of(started, *CLASSIFY), run_of(started, *ours, *words)
     assert difference(found, base) == settings
     asked = {"touched": {"touched": "same"}, "prune": {"prune": True}}
     asked["trust_dirs"] = {"trust_dirs": True}
@@ -143,6 +142,11 @@ def test_each_option_of_classify_reaches_the_run_and_changes_nothing_else(option
     assert found.run.retry_errors == (option == "retry_errors")
     assert found.run.brief == (option != "verbose")
     assert found.mpi == ("openmpi" if option == "mpi" else "auto")
+
+
+def classified_by(*networks: str) -> tuple[str, ...]:
+    named = (word for network in networks for word in ("--network", network))
+    return (*CLASSIFY[:2], *named, *CLASSIFY[4:])
 
 
 EMBED = ("embed", "photos", "--network", "hf:a/b", "--out", "e.parquet", "--device", "cpu")
@@ -172,10 +176,10 @@ def test_what_embed_starts_is_a_map_of_the_network_without_its_last_layer(starte
         ((*CLASSIFY, "--labels", "a|b,c"), "without |"),
         ((*CLASSIFY, "--labels", "a,b"), "a network with a text side, hf:ID, and null has none"),
         (
-            (*CLASSIFY, "--network", "timm:x", "--labels", "a,b"),
+            (*classified_by("timm:x"), "--labels", "a,b"),
             "a network with a text side, hf:ID, and timm:x has none",
         ),
-        ((*CLASSIFY, "--network", "hf:a/b,embed=l2"), "an embedding, which names no class"),
+        (classified_by("hf:a/b,embed=l2"), "a table begins with a network that classifies"),
         (
             (*CLASSIFY, "--agree", "0.9", "--first", "hf:a/b,embed=l2"),
             "an embedding, which names no class",
