@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 38_279, "analysis": 6_051, "tests": 53_304}
-GUIDE_WORDS = 18_505  # every page of docs/ but architecture.md
+LINES = {"collage_mpi": 38_876, "analysis": 6_051, "tests": 53_848}
+GUIDE_WORDS = 18_919  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 2_500
 NO_CODE = {
     tokenize.COMMENT,
