@@ -43,7 +43,7 @@ from collage_mpi.models.named import (
     parts_of,
     read_spec,
 )
-from collage_mpi.results import ROWS_FOLDER, has_run
+from collage_mpi.results import BESIDE_FOLDER, ROWS_FOLDER, has_run, runs_beside
 from collage_mpi.settings.flags import (
     Values,
     add_setting_flags,
@@ -256,7 +256,6 @@ def _runs_of(args: ClassifyArguments) -> list[Values]:
     Raises:
         UsageError: the table has another network of a name, or two new ones have the same.
     """
-    from collage_mpi.results.beside import FOLDER, runs_beside
     from collage_mpi.results.manifest import compose, recorded_settings
 
     parts = args.parts
@@ -313,7 +312,7 @@ def _runs_of(args: ClassifyArguments) -> list[Values]:
         new.sort(key=lambda part: part.maps)  # the first one classifies, if any does
         with_own_names(new)
         values = _settings_of(args, new if new[1:] else [replace(new[0], name="")])
-        runs.append({**values, "out": str(args.run / FOLDER / new[0].name)})
+        runs.append({**values, "out": str(args.run / BESIDE_FOLDER / new[0].name)})
     return runs
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from collage_mpi.commands.parser import Command, Commands
 from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, UsageError
 from collage_mpi.plugins import pip_line
-from collage_mpi.results import EXPORT, REPORT
+from collage_mpi.results import EXPORT, REPORT, runs_beside
 from collage_mpi.settings.flags import Arguments, switch
 from collage_mpi.system.fields import REQUIRED, setting
 from collage_mpi.system.files import writing
@@ -286,7 +286,6 @@ class VerifyArguments(Arguments):
 
 def verify(args: VerifyArguments) -> int:
     """Verify each run. Returns 4 if any run is damaged, else 6 if any is incomplete, else 0."""
-    from collage_mpi.results.beside import runs_beside
     from collage_mpi.results.verify import repair_run, verify_run
 
     paths = [path for run in args.runs for path in (run, *runs_beside(run).values())]

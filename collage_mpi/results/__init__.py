@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ PARTS_FOLDER = "parts"  # rows, and what is kept of their images
 ROWS_FOLDER = "rows"  # the same of closed leases, a file for each
 INDEX_FOLDER = "index"  # lists of the members of folders, tar files and other sources
 RUN = "run.1.json"  # what the run fixes; later runs add to it
+BESIDE_FOLDER = "beside"  # runs of networks that came later; see `results.beside`
 JOBS_FOLDER = "jobs"  # an entry for each job
 STATUS_FOLDER = "status"  # the state of each job
 REPORT = "report.html"
@@ -42,6 +44,12 @@ EXPORT = "export"  # the folder that `export` writes to by default
 def has_run(out: os.PathLike[str] | str) -> bool:
     """Whether the folder has a run. A path that cannot be a folder has none."""
     return os.path.exists(os.path.join(out, RUN))
+
+
+def runs_beside(out: Path) -> dict[str, Path]:
+    """Name -> folder of each run beside the first one of a table."""
+    found = sorted(path for path in (out / BESIDE_FOLDER).glob("*") if has_run(path))
+    return {path.name: path for path in found}
 
 
 _NAMES = {  # module -> its public names

@@ -14,7 +14,7 @@ import numpy as np
 
 from collage_mpi.kinds import SINGLE
 from collage_mpi.models.named import parts_of
-from collage_mpi.results import has_run
+from collage_mpi.results import runs_beside
 from collage_mpi.results.export import (
     NameBook,
     SomeRows,
@@ -28,14 +28,7 @@ from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.reader import open_run
 from collage_mpi.rows import IMAGES
 
-FOLDER = "beside"
 Json = dict[str, Any]
-
-
-def runs_beside(run: Path) -> dict[str, Path]:
-    """Name -> folder of each run beside the first one of a table."""
-    found = sorted(path for path in (run / FOLDER).glob("*") if has_run(path))
-    return {path.name: path for path in found}
 
 
 class Beside:

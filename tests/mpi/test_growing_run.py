@@ -197,3 +197,16 @@ def test_a_signal_while_the_next_extent_is_awaited(words, start) -> None:
     assert stopped.returncode == 6, stopped.stderr
     assert "go on with the same command" in stopped.stderr
     assert len(read_results("out").images) == EXTENT
+
+
+def test_several_networks_answer_while_the_input_is_listed(words, start) -> None:
+    words[words.index("--single") + 1] = "beside:a=null;b=mine.py:network"
+    job = start([*words, "--save", "beside"])
+    wait_for("out/COMPLETE.1", job)
+    assert sorted(read_results("out").kept("b_class")) == list(range(EXTENT))
+    for gate in (1, 2, 3):
+        Path(f"open.{gate}").touch()
+    assert job.result().returncode == 0, job.result().stderr
+    assert len(spans_of_runs()) > 1
+    assert sorted(read_results("out").kept("b_class")) == list(range(PICTURES))
+    assert verify_run("out").ok
