@@ -39,7 +39,7 @@ def script(tmp_path_factory) -> Path:
     [
         ("verif", {"verify"}),
         ("run --dry", {"--dry-run"}),
-        ("run --save ", {"none", "scores", "embeddings", "outputs"}),
+        ("run --save ", {"none", "scores", "embeddings", "outputs", "beside"}),
         ("run --scheme colla", {"collage", "collage-only"}),
         ("export runs --to pa", {"parquet"}),
         ("slurm render run_n", {"run_nodes"}),

@@ -19,6 +19,7 @@ from collage_mpi.rows import IMAGES
 from collage_mpi.system import limits
 from collage_mpi.system.limits import fault_of, limit_met
 
+POOL = "ARROW_DEFAULT_MEMORY_POOL"
 SHARD = Path(cli.__file__).parent / "data" / "fashion_demo.h5"
 
 
@@ -152,6 +153,8 @@ libc.fclose(stream)
 import pyarrow
 print(pyarrow.default_memory_pool().backend_name)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    usual = {name: value for name, value in os.environ.items() if name != POOL}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=usual, capture_output=True, text=True, check=True)
     heaps = (tmp_path / "heaps").read_text().count("<heap nr=")
     assert (heaps == 1, done.stdout == "system\n") == (shared, shared)
