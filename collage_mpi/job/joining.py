@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from collage_mpi.errors import CollageError, UsageError
+from collage_mpi.errors import CollageError, EnvironmentFault, UsageError
 from collage_mpi.ledger import spans as sp
 from collage_mpi.results import INDEX_FOLDER, has_run
 from collage_mpi.results.manifest import COMPLETE, compose, recorded_settings
@@ -22,6 +22,7 @@ from collage_mpi.results.writer import differences, refuse_foreign
 from collage_mpi.settings.run_settings import FILE_SETTINGS, RunSettings
 from collage_mpi.shards.source import ReadAs
 from collage_mpi.shards.update import Update
+from collage_mpi.system.fields import names
 from collage_mpi.system.printable import counted
 from collage_mpi.system.tell import tell
 
@@ -45,7 +46,13 @@ def joined_settings(given: Mapping[str, Any], source: str, world_size: int | Non
     out = given["out"]
     # First check whose folder this is: the run may name a network whose code is imported.
     refuse_foreign(Path(out), given.get("shared_out") == "on")
-    values = {**_known(compose(Path(out))), **given}
+    known = _known(compose(Path(out)))
+    if other := known.keys() - {*names(RunSettings)}:
+        raise EnvironmentFault(
+            f"{out}: a version with other settings began this run: {', '.join(sorted(other))}. Go "
+            "on with that version, or choose another --out"
+        )
+    values = {**known, **given}
     settings = RunSettings.from_mapping(values, f"{out} and {source}")
     if world_size is None or "singles" in given:
         return settings

@@ -192,6 +192,10 @@ def test_a_job_takes_what_the_run_knows_and_what_is_given(
     assert found.collage == "null"
     (tmp_path / "here" / "s.h5").touch()
     assert joined_settings({"out": str(out)}, "flags", 6).shards == ("s.h5",)
+    run["settings"]["settings"]["no_more"] = None
+    (out / "run.1.json").write_text(json.dumps(run))
+    with pytest.raises(EnvironmentFault, match="other settings began this run: no_more"):
+        joined_settings({"out": str(out)}, "flags", 6)
 
 
 def test_launch_knows_what_a_run_does_about_lost_ranks(
