@@ -220,17 +220,15 @@ def execute(args: ClassifyArguments) -> int:
     if args.first and args.agree is None and not args.recall:
         raise UsageError("--first names what answers before the network: add --agree 0.995")
     _check_columns(args)
-    code = _yes_or_no(args) if args.parts and args.recall else _classified(args)
+    parts = args.parts
+    code = _yes_or_no(args) if args.recall else _classified(args)
     if not _done(args, code, "classes"):
         return code
     if not args.recall:
         manifest = _export(args)
         say(f"classes in {args.out}; {proof_of(args.run)}")
-        if (
-            args.agree is None
-            and not args.parts[1:]
-            and (hint := agree_hint(manifest, processor_facts()))
-        ):
+        alone = args.agree is None and not parts[1:]
+        if alone and (hint := agree_hint(manifest, processor_facts())):
             say(hint)
     if code == ExitCode.COMPLETE_WITH_ERRORS:
         say(f"pictures without a class {WHY_NONE}")
@@ -274,6 +272,7 @@ def _runs_of(args: ClassifyArguments) -> list[Values]:
         for place, settings in recorded.items()
         for part in parts_of(str(settings[SINGLE]))
     }
+    taken = {name.lower(): name for name in known}
     asked, new = set[str](), list[Part]()
     for part in parts:
         alike = [name for name, (_, spec) in known.items() if spec == part.spec]
@@ -289,10 +288,10 @@ def _runs_of(args: ClassifyArguments) -> list[Values]:
                 f"--as NAME adds columns for it. To change the network, remove {args.run} or "
                 "choose another --out"
             )
-        elif own.name in known:
+        elif (name := taken.get(own.name.lower())) is not None:
             raise UsageError(
-                f"{args.out}: its columns {own.name} are of {known[own.name][1]}, and {own.spec} "
-                f"is another network. Give it a name of its own: --as {own.name}2"
+                f"{args.out}: its columns {name} are of {known[name][1]}, and {own.spec} is "
+                f"another network. Give it a name of its own: --as {own.name}2"
             )
         else:
             new.append(own)
@@ -310,7 +309,7 @@ def _runs_of(args: ClassifyArguments) -> list[Values]:
         runs.append({**values, "shards": [str(args.pictures)], "out": str(path)})
     if new:
         new.sort(key=lambda part: part.maps)  # the first one classifies, if any does
-        with_own_names(new)
+        with_own_names(new)  # refuses two of the same name
         values = _settings_of(args, new if new[1:] else [replace(new[0], name="")])
         runs.append({**values, "out": str(args.run / BESIDE_FOLDER / new[0].name)})
     return runs
@@ -339,9 +338,8 @@ def parts_named(names: Sequence[str], specs: Sequence[str]) -> tuple[Part, ...]:
         )
     specs = [with_shipped(spec) for spec in specs]
     if not names and len(specs) == 1:
-        return (
-            Part("", specs[0].removeprefix(MAP), bool(embeds(specs[0])) or MAP in specs[0][:4]),
-        )
+        spec = specs[0].removeprefix(MAP)
+        return (Part("", spec, maps=spec != specs[0] or bool(embeds(spec))),)
     return tuple(
         part_of(name, spec) for name, spec in zip(names or [""] * len(specs), specs, strict=True)
     )

@@ -26,7 +26,7 @@ from collage_mpi.results.export import (
 )
 from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.reader import open_run
-from collage_mpi.rows import IMAGES
+from collage_mpi.rows import IMAGES, flat_keys
 
 Json = dict[str, Any]
 
@@ -51,12 +51,14 @@ class Beside:
         self._book = NameBook(path, self.manifest)
         self._further = further_of(self._run)
         keys, found = [np.empty(0, "S16")], [np.empty((0, 2), np.int64)]
+        rows = [np.empty(0, np.uint64)]
         for number, piece in enumerate(self._run.pieces(IMAGES)):
             images = piece()
             keys.append(keys_of(self._book, self.manifest, images))
+            rows.append(flat_keys(images))
             found.append(np.stack([np.full(len(images), number), np.arange(len(images))], axis=1))
         whole, places = np.concatenate(keys), np.concatenate(found)
-        order = np.argsort(whole, kind="stable")
+        order = np.lexsort((np.concatenate(rows), whole))
         self._keys, self._places = whole[order], places[order]  # (n,), and (n, 2): piece, row
         self._met: Counter[bytes] = Counter()
         self._last: tuple[int, np.ndarray, dict[str, np.ndarray]] = (-1, np.empty(0), {})

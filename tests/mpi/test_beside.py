@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
@@ -40,6 +41,7 @@ class Boxes:
                 "boxes": [np.full((b[0, 0, 0] % 4, 4), b[1, 1, 1], np.float32) for b in batch]}
 """
 SINGLE = "shipped:fashion_single.safetensors"  # grey pictures of 28 px
+WHO = ("source", "runtime")  # of a copy at the end of the job, or the first answer
 NET, BOXES = "own.py:Net", "map:own.py:Boxes"
 
 
@@ -97,8 +99,8 @@ def test_in_one_pass_each_network_answers_as_alone(monkeypatch, capfd) -> None:
     assert len({row["class"] for row in alone}) > 1
     assert len({row["class"] for row in other}) > 1
     for number, row in enumerate(rows):
-        own = without(row, "Net_class", "Net_score", "Boxes_mean", "Boxes_boxes", "runtime")
-        assert own == without(alone[number], "runtime")
+        own = without(row, "Net_class", "Net_score", "Boxes_mean", "Boxes_boxes", *WHO)
+        assert own == without(alone[number], *WHO)
         assert (row["Net_class"], row["Net_score"]) == (other[number]["class"], 0.5)
         assert row["Boxes_mean"] == mapped.kept("mean")[number]
         assert row["Boxes_boxes"] == mapped.kept("boxes")[number].tolist()
@@ -158,8 +160,9 @@ def test_a_later_network_is_a_column_group_of_the_same_pictures(capfd) -> None:
     assert [*table["later.png"]][1:9] == [
         *("class", "score", "b_class", "b_score", "f_class", "f_score", "box_mean", "box_boxes")
     ]
-    assert table["later.png"]["f_class"] in json.loads(
-        json.dumps(read_results("t.parquet.run/beside/f").manifest["class_names"])
+    assert (
+        table["later.png"]["f_class"]
+        in read_results("t.parquet.run/beside/f").manifest["class_names"]
     )
     about = json.loads(parquet.read_schema("t.parquet").metadata[b"collage_mpi"])
     assert about["beside"][0]["settings"]["single"] == NET
@@ -181,7 +184,7 @@ def test_another_network_under_a_name_is_refused_and_the_table_stays(monkeypatch
     for words, said in (
         (networks("null:wrong=4", names=("a",)), "its columns a are of null, and null:wrong=4 is"),
         (networks("null", names=("b",)), "its columns b are of own.py:Net, and null is another"),
-        (networks("null:wrong=5", names=("c",)), "Give it a name of its own: --as c2"),
+        (networks("null:wrong=5", names=("C",)), "Give it a name of its own: --as C2"),
         (networks("null", "null:wrong=5", names=("a", "c")), "its columns c are of null:wrong=3"),
         (networks("null:wrong=5"), "its classes are of null, and null:wrong=5 is another network"),
         (networks("null", "x/c.onnx"), "its columns c are of null:wrong=3, and x/c.onnx is"),
@@ -215,6 +218,23 @@ def test_a_name_that_is_listed_twice_is_two_pictures_for_each_network() -> None:
     rows = read_csv("l.csv")
     assert [row["b_class"] != "" for row in rows] == [True] * 3
     assert rows[0]["b_class"] == rows[2]["b_class"]
+
+
+@pytest.mark.usefixtures("pictures")
+def test_pictures_with_the_same_id_are_told_apart_by_their_order() -> None:
+    files = sorted(Path("photos").rglob("*.png"))
+    pictures = [
+        {"bytes": file.read_bytes(), "path": f"{n % 2}.png"} for n, file in enumerate(files)
+    ]
+    parquet.write_table(pa.table({"image": pictures}), "p.parquet", row_group_size=3)
+    words = ["classify", "p.parquet", "--device", "cpu", "--ranks", "2", "--network"]
+    assert main([*words, "null", "--out", "t.csv"]) == 0
+    assert main([*words, NET, "--as", "b", "--out", "t.csv"]) == 0
+    assert main([*words, NET, "--out", "b.csv"]) == 0
+    found, alone = read_csv("t.csv"), read_csv("b.csv")
+    assert [row["id"] for row in found] == ["0.png", "1.png"] * 6
+    assert [row["b_class"] for row in found] == [row["class"] for row in alone]
+    assert len({row["class"] for row in alone}) > 2
 
 
 @pytest.mark.usefixtures("pictures")

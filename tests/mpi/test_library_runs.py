@@ -111,3 +111,11 @@ def test_embeddings_by_name_and_classes_by_labels(tmp_path: Path, monkeypatch, c
     assert code == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
     classes = parquet.read_table("c.parquet").to_pylist()
     assert {row["class"] for row in classes if not row["error"]} <= {"a ship", "plane"}
+
+    beside = ["--network", "hf:clip,labels=a ship|plane", "--network", "hf:clip,embed=l2"]
+    beside += ["--as", "words", "--as", "e", "--out", "b.parquet", *common[2:]]
+    code = main(["classify", "photos", *beside])
+    assert code == ExitCode.COMPLETE_WITH_ERRORS, capfd.readouterr().err
+    both = parquet.read_table("b.parquet").to_pylist()
+    assert [row["class"] for row in both] == [row["class"] for row in classes]
+    assert [row["e_embedding"] for row in both] == [after[row["id"]]["embedding"] for row in both]
