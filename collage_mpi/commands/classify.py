@@ -221,8 +221,8 @@ def execute(args: ClassifyArguments) -> int:
         raise UsageError("--first names what answers before the network: add --agree 0.995")
     _check_columns(args)
     parts = args.parts
-    code = _yes_or_no(args) if args.recall else _classified(args)
-    if not _done(args, code, "classes"):
+    code, run = (_yes_or_no(args), args.run) if args.recall else _classified(args)
+    if not _done(run, code, "classes"):
         return code
     if not args.recall:
         manifest = _export(args)
@@ -235,16 +235,17 @@ def execute(args: ClassifyArguments) -> int:
     return code
 
 
-def _classified(args: ClassifyArguments) -> int:
-    """Start, continue or update the runs of the table; the worst of their exit codes."""
+def _classified(args: ClassifyArguments) -> tuple[int, Path]:
+    """Start, continue or update the runs of the table; the worst of their exit codes, or that of a
+    run that was refused or did not end, and which run it is."""
     code = int(ExitCode.COMPLETE)
     for values in _runs_of(args):
         launch = partial(launched, args, values, *update_words(args))
         found = updated(Path(values["out"]), launch)
         if found not in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS):
-            return found
+            return found, Path(values["out"])
         code = max(code, found)
-    return code
+    return code, args.run
 
 
 def _runs_of(args: ClassifyArguments) -> list[Values]:
@@ -278,6 +279,8 @@ def _runs_of(args: ClassifyArguments) -> list[Values]:
         alike = [name for name, (_, spec) in known.items() if spec == part.spec]
         own = with_own_names([part])[0]
         if part.name in alike or ("" in alike and part.name not in known):
+            if part.name not in alike:
+                tell(f"{part.name}: {part.spec} is the table's first network: see class and score")
             asked.add(known[part.name if part.name in alike else ""][0])
         elif alike and not part.name:
             asked.add(known[alike[0]][0])
@@ -364,12 +367,12 @@ def _own_name(spec: str) -> str:
     return (name if name[:1].isalpha() else f"n{name}")[:NAME_LENGTH]
 
 
-def _done(args: TableArguments, code: int, what: str) -> bool:
-    """Whether the run is complete; otherwise says what to do."""
+def _done(run: Path, code: int, what: str) -> bool:
+    """Whether a run is complete; otherwise says what to do."""
     if code == ExitCode.INCOMPLETE:
         say(f"repeat the command to continue; it writes the {what} when all images are done")
     elif code == ExitCode.USAGE:
-        say(f"to change the network, remove {args.run} or choose another --out")
+        say(f"to change the network, remove {run} or choose another --out")
     return code in (ExitCode.COMPLETE, ExitCode.COMPLETE_WITH_ERRORS)
 
 
@@ -634,7 +637,7 @@ def execute_embed(args: EmbedArguments) -> int:
     )
     launch = LaunchArguments(words=words, mpi=args.mpi)
     code = updated(args.run, lambda: check_and_launch(launch))
-    if _done(args, code, "embeddings"):
+    if _done(args.run, code, "embeddings"):
         _export(args)
         say(f"embeddings in {args.out}; {proof_of(args.run)}")
     if code == ExitCode.COMPLETE_WITH_ERRORS:

@@ -115,6 +115,11 @@ def parts_of(spec: str) -> tuple[Part, ...]:
 
 def part_of(name: str, spec: str) -> Part:
     """A network by its name or "", as one of several is written. Raises as `parts_of`."""
+    if name and not NAME_TEXT.fullmatch(name):
+        raise UsageError(
+            f"--as {name!r:.80}: needed is a name of at most {NAME_LENGTH} letters, digits and _, "
+            "which begins with a letter"
+        )
     if ";" in spec:
         raise UsageError(f"{spec}: one of several networks cannot have ; in what names it")
     (part,) = parts_of(f"{BESIDE}:{name or 'a'}={spec}")

@@ -5,6 +5,7 @@ its own, in the folder `beside` of the first run's. An export joins them by the 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from collage_mpi.results.export import (
     first_of,
     further_of,
     picked,
+    together,
 )
 from collage_mpi.results.manifest import recorded_settings
 from collage_mpi.results.reader import open_run
@@ -89,6 +91,7 @@ class Beside:
         there = np.flatnonzero(first < last)
         places = self._places[first[there]]
         images = np.zeros(len(keys), IMAGES.dtype)
+        images["reason"] = b"has not answered this picture"
         kept = {
             name: np.zeros_like(like, shape=(len(keys), *like.shape[1:]))
             for name, (like, _) in self._further.items()
@@ -119,7 +122,9 @@ def keys_of(book: NameBook, manifest: Mapping[str, Any], images: np.ndarray) -> 
         manifest: of the run.
         images: (n,) rows of images.
     """
-    paths = [entry.get("path") or entry["fingerprint"] for entry in manifest["shards"]]
+    paths = _paths_inside(
+        [entry.get("path") or entry["fingerprint"] for entry in manifest["shards"]]
+    )
     ids, gone = book.ids(images), book.removed(images).get("removed")
     named = np.where(np.ma.getmaskarray(ids), images["row"].astype(object), ids.data)
     lost = np.zeros(len(images), bool) if gone is None else gone.data
@@ -129,6 +134,14 @@ def keys_of(book: NameBook, manifest: Mapping[str, Any], images: np.ndarray) -> 
         for shard, *more in told
     ]
     return np.array([each.digest() for each in digests], "S16")
+
+
+def _paths_inside(paths: Sequence[str]) -> list[str]:
+    """Paths without what they begin with all, which is another for each way to name a folder."""
+    if len({*paths}) == 1:
+        return [""] * len(paths)
+    common = os.path.commonpath([*map(os.path.abspath, paths)])
+    return [os.path.relpath(path, common) for path in paths]
 
 
 class Joined:
@@ -157,6 +170,6 @@ class Joined:
         why = picked((), np.zeros(len(images), np.int64), np.zeros(len(images), bool))
         for each in self._groups:
             own, reasons = each.columns(keys)
-            found |= own
+            found = together(found, own)
             why = first_of(why, reasons)
         return found, why

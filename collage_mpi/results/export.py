@@ -577,14 +577,23 @@ def prediction_columns(
     known = np.ma.getmaskarray(names.id)
     found = {"id": np.ma.array(np.where(known, np.array(places, object), names.id.data))}
     others, why = joined
-    found |= answer_columns(results, names, further or {})
-    found |= others
+    found |= together(answer_columns(results, names, further or {}), others)
     found |= {n: picked(NAMES[n], images[n], answered) for n in ("source", "runtime")}
     reasons = np.char.decode(images["reason"], "utf-8", "replace").astype(object)
     found["error"] = np.ma.array(reasons, mask=answered)
     if why is not None:
         found["error"] = first_of(found["error"], why)
     return found
+
+
+def together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of two networks. Raises UsageError if both have one of the same name."""
+    if twice := sorted(one.keys() & other.keys()):
+        raise UsageError(
+            f"two networks of this table have the column {twice[0]}: remove the folder of the "
+            "later one in beside/, and give it another name by --as NAME"
+        )
+    return {**one, **other}
 
 
 def first_of(one: np.ma.MaskedArray, other: np.ma.MaskedArray) -> np.ma.MaskedArray:
