@@ -65,11 +65,14 @@ class Beside:
         self._met: Counter[bytes] = Counter()
         self._last: tuple[int, np.ndarray, dict[str, np.ndarray]] = (-1, np.empty(0), {})
 
-    def columns(self, keys: np.ndarray) -> tuple[dict[str, Any], np.ma.MaskedArray]:
+    def columns(
+        self, keys: np.ndarray, gone: np.ndarray
+    ) -> tuple[dict[str, Any], np.ma.MaskedArray]:
         """The answers for images: name -> column, (n,); and why there is none, (n,) text.
 
         Args:
             keys: from `keys_of`, of images that follow those of the call before.
+            gone: (n,) bool, the pictures that are gone, and so need no answer.
         """
         rows = self._rows(keys)
         found = answer_columns(rows, self._book.of(rows.images), self._further)
@@ -78,6 +81,8 @@ class Beside:
             for name, each in found.items()
         }
         reasons = np.char.decode(rows.images["reason"], "utf-8", "replace").astype(object)
+        lacking = (reasons == "") & ~rows.images["answered"] & ~gone
+        reasons[lacking] = "has not answered this picture"
         why = np.array([f"{self._name}: {text}" for text in reasons], object)
         return named, np.ma.array(why, mask=reasons == "")
 
@@ -91,7 +96,6 @@ class Beside:
         there = np.flatnonzero(first < last)
         places = self._places[first[there]]
         images = np.zeros(len(keys), IMAGES.dtype)
-        images["reason"] = b"has not answered this picture"
         kept = {
             name: np.zeros_like(like, shape=(len(keys), *like.shape[1:]))
             for name, (like, _) in self._further.items()
@@ -122,12 +126,11 @@ def keys_of(book: NameBook, manifest: Mapping[str, Any], images: np.ndarray) -> 
         manifest: of the run.
         images: (n,) rows of images.
     """
-    paths = _paths_inside(
+    paths = paths_inside(
         [entry.get("path") or entry["fingerprint"] for entry in manifest["shards"]]
     )
-    ids, gone = book.ids(images), book.removed(images).get("removed")
+    ids, lost = book.ids(images), gone_of(book, images)
     named = np.where(np.ma.getmaskarray(ids), images["row"].astype(object), ids.data)
-    lost = np.zeros(len(images), bool) if gone is None else gone.data
     told = zip(images["shard"].tolist(), named.tolist(), lost.tolist(), strict=True)
     digests = [
         hashlib.blake2b(repr((paths[shard], *more)).encode(), digest_size=16)
@@ -136,7 +139,13 @@ def keys_of(book: NameBook, manifest: Mapping[str, Any], images: np.ndarray) -> 
     return np.array([each.digest() for each in digests], "S16")
 
 
-def _paths_inside(paths: Sequence[str]) -> list[str]:
+def gone_of(book: NameBook, images: np.ndarray) -> np.ndarray:
+    """(n,) bool, the pictures that are gone. For arguments see `keys_of`."""
+    gone = book.removed(images).get("removed")
+    return np.zeros(len(images), bool) if gone is None else gone.data
+
+
+def paths_inside(paths: Sequence[str]) -> list[str]:
     """Paths without what they begin with all, which is another for each way to name a folder."""
     if len({*paths}) == 1:
         return [""] * len(paths)
@@ -169,7 +178,7 @@ class Joined:
         found: dict[str, Any] = {}
         why = picked((), np.zeros(len(images), np.int64), np.zeros(len(images), bool))
         for each in self._groups:
-            own, reasons = each.columns(keys)
+            own, reasons = each.columns(keys, gone_of(self._book, images))
             found = together(found, own)
             why = first_of(why, reasons)
         return found, why

@@ -76,7 +76,8 @@ NOT_TRIED = {
     ("launch/mpiexec", "noted_signal"): "any text that is no signal's name is none",
     ("models/asking", "_child"): CHILD,
     ("models/asked", "main"): "its parent's request",
-    ("shards/extents", "main"): "its parent's request",
+    ("shards/extents", "_list_what_is_asked"): "its parent's request",
+    ("shards/reader", "_folders"): "what makes no sense is no folder's stamp",
     ("shards/lister", "take"): CHILD,
     **{
         ("models/libraries", f"load_{name}"): LIBRARY

@@ -61,10 +61,12 @@ def pictures(tmp_path: Path, monkeypatch) -> None:
         add(f"{number % 3}/{number:02d}.png", number)
 
 
-def classify(*words: str, out: str = "t.parquet", code: int = 0) -> list[dict[str, Any]]:
+def classify(
+    *words: str, out: str = "t.parquet", code: int = 0, source: str = "photos"
+) -> list[dict[str, Any]]:
     """The rows of the table; [] if it is not written."""
     how = ["--device", "cpu", "--ranks", "2", "--out", out]
-    found = main(["classify", "photos", *how, *words])
+    found = main(["classify", source, *how, *words])
     assert found == code
     return parquet.read_table(out).to_pylist() if Path(out).exists() else []
 
@@ -135,7 +137,8 @@ def test_a_later_network_is_a_column_group_of_the_same_pictures(capfd) -> None:
     rows = classify(*networks("null"))
     assert [row["id"] for row in rows][12:] == ["new.png", "9/white.png"]
     wrong = ExitCode.COMPLETE_WITH_ERRORS
-    found = classify(*networks(NET, names=("b",)), code=wrong)
+    named = str(Path("photos").resolve())  # another way to name the folder
+    found = classify(*networks(NET, names=("b",)), code=wrong, source=named)
     assert [without(row, "b_class", "b_score", "error") for row in found] == [
         without(row, "error") for row in rows
     ]
@@ -168,6 +171,8 @@ def test_a_later_network_is_a_column_group_of_the_same_pictures(capfd) -> None:
     assert about["beside"][0]["settings"]["single"] == NET
     assert main(["verify", "t.parquet.run"]) == 0
     assert "t.parquet.run/beside/f: complete" in capfd.readouterr().out
+    assert {*classify(*networks("null", names=("z",)))[0]} == {*table["later.png"]}
+    assert "z: null is the table's first network" in capfd.readouterr().err
     pruned = classify(*networks("null"), "--prune")
     assert {row["id"] for row in pruned} == {*table} - {"0/00.png"}
     assert main(["export", "t.parquet.run", "--to", "csv", "--predictions"]) == 0
@@ -202,7 +207,9 @@ def test_another_network_under_a_name_is_refused_and_the_table_stays(monkeypatch
     add("new.png", 99)
     monkeypatch.setenv("WEIGHTS", "2")  # the same name, other weights
     classify(*networks("null", NET), code=ExitCode.USAGE)
-    assert "has another single network" in capfd.readouterr().err
+    said_now = capfd.readouterr()
+    assert "has another single network" in said_now.err
+    assert "to change the network, remove t.parquet.run or" in said_now.out
     assert Path("t.parquet").read_bytes() == before
     monkeypatch.setenv("WEIGHTS", "1")
     assert len(classify(*networks("null", NET))) == 13

@@ -17,6 +17,8 @@ from collage_mpi.models import load_predictor
 from collage_mpi.models.beside import Beside
 from collage_mpi.models.info import Computation, Geometry, Loading
 from collage_mpi.models.named import Part, beside, libraries_of, part_of, parts_of
+from collage_mpi.results.beside import paths_inside
+from collage_mpi.results.export import together
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards.pictures import (
     PictureFit,
@@ -85,8 +87,22 @@ def test_names_are_given_to_all_networks_or_to_none() -> None:
         parts_named(("x",), ["null", "null"])
     with pytest.raises(UsageError, match="cannot have ; in what names it"):
         part_of("x", "a;b=c")
-    with pytest.raises(UsageError, match="names no network"):
-        part_of("x y", "null")
+    for name in ("x y", "a=null;b", "../x", 33 * "x"):
+        with pytest.raises(UsageError, match=r"--as .*: needed is a name of at most 32 letters"):
+            part_of(name, "null")
+
+
+def test_a_column_has_one_network() -> None:
+    assert together({"a_class": 1}, {"b_class": 2}) == {"a_class": 1, "b_class": 2}
+    with pytest.raises(UsageError, match="two networks of this table have the column b_class"):
+        together({"a_class": 1, "b_class": 0}, {"b_class": 2})
+
+
+def test_an_input_is_the_same_however_its_folder_is_named() -> None:
+    assert paths_inside(["photos"] * 2) == paths_inside(["/else/photos"] * 2) == ["", ""]
+    two = ["p/x.tar", "p/x.tar", "p/y.tar"]
+    assert paths_inside(two) == paths_inside([f"/else/{path}" for path in two])
+    assert paths_inside(two) == ["x.tar", "x.tar", "y.tar"]
 
 
 # ---- pixels -------------------------------------------------------------------

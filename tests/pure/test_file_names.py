@@ -13,6 +13,7 @@ HOMES = Path(results.__file__), PACKAGE / "ledger/records.py"  # which names par
 NAMES = {value for key, value in vars(results).items() if key.isupper() and isinstance(value, str)}
 # A command, a table, a column, a plural.
 ALSO_A_WORD = {
+    results.BESIDE_FOLDER,
     results.EXPORT,
     results.INDEX_FOLDER,
     results.JOBS_FOLDER,
