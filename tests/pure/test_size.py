@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 38_406, "analysis": 6_051, "tests": 53_682}
+LINES = {"collage_mpi": 38_406, "analysis": 6_051, "tests": 53_683}
 GUIDE_WORDS = 18_621  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 2_500
 NO_CODE = {
