@@ -106,9 +106,8 @@ def finished_status(
             gone = shards.gone().sum() > (before.get("dropped") or 0)
             if update is not None and update.prune and gone:
                 return None
-            if update is not None:
-                with suppress(OSError):  # it may not be writable
-                    shards.save_folders(out / INDEX_FOLDER, entries)
+            with suppress(OSError):  # it may not be writable
+                shards.save_folders(out / INDEX_FOLDER, entries)
         files = digests(named_files(settings))
     except (CollageError, OSError):
         return None

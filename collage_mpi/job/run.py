@@ -470,11 +470,10 @@ class JobRun:
                     (self.out / SUMMARY).unlink(missing_ok=True)
                     there, run = runs(self.store), None
                 if run is None:
-                    if self.ask.update is not None:
-                        lists = compose(self.out)["shards"]
-                        with suppress(OSError):  # the next one may trust them
-                            plan.shards.save_folders(self.out / INDEX_FOLDER, lists)
-                    status, grows = compose(self.out)["status"], there[-1].grows
+                    now, grows = compose(self.out), there[-1].grows
+                    status = now["status"]
+                    with suppress(OSError):  # it may not be writable
+                        plan.shards.save_folders(self.out / INDEX_FOLDER, now["shards"])
                     summed = grows or (self.out / SUMMARY).exists()
                     if self.first and not summed:  # who marked it has died
                         write_summary(open_run(self.out))

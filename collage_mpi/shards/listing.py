@@ -308,7 +308,7 @@ def _members(
     link is looked at, as what it leads to is in another folder. Raises OSError."""
     found, facts = list[tuple[str, Member]](), dict[bytes, tuple[int, int]]()
     if known is not None:
-        facts = known.facts([seen.key(entry) for entry in entries if not entry.is_symlink()])
+        facts = known.facts([seen.key(entry) for entry in entries])
     for entry in entries:
         seen.in_time()
         own = facts.get(seen.key(entry)) if facts and not entry.is_symlink() else None

@@ -15,12 +15,15 @@ import pytest
 from jobs_by_hand import GOOD, Job
 from test_updates import MOST_JOBS, Folder, check
 
+from collage_mpi.cli import main
 from collage_mpi.errors import UsageError
 from collage_mpi.job.joining import finished_status
+from collage_mpi.job.run import Ask, run_session
 from collage_mpi.results import INDEX_FOLDER
 from collage_mpi.results.manifest import compose
 from collage_mpi.settings.run_settings import RunSettings
 from collage_mpi.shards import listing
+from collage_mpi.shards.lister import TakesLong
 from collage_mpi.shards.listing import list_folder
 from collage_mpi.shards.members import FRESH_NS, Member, MemberIndex
 from collage_mpi.shards.update import AGAIN, Known, Update
@@ -229,19 +232,17 @@ def test_stamps_are_of_the_lists_they_were_saved_with(photos, looked_at) -> None
         assert changed(update(photos)) == [name]
 
 
-def test_stamps_of_older_facts_are_not_kept(photos, looked_at) -> None:
+@pytest.mark.parametrize("key", ["path", "content"])
+def test_stamps_of_older_facts_are_not_kept(key, photos, looked_at) -> None:
     """A job that goes on with a run keeps what the run has listed, though it sees newer folders."""
-    job = Job(photos, photos.parent / "run").begin()
+    job = Job(photos, photos.parent / "run", key=key).begin()
     job.do(job.lacking[:2])
     for name in ("x/1.png", "x/2.png", "x/deep/3.png", "y/4.png", "0.png"):
         replace(photos / name)
-    looked_at.clear()
-    job = update(photos)
-    assert sorted(looked_at) == ALL
-    looked_at.clear()
-    job = update(photos)
-    assert sorted(looked_at) == ALL
-    assert len(changed(job)) == 5
+    for done in (3, 5):
+        looked_at.clear()
+        assert len(changed(update(photos, key=key))) == done
+        assert sorted(looked_at) == ALL
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"{", b'{"": 5, "x": null, "y": ["a"]}'])
@@ -257,8 +258,11 @@ def test_without_stamps_all_is_looked_at(damage, photos, looked_at) -> None:
     assert looked_at == []
 
 
-def test_one_process_that_finds_nothing_to_do_notes_the_folders(photos, looked_at) -> None:
+def test_one_process_that_finds_nothing_to_do_notes_the_folders(
+    photos, looked_at, monkeypatch
+) -> None:
     update(photos, None)
+    monkeypatch.setattr("collage_mpi.shards.source.HASH_LIMIT_BYTES", 1 << 20)  # digests are new
     out = photos.parent / "run"
     (stamps,) = (out / INDEX_FOLDER).glob("*.folders.json")
     stamps.unlink()
@@ -273,6 +277,11 @@ def test_one_process_that_finds_nothing_to_do_notes_the_folders(photos, looked_a
     looked_at.clear()
     assert finished_status(settings, TRUST, retry_errors=False) == "complete"
     assert looked_at == []
+    stamps.unlink()
+    transport = SimpleNamespace(size=3, library="none")
+    world = SimpleNamespace(transport=transport, ranks=range(1, 3), others=None)
+    assert run_session(settings, world, Ask(update=TRUST)).status == "complete"
+    assert stamps.exists()
 
 
 def test_what_is_no_folder_of_pictures_is_refused(tmp_path, photos) -> None:
@@ -301,6 +310,7 @@ def test_rows_that_are_not_sure_are_not_known() -> None:
 
 def test_pictures_of_a_large_folder_are_known_in_pieces(photos, monkeypatch) -> None:
     monkeypatch.setattr(listing, "SORTED_AT_ONCE", 3)
+    monkeypatch.setattr("collage_mpi.shards.members.ROWS_AT_ONCE", 2)
     for number in range(20):
         (photos / f"x/{number:02d}.png").write_bytes(b"0" * number)
     before = list_folder(photos, labels=False, strict=False).index
@@ -309,6 +319,36 @@ def test_pictures_of_a_large_folder_are_known_in_pieces(photos, monkeypatch) -> 
     assert now.content == before.content
     assert now.folders == before.folders == {**before.folders}
     assert {*now.folders} == {"", "x", "x/deep", "y"}
+
+
+def test_another_folder_of_the_same_time_is_not_trusted(photos, looked_at) -> None:
+    before = list_folder(photos, labels=False).index
+    assert before.folders["y"][1] == (photos / "y").stat().st_ino
+    before.folders["y"][1] += 1
+    looked_at.clear()
+    list_folder(photos, labels=False, before=before)
+    assert looked_at == ["4.png"]
+
+
+def test_a_listing_that_takes_too_long_is_cut_off_while_pictures_are_looked_at(
+    photos, looked_at
+) -> None:
+    def in_time() -> None:
+        if looked_at:
+            raise TakesLong
+
+    with pytest.raises(TakesLong):
+        list_folder(photos / "x", in_time=in_time)
+    assert len(looked_at) == 1
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_option_is_for_an_update(asked, photos, capsys) -> None:
+    words = ["run", "--dry-run", "--input", str(photos), "--single", "null", "--scheme", "none"]
+    words += ["--image-px", "8", "--out", str(photos.parent / "new"), "--trust-dirs"]
+    assert main([*words, *(["--update"] if asked else [])]) == (0 if asked else 2)
+    said = "-- run --update --trust-dirs " if asked else "--trust-dirs say how a run is updated"
+    assert said in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("key", ["path", "content"])
