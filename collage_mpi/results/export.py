@@ -587,7 +587,7 @@ def prediction_columns(
 
 
 def together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of two networks. Raises UsageError if both have one of the same name."""
+    """The columns of two networks, (n,) each. Raises UsageError if both have one of a name."""
     if twice := sorted(one.keys() & other.keys()):
         raise UsageError(
             f"two networks of this table have the column {twice[0]}: remove the folder of the "

@@ -116,11 +116,12 @@ class Lister:
 
     def close(self) -> None:
         """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # what it was asked may not have been read
+            self._process.stdin.close()  # which also ends a process that it has forked
         self._process.kill()
         self._process.wait()
         self._hearing.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):  # what it was asked may not have been read
-                pipe.close()
+        self._process.stdout.close()
         self._folder.cleanup()

@@ -237,6 +237,13 @@ def test_a_process_that_died_before_it_was_asked_is_told(photos: Path, monkeypat
     found.close()
 
 
+@pytest.mark.timeout(60)
+def test_what_the_process_has_forked_does_not_keep_its_job(photos: Path, monkeypatch) -> None:
+    forks = ("sh", "-c", "exec 3<&0; cat <&3 & wait")  # cat has its pipes, and reads to their end
+    monkeypatch.setattr(lister, "own_command", lambda module: forks)
+    Lister(FolderSource, photos, READ_AS).close()
+
+
 def test_who_waits_for_the_next_extent_can_be_stopped(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("x.png\n")
     lister = Lister(ListSource, tmp_path / "l.txt", READ_AS)

@@ -13,6 +13,7 @@ import pytest
 
 from collage_mpi import cli
 from collage_mpi.errors import DataFault, EnvironmentFault, ExitCode, UsageError
+from collage_mpi.job import main as job_main
 from collage_mpi.results import row_sink
 from collage_mpi.results.columns import Form
 from collage_mpi.rows import IMAGES
@@ -158,3 +159,22 @@ print(pyarrow.default_memory_pool().backend_name)
     done = subprocess.run(command, env=usual, capture_output=True, text=True, check=True)
     heaps = (tmp_path / "heaps").read_text().count("<heap nr=")
     assert (heaps == 1, done.stdout == "system\n") == (shared, shared)
+
+
+@pytest.mark.parametrize(("rank", "shared"), [(None, True), (0, True), (1, False)])
+def test_rank_0_shares_one_heap_before_its_threads_begin(rank, shared, monkeypatch) -> None:
+    done: list[str] = []
+
+    def opened(**_: object) -> None:
+        done.append("MPI")
+        raise EnvironmentFault("no MPI")
+
+    monkeypatch.setattr(job_main.StopFlag, "install", lambda self: None)
+    monkeypatch.setattr(job_main, "fault_tolerant_launch", lambda: False)
+    monkeypatch.setattr(job_main, "launcher_rank", lambda: rank)
+    monkeypatch.setattr(job_main, "report", lambda **_: None)
+    monkeypatch.setattr(job_main, "share_one_heap", lambda: done.append("heap"))
+    monkeypatch.setattr(job_main, "open_world", opened)
+    with pytest.raises(EnvironmentFault, match="no MPI"):
+        job_main.run_world("run", lambda *_: 0)
+    assert done == (["heap", "MPI"] if shared else ["MPI"])

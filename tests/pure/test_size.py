@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 38_578, "analysis": 6_046, "tests": 54_038}
-GUIDE_WORDS = 19_002  # every page of docs/ but architecture.md
+LINES = {"collage_mpi": 38_579, "analysis": 6_046, "tests": 54_059}
+GUIDE_WORDS = 19_018  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 2_500
 NO_CODE = {
     tokenize.COMMENT,
