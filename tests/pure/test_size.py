@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINES = {"collage_mpi": 38_579, "analysis": 6_046, "tests": 54_059}
+LINES = {"collage_mpi": 38_579, "analysis": 6_046, "tests": 54_073}
 GUIDE_WORDS = 19_018  # every page of docs/ but architecture.md
 ARCHITECTURE_WORDS = 2_500
 NO_CODE = {
